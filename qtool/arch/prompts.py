@@ -1,0 +1,108 @@
+"""The official prompts of the family, as data.
+
+Rule: a prompt is copied from the model's publisher and nowhere else; whoever scores with it adds nothing to it.
+
+Sources: QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_reranker.py` and `qwen3_vl_embedding.py`; the model cards of
+Qwen3-Reranker and Qwen3-Embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+VISION_START: Final = "<|vision_start|>"
+VISION_END: Final = "<|vision_end|>"
+IMAGE_PAD: Final = "<|image_pad|>"
+
+YES: Final = "yes"
+NO: Final = "no"
+
+_JUDGE: Final = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+)
+_ANSWER: Final = "<|im_end|>\n<|im_start|>assistant\n"
+_ANSWER_UNTHOUGHT: Final = _ANSWER + "<think>\n\n</think>\n\n"
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What goes when a prompt has more than `max_length` ids.
+
+    The last `kept_tail` ids, or those of the text `kept_suffix`, always stay: on top of `max_length` where
+    `tail_is_extra`, inside it otherwise. Before them ids are dropped from the end, special ones only where `keep_special`
+    is false.
+    """
+
+    max_length: int
+    kept_tail: int = 0
+    kept_suffix: str = ""
+    tail_is_extra: bool = False
+    keep_special: bool = False
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """One published prompt: a template with `{instruction}` and either `{query}` and `{document}` or `{content}`.
+
+    `default_instruction` stands where none is given; where it is empty, `bare_template` is used instead.
+    `query_instruction` is what the publisher gives to the *queries* of an embedder, `end_token` what must come last,
+    `empty_side` what stands for a side without text or picture, and `punctuate` ends an instruction with a full stop.
+    """
+
+    template: str
+    default_instruction: str
+    truncation: Truncation
+    bare_template: str = ""
+    query_instruction: str = ""
+    empty_side: str = ""
+    end_token: str = ""
+    punctuate: bool = False
+    sees_pictures: bool = False
+
+
+VL_RERANKER: Final = PromptSpec(
+    template=_JUDGE + "<Instruct>: {instruction}<Query>:{query}\n<Document>:{document}" + _ANSWER,
+    default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
+    # The official code cuts all but the last five ids to max_length and then puts those five back.
+    truncation=Truncation(max_length=10240, kept_tail=5, tail_is_extra=True, keep_special=True),
+    empty_side="NULL",
+    sees_pictures=True,
+)
+
+TEXT_RERANKER: Final = PromptSpec(
+    template=_JUDGE + "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}" + _ANSWER_UNTHOUGHT,
+    default_instruction="Given a web search query, retrieve relevant passages that answer the query",
+    # The model card tokenizes this suffix apart and cuts only what stands before it.
+    truncation=Truncation(max_length=8192, kept_suffix=_ANSWER_UNTHOUGHT),
+)
+
+VL_EMBEDDER: Final = PromptSpec(
+    template="<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}" + _ANSWER,
+    default_instruction="Represent the user's input.",
+    # The official class leaves truncation to the tokenizer, which cuts the end, generation prompt included.
+    truncation=Truncation(max_length=8192),
+    empty_side="NULL",
+    punctuate=True,
+    sees_pictures=True,
+)
+
+TEXT_EMBEDDER: Final = PromptSpec(
+    template="Instruct: {instruction}\nQuery:{content}",
+    bare_template="{content}",
+    default_instruction="",
+    query_instruction="Given a web search query, retrieve relevant passages that answer the query",
+    truncation=Truncation(max_length=8192, kept_tail=1),
+    end_token="<|endoftext|>",  # noqa: S106 - no password
+)
+
+
+def reranker_prompt(*, is_vision: bool) -> PromptSpec:
+    """The prompt that the publisher scores query and document with."""
+    return VL_RERANKER if is_vision else TEXT_RERANKER
+
+
+def embedder_prompt(*, is_vision: bool) -> PromptSpec:
+    """The prompt that the publisher embeds one item with."""
+    return VL_EMBEDDER if is_vision else TEXT_EMBEDDER

@@ -1,0 +1,82 @@
+"""The vocabulary in which an architecture is declared.
+
+Rule: an architecture states every tensor it may have, with its shape; what it does not state does not belong to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from qtool.errors import ModelError
+
+Config = Mapping[str, Any]
+
+
+class Task(str, Enum):
+    """What a model is for; reranker and embedder share their architectures."""
+
+    RERANK = "rerank"
+    EMBED = "embed"
+
+
+class Presence(Enum):
+    """Whether a checkpoint must hold a tensor."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+    DUPLICATE = "duplicate"  # may lie in the file but no engine reads it: the tied head beside its embedding
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor an architecture may have.
+
+    `fused_group` names the matrix product into which engines merge this weight with its partners: they must share
+    one global scale, since vLLM takes the maximum of a group without rescaling the others.
+    """
+
+    hf_name: str
+    shape: tuple[int, ...]
+    fused_group: str = ""
+    presence: Presence = Presence.REQUIRED
+
+    @property
+    def module(self) -> str:
+        """The module that owns the tensor, as recipes and `exclude_modules` name it."""
+        return self.hf_name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One value of `architectures` in config.json.
+
+    `prefix` is what canonical names start with and base-model checkpoints (Qwen3-Embedding) leave out.
+    `unquantized` are the modules, or one pattern for many, that no engine reads quantized: `exclude_modules`.
+    """
+
+    name: str
+    family: str
+    is_vision: bool
+    head: str
+    unquantized: tuple[str, ...]
+    prefix: str
+    tensors: Callable[[Config], Iterator[TensorSpec]]
+
+
+def dimension(config: Config, field: str, default: int | None = None) -> int:
+    """The positive integer `field` of a config, or a ModelError that names it."""
+    value = config.get(field, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"config.json: {field} is {value!r}, not a positive integer.")
+    return value
+
+
+def section(config: Config, field: str) -> Config:
+    """The object `field` of a config, or a ModelError that names it."""
+    value = config.get(field)
+    if not isinstance(value, Mapping):
+        raise ModelError(f"config.json: {field} is missing or not an object.")
+    return value

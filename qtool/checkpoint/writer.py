@@ -1,0 +1,134 @@
+"""Writes output files and puts the finished folder in place.
+
+Rule: a folder appears under its name only when it is complete and on the disk; until then it is called `NAME.partial`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from qtool.errors import QtoolError, SetupError, UsageError
+
+PARTIAL: Final = ".partial"
+_PREVIOUS: Final = ".previous"
+_MARKER: Final = "qtool.json"
+_OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HASH_CHUNK: Final = 1 << 22
+
+
+@contextmanager
+def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield `TARGET.partial`, to be filled; rename it to `target` afterwards, or remove it when the block fails.
+
+    Raises UsageError when `target` exists (`force` replaces what qtool made) or another run is filling it.
+    """
+    check_target(target, force=force)
+    partial = target.with_name(target.name + PARTIAL)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        try:
+            yield partial
+            _sync_tree(partial)
+            _put_in_place(partial, target)
+        except OSError as error:
+            raise _explained(error, target) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Raise UsageError unless `target` may be written."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if not force:
+        raise UsageError(f"{target} exists.", "Choose another --output, or pass --force to replace it.")
+    if not target.is_dir() or (any(target.iterdir()) and not (target / _MARKER).is_file()):
+        raise UsageError(f"{target} was not made by qtool (no {_MARKER} in it), so --force does not replace it.")
+
+
+def require_space(target: Path, nbytes: int) -> None:
+    """Raise SetupError unless the disk that will hold `target` has `nbytes` free."""
+    existing = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < nbytes:
+        raise SetupError(
+            f"{target} needs {nbytes:,} bytes; {existing} has {free:,} free.", "Free some space or choose another disk."
+        )
+
+
+def create_file(path: Path, nbytes: int) -> int:
+    """A descriptor of the new file `path` with `nbytes` reserved on the disk; raises OSError when they are not there."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    if nbytes and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, nbytes)
+    return descriptor
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`; safe from several threads."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    # The lock dies with its process, so what a killed run left behind can be told from a run that is still going on.
+    partial.mkdir(exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"Another run is writing {partial}.", "Wait for it, or choose another --output.") from None
+        _empty(partial)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    previous = target.with_name(target.name + _PREVIOUS)
+    if target.exists():
+        target.rename(previous)
+    partial.rename(target)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _explained(error: OSError, target: Path) -> QtoolError:
+    if error.errno in _OUT_OF_SPACE:
+        return SetupError(
+            f"The disk filled up while {target} was written.", "Nothing was kept. Free some space and run again."
+        )
+    return SetupError(f"{target} could not be written: {error}.")

@@ -1,0 +1,205 @@
+"""The command line: parse, hand over to a `run` function, show what it returns.
+
+Rule: no work happens here, heavy imports wait until a command runs, and this is the one place that catches errors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+
+from qtool import console
+from qtool.arguments import parse_backend, parse_size, parse_task
+from qtool.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, EXIT_PASS, QtoolError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = typer.Typer(
+    name="qtool",
+    help="Quantize, convert and verify Qwen3 and Qwen3-VL rerankers and embedders.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, org/name, hf://org/name@revision, or a built-in demo model.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)]
+Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub access token.", show_default=False)]
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", help="rerank or embed; overrides what the checkpoint declares.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output that qtool made.")]
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(version("qtool"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Quantize, convert and verify Qwen3 and Qwen3-VL rerankers and embedders."""
+
+
+@app.command()
+def quantize(
+    model: Model,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; must not exist.", show_default=False)
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Name of a built-in recipe, or a file of your own.")] = "nvfp4-w4a16",
+    backend: Annotated[str, typer.Option(help="auto, streaming or modelopt.")] = "auto",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "1GiB",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, to the byte, and stop.")] = False,
+    force: Force = False,
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Quantize a checkpoint to NVFP4 W4A16 by a recipe."""
+    from qtool.quantize.job import QuantizeOptions
+    from qtool.quantize.present import summary_table
+    from qtool.quantize.run import quantize as run
+
+    if output is None and not dry_run:
+        raise UsageError("Nowhere to write to.", "Pass --output FOLDER, or --dry-run.")
+    options = QuantizeOptions(
+        model, output, recipe, parse_backend(backend), parse_task(task), revision, token,
+        parse_size(max_shard_size), force, dry_run,
+    )  # fmt: skip
+    with console.byte_bar("Quantizing") as progress:
+        summary = run(options, progress)
+    _show(summary.to_json(), summary_table(summary, output, dry_run=dry_run), as_json=json)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """List the built-in recipes, or show one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from qtool.recipe import builtin_recipes, load_recipe
+
+    loaded = [load_recipe(each) for each in ([name] if name else builtin_recipes())]
+    table = Table("recipe", "scheme", "what it does", box=None, pad_edge=False)
+    for each in loaded:
+        table.add_row(each.recipe.name, each.recipe.scheme, each.recipe.description)
+    data = {"schema_version": 1, "recipes": [{**each.recipe.model_dump(), "sha256": each.sha256} for each in loaded]}
+    _show(data, Text(loaded[0].text.rstrip()) if name else table, as_json=json)
+
+
+@app.command()
+def doctor(*, json: Json = False) -> None:
+    """Check this machine: versions, devices, engines, disk, hub access."""
+    from qtool.doctor import examine, findings_table
+
+    findings = examine()
+    _show(
+        {"schema_version": 1, "findings": [finding.to_json() for finding in findings]},
+        findings_table(findings),
+        as_json=json,
+    )
+
+
+@app.command()
+def verify(
+    artefact: Annotated[Path, typer.Argument(help="The quantized model: a folder.")],
+    *,
+    reference: Annotated[str, typer.Option(metavar="MODEL", help="What it was made from.")],
+    panel: Annotated[
+        list[str] | None, typer.Option(help="A JSONL file or a built-in panel; may be repeated.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Take the gates from here instead of the artefact's own recipe.", show_default=False),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Score an artefact and its reference on the same panels and judge the difference."""
+    from qtool.checkpoint.source import resolve
+    from qtool.verify.run import VerifyOptions
+    from qtool.verify.run import verify as run
+
+    source = resolve(reference, revision, token)
+    options = VerifyOptions(artefact, source.directory, tuple(panel or ()), parse_task(task), recipe, dtype)
+    with console.stage_bar("items") as progress:
+        report = run(options, progress)
+    _show(report.to_dict(), report, as_json=json)
+    if not report.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
+
+
+@app.command()
+def demo(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the quantized demo models.")] = Path(
+        "demo-out"
+    ),
+    json: Json = False,
+) -> None:
+    """Quantize the built-in reranker and embedder and verify them: the whole job in a minute or two."""
+    from qtool.demo.showcase import showcase
+
+    with console.stage_bar("items") as progress:
+        result = showcase(output, console.show_status, progress)
+    _show(result.to_json(), result, as_json=json)
+    if not result.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
+
+
+def _show(data: Mapping[str, Any], for_people: RenderableType, *, as_json: bool) -> None:
+    if as_json:
+        console.show_json(data)
+    else:
+        console.show_result(for_people)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the documented code."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    debug = os.environ.get("QTOOL_DEBUG") == "1"
+    try:
+        code = app(standalone_mode=False)
+    except QtoolError as error:
+        console.show_error(error, debug=debug)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        console.show_status("Interrupted.")
+        return EXIT_INTERRUPTED
+    return code if isinstance(code, int) else EXIT_PASS

@@ -1,0 +1,142 @@
+"""`qtool doctor`: whether this machine can do each of qtool's jobs, and what is missing if not.
+
+Rule: it looks, and imports nothing heavy; a finding that is not "ok" says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from packaging.requirements import Requirement
+from rich.table import Table
+from rich.text import Text
+
+State = Literal["ok", "missing", "wrong", "info"]
+_STYLE: Final = {"ok": "green", "missing": "yellow", "wrong": "bold red", "info": "dim"}
+_DISK_FOR_8B: Final = 25 * 10**9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `missing` limits what can be done, `wrong` breaks it."""
+
+    subject: str
+    state: State
+    detail: str
+    advice: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as a JSON object."""
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Everything about this machine that qtool's jobs depend on."""
+    return [*_packages(), *_devices(), *_engines(), *_resources(), *_hub()]
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    """One row a finding."""
+    table = Table("subject", "state", "found", "advice", box=None, pad_edge=False)
+    for finding in findings:
+        cells = finding.subject, finding.detail, finding.advice
+        subject, detail, advice = map(Text, cells)  # as Text, so that [extras] are not taken for markup
+        table.add_row(subject, Text(finding.state, _STYLE[finding.state]), detail, advice)
+    return table
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("python", "ok", platform.python_version())
+    for requirement in map(Requirement, requires("qtool") or ()):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _package(requirement)
+
+
+def _package(requirement: Requirement) -> Finding:
+    found = _installed(requirement.name)
+    wanted = str(requirement.specifier)
+    if found is None:
+        return Finding(requirement.name, "wrong", f"not installed, needs {wanted}", f"pip install '{requirement}'")
+    if not requirement.specifier.contains(found, prereleases=True):
+        return Finding(requirement.name, "wrong", f"{found}, needs {wanted}", f"pip install '{requirement}'")
+    return Finding(requirement.name, "ok", f"{found} ({wanted})")
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> Iterator[Finding]:
+    yield Finding("cpu", "info", f"{platform.machine()}, {os.cpu_count()} cores")
+    build = re.search(r"\+(\w+)", _installed("torch") or "")
+    yield Finding("torch build", "info", build[1] if build else "from the registry (CUDA on Linux)")
+    driver = Path("/proc/driver/nvidia/version")
+    if driver.is_file():
+        yield Finding("gpu", "ok", driver.read_text().splitlines()[0])
+    else:
+        yield Finding("gpu", "info", "no NVIDIA driver; every job of qtool runs without")
+    yield _optional("triton", "triton", "ModelOpt's CUDA-only algorithms", "comes with torch's CUDA build")
+
+
+def _engines() -> Iterator[Finding]:
+    yield _optional("llama.cpp in process", "xllamacpp", "scoring GGUF files", "pip install 'qtool[llamacpp]'")
+    for program in ("llama-quantize", "llama-server"):
+        where = shutil.which(program)
+        yield Finding(program, "ok" if where else "info", where or "not on PATH")
+    yield _optional(
+        "torchvision", "torchvision", "transformers' fast picture processors", "not needed: qtool brings its own"
+    )
+    yield _optional("video", "av", "video documents", "pip install 'qtool[video]'")
+
+
+def _optional(subject: str, module: str, purpose: str, advice: str) -> Finding:
+    if find_spec(module) is None:
+        return Finding(subject, "info", f"absent ({purpose})", advice)
+    return Finding(subject, "ok", _installed(module) or "present")
+
+
+def _resources() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    advice = "an 8B model needs about 25 GB with its quantized copy"
+    yield Finding(
+        "free disk here",
+        "ok" if free > _DISK_FOR_8B else "missing",
+        f"{free / 1e9:.1f} GB",
+        advice if free <= _DISK_FOR_8B else "",
+    )
+    memory = _available_memory()
+    yield Finding(
+        "free memory", "info", "unknown" if memory is None else f"{memory / 1e9:.1f} GB", "streaming needs 0.6 GB"
+    )
+
+
+def _available_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    available = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return int(available.split()[1]) * 1024 if available else None
+
+
+def _hub() -> Iterator[Finding]:
+    from huggingface_hub import constants, get_token
+
+    yield Finding("hub cache", "info", str(constants.HF_HUB_CACHE))
+    yield Finding(
+        "hub token", "ok" if get_token() else "info", "present" if get_token() else "none (public models only)"
+    )
+    offline = bool(constants.HF_HUB_OFFLINE)
+    yield Finding("hub", "info", "offline (HF_HUB_OFFLINE)" if offline else f"online ({constants.ENDPOINT})")

@@ -1,0 +1,51 @@
+"""The errors that qtool raises, and the exit code each kind ends with.
+
+Rule: a library function raises one of these with a sentence a user can act on; only the command line catches them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+EXIT_PASS: Final = 0
+EXIT_GATE_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_MODEL: Final = 3
+EXIT_SETUP: Final = 4
+EXIT_NETWORK: Final = 5
+EXIT_INTERRUPTED: Final = 130
+
+
+class QtoolError(Exception):
+    """Something a user can act on: `message` says what is wrong, `hint` what to do about it."""
+
+    exit_code: ClassVar[int] = EXIT_USAGE
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(QtoolError):
+    """The command line, a recipe or a panel is wrong (exit 2)."""
+
+    exit_code = EXIT_USAGE
+
+
+class ModelError(QtoolError):
+    """The model is unsupported, corrupt or not what was claimed (exit 3)."""
+
+    exit_code = EXIT_MODEL
+
+
+class SetupError(QtoolError):
+    """The machine lacks something: a package, an engine, disk space (exit 4)."""
+
+    exit_code = EXIT_SETUP
+
+
+class NetworkError(QtoolError):
+    """A hub or server could not be reached or refused us (exit 5)."""
+
+    exit_code = EXIT_NETWORK

@@ -1,0 +1,4 @@
+"""What is scored: items of text and pictures, panels of queries with documents, pixels ready for the model.
+
+Rule: this room knows files and pictures, and no model.
+"""

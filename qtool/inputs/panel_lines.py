@@ -1,0 +1,101 @@
+"""The shape of a panel's lines.
+
+Rule: strict. A field that is unknown, or of another type than the format says, is an error and is never coerced.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from qtool.errors import UsageError
+
+
+def _as_tuple(value: Any) -> Any:
+    # Strict mode takes no list where a tuple stands, and a side of one text may be written without brackets.
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, str) else value
+
+
+def _as_sides(value: Any) -> Any:
+    return {"text": value} if isinstance(value, str) else value
+
+
+def _not_a_flag(value: Any) -> Any:
+    # bool is a subclass of int, and `"label": true` is a mistake more often than a grade.
+    if isinstance(value, bool):
+        message = "should be a number, not true or false"
+        raise ValueError(message)  # noqa: TRY004 - pydantic reports ValueError only
+    return value
+
+
+Side = Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)]
+Grade = Annotated[float, BeforeValidator(_not_a_flag), Field(ge=0, allow_inf_nan=False)]
+Id = Annotated[str, Field(min_length=1)]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class HeaderLine(_Line):
+    """The first line of a published panel."""
+
+    qtool_panel: Literal[1]
+    name: Id
+    license: str
+    modality: Literal["text", "image", "mixed"]
+    labels: Literal["graded", "binary", "none"]
+    instruction: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class SidesLine(_Line):
+    """The content of a query."""
+
+    text: Side = None
+    image: Side = None
+    video: Side = None
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether no side was given, not even as an empty list."""
+        return self.text is None and self.image is None and self.video is None
+
+
+class DocumentLine(SidesLine):
+    """The content of a document, with its id and relevance."""
+
+    id: Id | None = None
+    label: Grade | None = None
+
+
+class QueryLine(_Line):
+    """A query with its documents; a plain string stands for its text."""
+
+    id: Id | None = None
+    query: Annotated[SidesLine, BeforeValidator(_as_sides)]
+    instruction: str | None = None
+    documents: Annotated[list[Annotated[DocumentLine, BeforeValidator(_as_sides)]], Field(min_length=1)]
+
+
+LineT = TypeVar("LineT", bound=_Line)
+
+
+def parse_line(shape: type[LineT], value: object, where: str) -> LineT:
+    """Check one decoded line against its shape; `where` opens the error message."""
+    try:
+        return shape.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = f"{where}: {_field(first['loc'])}{first['msg']}"
+        raise UsageError(message) from error
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return f"{path}: " if path else ""

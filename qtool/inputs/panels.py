@@ -1,0 +1,238 @@
+"""Panels: JSON Lines files of queries, each with the documents to rank for it.
+
+Rule: a panel is checked whole before anything is scored, and every complaint names the file, the line and the field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from qtool.errors import UsageError
+from qtool.inputs.items import Item, Pair
+from qtool.inputs.panel_lines import HeaderLine, QueryLine, SidesLine, parse_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Modality = Literal["text", "image", "mixed"]
+Labels = Literal["graded", "binary", "none"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query and its candidate documents, in the panel's order."""
+
+    item: Item
+    documents: tuple[Item, ...]
+
+    @property
+    def id(self) -> str:
+        """The query's id, unique in its panel."""
+        return self.item.id
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The query with each of its documents."""
+        return tuple(Pair(self.item, document) for document in self.documents)
+
+    @property
+    def labels(self) -> tuple[float, ...] | None:
+        """The documents' relevance, or None where they carry none."""
+        grades = tuple(document.label for document in self.documents if document.label is not None)
+        return grades or None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A named, hashed set of queries; `sha256` covers the bytes after the header line, or a whole headerless file."""
+
+    name: str
+    license: str
+    modality: Modality
+    labels: Labels
+    sha256: str
+    queries: tuple[Query, ...]
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Every pair of the panel, query by query."""
+        return tuple(pair for query in self.queries for pair in query.pairs)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any side of any pair holds an image or a video."""
+        return self.modality != "text"
+
+
+def load_panel(path: Path) -> Panel:
+    """Read and check a panel; relative picture paths start at the panel's folder."""
+    content = _read(path)
+    first, _, rest = content.partition(b"\n")
+    if not _is_header(first):
+        queries = _queries(path, content, first_line=1, instruction=None)
+        return Panel(path.stem, "", _modality(queries), _labels(queries), _sha256(content), queries)
+    header = parse_line(HeaderLine, json.loads(first), _where(path, 1))
+    queries = _queries(path, rest, first_line=2, instruction=header.instruction)
+    panel = Panel(header.name, header.license, header.modality, header.labels, _sha256(rest), queries)
+    _check_header(panel, header, path)
+    return panel
+
+
+def panel_header(lines: bytes, **fields: str | None) -> bytes:
+    """The header line, newline included, of a panel whose query lines are `lines`.
+
+    `fields` are the header's: `name`, `license`, `modality`, `labels` and, if the panel has one, `instruction`.
+    """
+    header = {"qtool_panel": 1, **fields, "sha256": _sha256(lines)}
+    parse_line(HeaderLine, header, "panel header")
+    return json.dumps(header, ensure_ascii=False).encode() + b"\n"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except OSError as error:
+        message = f"cannot read panel {path}: {error.strerror}"
+        raise UsageError(message) from error
+    except UnicodeDecodeError as error:
+        message = f"panel {path} is not UTF-8 text (byte {error.start})"
+        raise UsageError(message) from error
+    return content
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _where(path: Path, number: int) -> str:
+    return f"{path.name}, line {number}"
+
+
+def _is_header(line: bytes) -> bool:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and "qtool_panel" in value
+
+
+def _queries(path: Path, content: bytes, first_line: int, instruction: str | None) -> tuple[Query, ...]:
+    queries: list[Query] = []
+    seen: set[str] = set()
+    # Not str.splitlines: JSON strings may hold U+2028 and its like.
+    for number, line in enumerate(content.split(b"\n"), start=first_line):
+        if not line.strip():
+            continue
+        query = _query(line, len(queries) + 1, instruction, path, _where(path, number))
+        if query.id in seen:
+            message = f"{_where(path, number)}: id: query {query.id!r} is there already"
+            raise UsageError(message)
+        seen.add(query.id)
+        queries.append(query)
+    if not queries:
+        message = f"panel {path} holds no query"
+        raise UsageError(message)
+    return tuple(queries)
+
+
+def _query(line: bytes, ordinal: int, instruction: str | None, path: Path, where: str) -> Query:
+    parsed = parse_line(QueryLine, _json(line, where), where)
+    own = instruction if parsed.instruction is None else parsed.instruction
+    item = _item(parsed.query, parsed.id or f"q{ordinal}", None, path, f"{where}: query")
+    documents = tuple(
+        _item(line, line.id or f"d{position + 1}", line.label, path, f"{where}: documents[{position}]")
+        for position, line in enumerate(parsed.documents)
+    )
+    _check_documents(documents, where)
+    return Query(item.with_instruction(own), documents)
+
+
+def _json(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        message = f"{where}: not JSON ({error})"
+        raise UsageError(message) from error
+
+
+def _item(sides: SidesLine, item_id: str, label: float | None, path: Path, where: str) -> Item:
+    if sides.is_blank:
+        message = f"{where}: no text, image or video"
+        raise UsageError(message, hint='for a side that is empty on purpose write "text": []')
+    images = tuple(_media(path, source, f"{where}.image") for source in sides.image or ())
+    videos = tuple(_media(path, source, f"{where}.video") for source in sides.video or ())
+    return Item(item_id, sides.text or (), images, videos, label=label)
+
+
+def _media(panel: Path, source: str, where: str) -> str:
+    if source.startswith(("data:", "http://", "https://")):
+        return source
+    resolved = panel.parent / source
+    if not _is_file(resolved):
+        message = f"{where}: no such file: {source[:80]}"
+        raise UsageError(message, hint="relative paths start at the panel's folder")
+    return str(resolved)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL, is no file's
+        return False
+
+
+def _check_documents(documents: tuple[Item, ...], where: str) -> None:
+    seen: set[str] = set()
+    for position, document in enumerate(documents):
+        if document.id in seen:
+            message = f"{where}: documents[{position}].id: {document.id!r} is there already"
+            raise UsageError(message)
+        seen.add(document.id)
+    labelled = sum(document.label is not None for document in documents)
+    if labelled not in (0, len(documents)):
+        missing = next(position for position, document in enumerate(documents) if document.label is None)
+        message = f"{where}: documents[{missing}].label: missing, though other documents of the query have one"
+        raise UsageError(message)
+
+
+def _sides(queries: tuple[Query, ...]) -> Iterator[Item]:
+    for query in queries:
+        yield query.item
+        yield from query.documents
+
+
+def _modality(queries: tuple[Query, ...]) -> Modality:
+    if not any(item.image or item.video for item in _sides(queries)):
+        return "text"
+    pictured = all(document.image or document.video for query in queries for document in query.documents)
+    return "image" if pictured else "mixed"
+
+
+def _labels(queries: tuple[Query, ...]) -> Labels:
+    grades = {grade for query in queries for grade in query.labels or ()}
+    if not grades:
+        return "none"
+    return "binary" if grades <= {0, 1} else "graded"
+
+
+def _check_header(panel: Panel, header: HeaderLine, path: Path) -> None:
+    where = _where(path, 1)
+    if panel.sha256 != header.sha256:
+        message = f"{where}: sha256: the header says {header.sha256}, the lines after it hash to {panel.sha256}"
+        raise UsageError(message, hint="the panel was changed after it was published; fetch it again")
+    if header.modality != "mixed" and header.modality != _modality(panel.queries):
+        message = f"{where}: modality: the header says {header.modality!r}, the items are {_modality(panel.queries)!r}"
+        raise UsageError(message)
+    found = _labels(panel.queries)
+    if found != header.labels and (header.labels, found) != ("graded", "binary"):
+        message = f"{where}: labels: the header says {header.labels!r}, the documents are {found!r}"
+        raise UsageError(message)
+    unlabelled = [query.id for query in panel.queries if query.labels is None]
+    if header.labels != "none" and unlabelled:
+        message = f"{where}: labels: the header says {header.labels!r}, query {unlabelled[0]!r} has none"
+        raise UsageError(message)

@@ -1,0 +1,33 @@
+"""Reads and writes the JSON files of a checkpoint.
+
+Rule: a file that cannot be read is an error that names it and says where; a file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qtool.errors import ModelError
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The JSON object (or list) in `path`, or a ModelError that names the file and the position."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.name} is missing from {path.parent}.") from None
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ModelError(f"{path} is not readable JSON: {error}.") from None
+    if not isinstance(value, kind):
+        raise ModelError(f"{path} holds a JSON {type(value).__name__}, not the expected {kind.__name__}.")
+    return value
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """`value` as the indented UTF-8 text that model repositories keep."""
+    return (json.dumps(value, indent=4, ensure_ascii=False) + "\n").encode()

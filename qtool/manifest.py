@@ -1,0 +1,36 @@
+"""qtool.json: what an artefact is, what it was made from and how.
+
+Rule: it holds facts only (hashes, versions, decisions, errors); no clock and no path of the machine that made it, so that
+the same input gives the same manifest.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+SCHEMA_VERSION: Final = 1
+FILE_NAME: Final = "qtool.json"
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Installed versions of qtool, Python and `packages`; None where one is absent."""
+    return {
+        "qtool": _version("qtool"),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def manifest(kind: str, **facts: Any) -> Mapping[str, Any]:
+    """The contents of qtool.json for an artefact made by the command `kind`."""
+    return {"schema_version": SCHEMA_VERSION, "kind": kind, **facts}

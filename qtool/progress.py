@@ -1,0 +1,38 @@
+"""How long jobs say how far they are, without knowing who listens.
+
+Rule: a job counts; only `console` draws.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]
+"""Called with the amount done so far and the amount in all (bytes, or pairs)."""
+
+StageProgress = Callable[[str, int, int], None]
+"""Likewise for a job of several stages, with the stage's name first."""
+
+Advance = Callable[[int], None]
+"""Called with the amount that has just been done."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Nobody listens."""
+
+
+class Meter:
+    """Adds up what several threads have done and passes it on."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._total = total
+        self._progress = progress
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def advance(self, amount: int) -> None:
+        """Count `amount` as done."""
+        with self._lock:
+            self._done += amount
+            self._progress(self._done, self._total)

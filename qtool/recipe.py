@@ -1,0 +1,112 @@
+"""Recipes: which modules become which format, why the others stay, and what loss is tolerated.
+
+Rule: the schema is closed (an unknown key is an error) and a recipe is data: its text and hash go into every artefact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qtool import resources
+from qtool.errors import UsageError
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Keep(_Strict):
+    """Modules that stay as they are. Patterns are shell-style, on module names such as `model.layers.0.mlp.up_proj`."""
+
+    modules: Annotated[list[NonEmpty], Field(min_length=1)]
+    reason: NonEmpty
+
+
+class Bound(_Strict):
+    """The range that a metric must lie in for a gate to pass; either end may be open."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Bound:
+        if self.min is None and self.max is None:
+            raise ValueError("a gate needs a min or a max")
+        return self
+
+
+class Recipe(_Strict):
+    """A quantization recipe; `gates` maps metric names of the verification to the bounds they must keep."""
+
+    name: NonEmpty
+    description: NonEmpty
+    scheme: Literal["W4A16_NVFP4"]
+    block_size: Literal[16]
+    algorithm: Literal["max"]
+    quantize: Annotated[list[NonEmpty], Field(min_length=1)]
+    keep: list[Keep]
+    gates: Mapping[str, Bound] = Field(default_factory=dict)
+
+
+class LoadedRecipe(BaseModel):
+    """A recipe with the text it came from and where that was."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: Recipe
+    text: str
+    origin: str
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+_FOLDER: Final = "recipes"
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes that come with qtool."""
+    return sorted(path.stem for path in resources.path(_FOLDER).glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str) -> LoadedRecipe:
+    """A built-in recipe by name, or one's own by path (anything with a suffix or a slash)."""
+    path = Path(name_or_path)
+    if not path.suffix and len(path.parts) == 1:
+        if name_or_path not in builtin_recipes():
+            raise UsageError(f"No recipe is called {name_or_path!r}.", f"Known are {', '.join(builtin_recipes())}.")
+        path = resources.path(f"{_FOLDER}/{name_or_path}.yaml")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"The recipe {name_or_path} cannot be read: {error}.") from None
+    return parse_recipe(text, name_or_path)
+
+
+def parse_recipe(text: str, origin: str = "recipe") -> LoadedRecipe:
+    """The recipe in a YAML `text`; `origin` names it in errors."""
+    try:
+        document: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{origin} is not readable YAML: {error}") from None
+    try:
+        return LoadedRecipe(recipe=Recipe.model_validate(document), text=text, origin=origin)
+    except ValidationError as error:
+        raise UsageError(f"{origin} is not a valid recipe: {_first_problem(error)}", "See docs/recipes.md.") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "the document"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{place}: {problem['msg']}{more}."

@@ -1,0 +1,161 @@
+"""The reference runtime: transformers, float32 unless asked otherwise, the official prompt and head.
+
+Rule: only the last position's hidden state meets the head; the logits of the vocabulary are never computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from qtool.arch.detect import Detection, detect
+from qtool.arch.prompts import embedder_prompt, reranker_prompt
+from qtool.arch.spec import Presence, Task
+from qtool.checkpoint.reader import Checkpoint, open_checkpoint
+from qtool.errors import ModelError, UsageError
+from qtool.scoring.batches import DEFAULT_LIMITS, BatchLimits, Numbered, batches
+from qtool.scoring.dequantized import dequantized_weights, is_quantized
+from qtool.scoring.forward import Forward
+from qtool.scoring.head import answer_ids, difference_row, score_row
+from qtool.scoring.model import LoadedModel, load_model
+from qtool.scoring.prompt import Prompt, PromptBuilder
+from qtool.scoring.scorer import Progress, no_progress
+from qtool.scoring.tokenizer import PromptTokenizer
+from qtool.scoring.weights import source_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qtool.inputs.items import Item, Pair
+
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    """How to open a checkpoint: `dtype` is one of DTYPES, `device` a torch device or "auto"."""
+
+    task: Task | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    limits: BatchLimits = DEFAULT_LIMITS
+
+
+class TransformersScorer:
+    """One checkpoint behind the scorer protocol; where its weights came from makes no difference here."""
+
+    def __init__(
+        self, builder: PromptBuilder, forward: Forward, score_row: torch.Tensor | None, limits: BatchLimits
+    ) -> None:
+        self._builder = builder
+        self._forward = forward
+        self._score_row = score_row
+        self._limits = limits
+
+    @property
+    def query_instruction(self) -> str | None:
+        """See Scorer."""
+        return self._builder.spec.query_instruction or None
+
+    def score(self, pairs: Sequence[Pair], progress: Progress = no_progress) -> list[float]:
+        """See Scorer."""
+        if self._score_row is None:
+            raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
+        prompts = (self._builder.pair(pair) for pair in pairs)
+        row = self._score_row
+
+        def log_odds(batch: Sequence[Prompt]) -> torch.Tensor:
+            return self._forward.last_hidden(batch, pad_left=True) @ row
+
+        return [float(value) for value in self._run(prompts, log_odds, progress)]
+
+    def embed(self, items: Sequence[Item], progress: Progress = no_progress) -> NDArray[np.float32]:
+        """See Scorer."""
+        if self._score_row is not None:
+            raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
+        prompts = (self._builder.item(item) for item in items)
+
+        def vectors(batch: Sequence[Prompt]) -> torch.Tensor:
+            hidden = self._forward.last_hidden(batch, pad_left=False).float()
+            return torch.nn.functional.normalize(hidden, dim=-1)
+
+        return np.stack(self._run(prompts, vectors, progress))
+
+    def _run(
+        self, prompts: Iterable[Prompt], compute: Callable[[Sequence[Prompt]], torch.Tensor], progress: Progress
+    ) -> list[NDArray[np.float32]]:
+        results: dict[int, NDArray[np.float32]] = {}
+        for batch in batches(prompts, self._limits):
+            values = compute([numbered.prompt for numbered in batch]).float().cpu().numpy()
+            results.update(zip((numbered.index for numbered in batch), _finite(values, batch), strict=True))
+            progress(len(batch))
+        return [results[index] for index in range(len(results))]
+
+
+def _finite(values: NDArray[np.float32], batch: Sequence[Numbered]) -> NDArray[np.float32]:
+    good = np.isfinite(values).reshape(len(batch), -1).all(axis=1)
+    if not good.all():
+        raise ModelError(
+            f"{batch[int(good.argmin())].prompt.name}: the model's answer is not a finite number.",
+            "Its weights are broken, or too large for the chosen --dtype.",
+        )
+    return values
+
+
+def open_scorer(directory: Path, options: ScorerOptions = ScorerOptions()) -> TransformersScorer:
+    """Load the checkpoint or NVFP4 artefact in `directory`; which of the two it is, config.json says."""
+    detection = detect(directory, options.task)
+    task = detection.require_task()
+    checkpoint = open_checkpoint(directory)
+    try:
+        loaded = load_model(detection, _weights(checkpoint), _dtype(options.dtype))
+    finally:
+        checkpoint.close()
+    tokenizer = PromptTokenizer.read(directory)
+    is_vision = detection.architecture.is_vision
+    row = _score_row(directory, detection, loaded, tokenizer) if task is Task.RERANK else None
+    spec = reranker_prompt(is_vision=is_vision) if task is Task.RERANK else embedder_prompt(is_vision=is_vision)
+    device = _device(options.device)
+    forward = Forward.of(loaded, tokenizer, device)
+    return TransformersScorer(
+        PromptBuilder(tokenizer, spec), forward, None if row is None else row.to(device), options.limits
+    )
+
+
+def _weights(checkpoint: Checkpoint) -> Iterable[tuple[str, NDArray[np.float32]]]:
+    return dequantized_weights(checkpoint) if is_quantized(checkpoint.config) else source_weights(checkpoint)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UsageError(f"Unknown dtype {name!r}.", f"Known are {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _score_row(directory: Path, detection: Detection, loaded: LoadedModel, tokenizer: PromptTokenizer) -> torch.Tensor:
+    if detection.architecture.head == "score":
+        return score_row(loaded.head("score.weight"), detection.config)
+    # A tied head lives in the embedding, even where the file holds a copy of it.
+    tied = _is_tied(detection)
+    vocabulary = loaded.base.get_input_embeddings().weight if tied else loaded.head("lm_head.weight")
+    return difference_row(vocabulary.detach(), answer_ids(directory, tokenizer))
+
+
+def _is_tied(detection: Detection) -> bool:
+    tensors = detection.architecture.tensors(detection.config)
+    return any(tensor.presence is Presence.DUPLICATE for tensor in tensors if tensor.hf_name == "lm_head.weight")

@@ -1,0 +1,81 @@
+"""A checkpoint's tokenizer, read from `tokenizer.json` without transformers.
+
+Rule: ids are those of the transformers tokenizer of the same folder, special tokens inside user text included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from qtool.errors import ModelError
+from qtool.jsonfile import read_json
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_LISTED = ("additional_special_tokens", "extra_special_tokens")
+
+
+class PromptTokenizer:
+    """Text to ids, and the few facts about the vocabulary that prompts and heads need."""
+
+    def __init__(self, tokenizer: Tokenizer, special_ids: frozenset[int]) -> None:
+        # A tokenizer.json may carry the padding and truncation of whoever saved it; transformers ignores them too.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.special_ids = special_ids
+
+    @classmethod
+    def read(cls, directory: Path) -> PromptTokenizer:
+        """The tokenizer in `directory`."""
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise ModelError(f"tokenizer.json is missing from {directory}.")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise ModelError(f"{path} is not a readable tokenizer: {error}.") from error
+        return cls(tokenizer, _special_ids(tokenizer, directory))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a whole prompt; whatever the tokenizer itself appends is in them, as in the official code."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        return ids
+
+    def appends(self, token: str) -> bool:
+        """Whether the tokenizer puts `token` behind every text by itself."""
+        return self.encode("")[-1:] == [self.token_id(token)]
+
+    def token_id(self, token: str) -> int:
+        """The id of a token that the family must have."""
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise ModelError(f"The tokenizer has no token {token!r}.")
+        return int(found)
+
+    def word_id(self, word: str) -> int:
+        """The id of a word that must be one token, such as a reranker's answer."""
+        ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
+        if len(ids) != 1:
+            raise ModelError(f"{word!r} is {len(ids)} tokens for this tokenizer; the rank head needs it to be one.")
+        return ids[0]
+
+
+def _special_ids(tokenizer: Tokenizer, directory: Path) -> frozenset[int]:
+    """What transformers calls `all_special_ids`: the declared tokens, or those flagged special if none are declared."""
+    config = read_json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").is_file() else {}
+    if any(config.get(field) for field in _LISTED):
+        ids = (tokenizer.token_to_id(token) for token in _declared(config))
+        return frozenset(found for found in ids if found is not None)
+    return frozenset(found for found, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+
+
+def _declared(config: Mapping[str, Any]) -> list[str]:
+    tokens: list[Any] = [config.get(field) for field in _NAMED]
+    for field in _LISTED:
+        listed = config.get(field) or ()
+        tokens.extend(listed.values() if isinstance(listed, Mapping) else listed)
+    return [token["content"] if isinstance(token, Mapping) else token for token in tokens if token]

@@ -1,0 +1,150 @@
+"""Layouts, atomic folders, hashing while writing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from qtool.checkpoint.hashing import FollowingHasher
+from qtool.checkpoint.layout import OutputTensor, lay_out
+from qtool.checkpoint.shard_file import open_shard
+from qtool.checkpoint.sidecars import find_sidecars
+from qtool.checkpoint.writer import require_space, sha256_of, staged_folder
+from qtool.errors import SetupError, UsageError
+
+WIDTH = {"F32": 4, "BF16": 2, "U8": 1}
+
+
+def tensor(name, dtype="BF16", count=8):
+    return OutputTensor(name, dtype, (count,), count * WIDTH[dtype])
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(WIDTH)), st.integers(0, 50)), min_size=1, max_size=20), st.integers(1, 200))
+def test_layouts_are_gapless_aligned_and_complete(parts, max_bytes):
+    tensors = [tensor(f"t{i}", dtype, count) for i, (dtype, count) in enumerate(parts)]
+    layout = lay_out(tensors, max_bytes)
+    placed = {name: (shard, offset) for shard in layout.shards for name, offset in shard.offsets.items()}
+    assert len(placed) == len(tensors)
+    for each in tensors:
+        assert placed[each.hf_name][1] % WIDTH[each.dtype] == 0
+    for shard in layout.shards:
+        data = shard.nbytes - len(shard.header)
+        assert data <= max_bytes or len(shard.offsets) == 1 or data == max((t.nbytes for t in tensors), default=0)
+    assert (layout.index == b"") == (len(layout.shards) == 1)
+
+
+def test_a_written_shard_is_read_by_safetensors_and_hashed_right(tmp_path):
+    tensors = [tensor("narrow", "U8", 5), tensor("wide", "F32", 3)]
+    (shard,) = lay_out(tensors, 1 << 20).shards
+    with open_shard(shard, tmp_path) as file:
+        file.write("narrow", 2, np.array([3, 4, 5], np.uint8))
+        file.write("wide", 0, np.array([1, 2, 3], np.float32).view(np.uint8))
+        file.write("narrow", 0, np.array([1, 2], np.uint8))
+        digest = file.hasher.hexdigest()
+    path = tmp_path / shard.file_name
+    assert digest == sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    with safe_open(path, "np") as read:
+        assert read.get_tensor("narrow").tolist() == [1, 2, 3, 4, 5]
+        assert read.get_tensor("wide").tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_hasher_follows_writers_in_any_order(seed, tmp_path):
+    random = Random(seed)
+    content = random.randbytes(10_000_000)
+    cuts = sorted({0, len(content), *(random.randrange(len(content)) for _ in range(30))})
+    extents = list(zip(cuts, cuts[1:], strict=False))
+    random.shuffle(extents)
+    descriptor = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+    hasher = FollowingHasher(descriptor, len(content))
+
+    def write(start, end):
+        os.pwrite(descriptor, content[start:end], start)
+        hasher.written(start, end - start)
+
+    threads = [threading.Thread(target=write, args=extent) for extent in extents]
+    for thread in threads:
+        thread.start()
+    assert hasher.hexdigest() == hashlib.sha256(content).hexdigest()
+    os.close(descriptor)
+
+
+def test_a_cancelled_hasher_stops():
+    read_end, write_end = os.pipe()
+    hasher = FollowingHasher(read_end, 100)
+    hasher.cancel()
+    assert not hasher._thread.is_alive()
+    os.close(read_end), os.close(write_end)
+
+
+def test_the_folder_appears_only_when_complete(tmp_path):
+    target = tmp_path / "out"
+    with staged_folder(target) as folder:
+        (folder / "file").write_text("x")
+        assert not target.exists()
+    assert (target / "file").read_text() == "x"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_run_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    (tmp_path / "out.partial" / "deep").mkdir(parents=True)
+    (tmp_path / "out.partial" / "old").write_text("x")
+    with staged_folder(tmp_path / "out") as folder:
+        assert list(folder.iterdir()) == []
+
+
+def test_an_existing_target_is_refused_and_replaced_only_by_force_and_only_if_ours(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "precious").write_text("x")
+    with pytest.raises(UsageError, match="exists"), staged_folder(target):
+        pass
+    with pytest.raises(UsageError, match="was not made by qtool"), staged_folder(target, force=True):
+        pass
+    (target / "qtool.json").write_text("{}")
+    with staged_folder(target, force=True) as folder:
+        (folder / "new").write_text("y")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_two_runs_cannot_write_the_same_folder(tmp_path):
+    with staged_folder(tmp_path / "out"), pytest.raises(UsageError, match="Another run"), staged_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").exists()
+
+
+def test_too_little_space_is_told_before_the_start(tmp_path):
+    with pytest.raises(SetupError, match="needs 1,000,000,000,000,000,000 bytes"):
+        require_space(tmp_path / "not" / "yet", 10**18)
+
+
+def test_a_full_disk_is_explained(tmp_path):
+    with pytest.raises(SetupError, match="filled up"), staged_folder(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+
+
+def test_sidecars_are_found_and_weights_are_not(tmp_path):
+    wanted = [
+        "1_LogitScore/config.json", "additional_chat_templates/rerank.jinja", "chat_template.jinja",
+        "generation_config.json", "modules.json", "tokenizer.json",
+    ]  # fmt: skip
+    for name in [*wanted, "model.safetensors", "config.json", "README.md", "pytorch_model.bin"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [path.as_posix() for path in find_sidecars(tmp_path)] == wanted

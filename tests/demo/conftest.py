@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer
+
+from qtool.demo.tokenizer import build_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return build_tokenizer()

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from qtool.demo.evaluate import ndcg, random_baseline, read_panel
+from qtool.demo.panels import CALIBRATION, PAIRS, PANELS, panel_text
+from qtool.demo.world import ATTRIBUTES, Scene, is_held_out
+from tests.demo.reading import attributes_of
+
+PATHS = {plan.name: CALIBRATION / "panels" / f"{plan.name}.jsonl" for plan in PANELS}
+PATHS[PAIRS.name] = CALIBRATION / f"{PAIRS.name}.jsonl"
+plans = pytest.mark.parametrize("plan", [*PANELS, PAIRS], ids=lambda plan: plan.name)
+panels = pytest.mark.parametrize("plan", PANELS, ids=lambda plan: plan.name)
+
+
+def lines(name: str) -> list[dict]:
+    return [json.loads(line) for line in PATHS[name].read_text(encoding="utf-8").splitlines()]
+
+
+@plans
+def test_the_header_states_the_hash_of_the_rest(plan):
+    first, _, body = PATHS[plan.name].read_bytes().partition(b"\n")
+    assert json.loads(first) == {
+        "qtool_panel": 1,
+        "name": plan.name,
+        "license": "CC0-1.0",
+        "modality": plan.modality,
+        "labels": "graded",
+        "instruction": None,
+        "sha256": hashlib.sha256(body).hexdigest(),
+    }
+
+
+@panels
+def test_a_panel_is_large_graded_and_not_easy_by_chance(plan):
+    queries = read_panel(PATHS[plan.name])
+    assert len(queries) >= 100
+    assert all(len(query.documents) >= 8 for query in queries)
+    assert all(max(query.labels) >= 3 and query.labels.count(max(query.labels)) == 1 for query in queries)
+    assert random_baseline(queries, rounds=5) < 0.55
+    assert PATHS[plan.name].stat().st_size < 1_500_000
+
+
+@plans
+def test_ids_are_unique(plan):
+    entries = lines(plan.name)[1:]
+    ids = [entry["id"] for entry in entries] + [doc["id"] for entry in entries for doc in entry["documents"]]
+    assert len(ids) == len(set(ids))
+
+
+@plans
+def test_what_the_texts_say_is_on_the_right_side_and_labelled_right(plan):
+    checked = 0
+    for entry in lines(plan.name)[1:]:
+        wish = attributes_of(entry["query"]["text"])
+        for document in entry["documents"]:
+            said = attributes_of(document.get("text", ""))
+            if len(said) == len(ATTRIBUTES):
+                checked += 1
+                assert is_held_out(Scene(**said)) == plan.held_out
+                assert document["label"] == sum(said[name] == value for name, value in wish.items())
+    assert checked > 10 or plan.modality == "image"
+
+
+def test_calibration_shares_no_document_with_a_panel():
+    def contents(name: str) -> set[tuple[str, str]]:
+        entries = lines(name)[1:]
+        return {(doc.get("text", ""), doc.get("image", "")) for entry in entries for doc in entry["documents"]}
+
+    calibration = contents(PAIRS.name)
+    assert len(calibration) == 64
+    assert not any(calibration & contents(plan.name) for plan in PANELS)
+
+
+def test_mixed_documents_have_all_three_forms():
+    documents = [doc for entry in lines("demo-mixed")[1:] for doc in entry["documents"]]
+    forms = {("text" in doc, "image" in doc) for doc in documents}
+    assert forms == {(True, False), (False, True), (True, True)}
+
+
+def test_the_shipped_text_panel_is_what_the_writer_writes():
+    assert panel_text(PANELS[0]) == PATHS["demo-text"].read_text(encoding="utf-8")
+
+
+def test_the_picture_panels_differ_from_the_writers_at_most_in_how_a_png_is_packed():
+    for plan in PANELS[1:]:
+        written = [json.loads(line) for line in panel_text(plan).splitlines()][1:]
+        for ours, shipped in zip(written, lines(plan.name)[1:], strict=True):
+            assert ours["query"] == shipped["query"]
+            labels = [[doc["label"] for doc in entry["documents"]] for entry in (ours, shipped)]
+            assert labels[0] == labels[1]
+
+
+def test_ndcg_of_known_orders():
+    assert ndcg([3, 2, 1], [2, 1, 0]) == 1
+    assert ndcg([1, 2, 3], [0, 0, 1]) == 1
+    assert ndcg([3, 2, 1], [0, 0, 1]) == pytest.approx(0.5)

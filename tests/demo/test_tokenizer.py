@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+import unicodedata
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from qtool.demo.encoding import encode_part
+from qtool.demo.export import MODELS
+from qtool.demo.lessons import draw_document
+from qtool.demo.phrases import query_sentence
+from qtool.demo.prompts import BETWEEN, EMBED_HEAD, RERANK_HEAD, TAIL, Side, rerank_prompt
+from qtool.demo.tokenizer import ADDED_TOKENS, QWEN2_PATTERN, VOCABULARY, build_tokenizer, canonical_token
+from qtool.demo.world import WORDS, sample_wish
+
+BUILT = build_tokenizer()
+
+
+@pytest.mark.parametrize("word", ["yes", "no", *ADDED_TOKENS])
+def test_single_tokens(word):
+    assert BUILT.encode(word).tokens == [word]
+
+
+def test_added_tokens_follow_the_vocabulary_in_qwens_order():
+    first = BUILT.get_vocab_size(with_added_tokens=False)
+    assert [BUILT.token_to_id(token) for token in ADDED_TOKENS] == list(range(first, first + len(ADDED_TOKENS)))
+    assert BUILT.get_vocab_size() <= VOCABULARY
+    assert ADDED_TOKENS[0] == "<|endoftext|>"
+    assert ADDED_TOKENS[-1] == "</think>"
+
+
+def test_built_as_qwens_is():
+    built = json.loads(BUILT.to_str())
+    assert built["normalizer"] == {"type": "NFC"}
+    split, byte_level = built["pre_tokenizer"]["pretokenizers"]
+    assert split == {"type": "Split", "pattern": {"Regex": QWEN2_PATTERN}, "behavior": "Isolated", "invert": False}
+    rest = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    assert byte_level == built["decoder"] == built["post_processor"] == {"type": "ByteLevel", **rest}
+    assert (built["model"]["type"], built["model"]["byte_fallback"]) == ("BPE", False)
+    assert [token["special"] for token in built["added_tokens"]] == [True] * 14 + [False] * 12
+
+
+@given(st.text())
+def test_any_text_survives_but_for_normalisation(text):
+    ids = BUILT.encode(text, add_special_tokens=False).ids
+    assert BUILT.decode(ids, skip_special_tokens=False) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("task", ["reranker", "embedder"])
+def test_the_shipped_tokenizer_is_the_built_one(task):
+    shipped = Tokenizer.from_file(str(MODELS / f"qtool-demo-{task}" / "tokenizer.json"))
+    assert shipped.to_str() == BUILT.to_str()
+
+
+def test_canonical_words_are_single_tokens():
+    tokens = [canonical_token(BUILT, name, value) for name in WORDS for value in WORDS[name]]
+    assert len(tokens) == len(set(tokens))
+
+
+def test_the_parts_of_a_prompt_are_cut_where_the_tokenizer_cuts_anyway():
+    random = Random(11)
+    for form in ("text", "picture", "both") * 10:
+        wish = sample_wish(random, held_out=False)
+        query, document = query_sentence(random, wish), draw_document(random, wish.scene, form)
+        side = Side(document.phrase.text, 9 if document.picture else 0)
+        pieces = (RERANK_HEAD, query.text + BETWEEN, side.prompt + TAIL)
+        parts = [encode_part(BUILT, piece).ids for piece in pieces]
+        assert sum(parts, []) == BUILT.encode(rerank_prompt(Side(query.text), side)).ids
+        whole = BUILT.encode(EMBED_HEAD + side.prompt + TAIL).ids
+        assert whole == BUILT.encode(EMBED_HEAD).ids + parts[2]

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qtool import resources
+from qtool.errors import UsageError
+from qtool.inputs.items import Item
+from qtool.inputs.panels import load_panel, panel_header
+
+QUERY = {
+    "id": "q1",
+    "query": "which ball?",
+    "documents": [{"id": "a", "text": "red", "label": 2}, {"text": "", "label": 0}],
+}
+FIELDS = {"name": "balls", "license": "CC0-1.0", "modality": "text", "labels": "graded", "instruction": "Find it."}
+
+
+def lines(*values: Any) -> bytes:
+    return b"".join((value if isinstance(value, str) else json.dumps(value)).encode() + b"\n" for value in values)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def panel_file(folder: Path, *queries: Any, **fields: Any) -> Path:
+    content = lines(*queries)
+    return write(folder / "panel.jsonl", panel_header(content, **{**FIELDS, **fields}) + content)
+
+
+def test_a_published_panel(tmp_path: Path) -> None:
+    other = {**QUERY, "id": "q2", "query": {"text": ["two", "texts"]}, "instruction": "Mind the colour."}
+    panel = load_panel(panel_file(tmp_path, QUERY, other))
+    assert (panel.name, panel.license, panel.modality, panel.labels) == ("balls", "CC0-1.0", "text", "graded")
+    assert panel.sha256 == hashlib.sha256(lines(QUERY, other)).hexdigest()
+    first, second = panel.queries
+    assert first.item == Item("q1", ("which ball?",), instruction="Find it.")
+    assert first.documents == (Item("a", ("red",), label=2), Item("d2", ("",), label=0))
+    assert second.item == Item("q2", ("two", "texts"), instruction="Mind the colour.")
+    assert first.labels == (2, 0)
+    assert [pair.name for pair in panel.pairs][:2] == ["query 'q1', document 'a'", "query 'q1', document 'd2'"]
+    assert not panel.has_pictures
+
+
+def test_a_users_own_panel_needs_no_header(tmp_path: Path) -> None:
+    content = lines({"query": "a", "documents": ["x", "y"]}, "", {"query": "b", "documents": ["x"]})
+    panel = load_panel(write(tmp_path / "mine.jsonl", content))
+    assert (panel.name, panel.modality, panel.labels, panel.license) == ("mine", "text", "none", "")
+    assert panel.sha256 == hashlib.sha256(content).hexdigest()
+    assert [query.id for query in panel.queries] == ["q1", "q2"]
+    assert [document.id for document in panel.queries[0].documents] == ["d1", "d2"]
+    assert panel.queries[0].labels is None
+    assert panel.queries[0].item.instruction is None
+
+
+def test_labels_and_modality_of_a_headerless_panel_are_what_it_holds(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    picture, text = {"image": "p.png", "label": 1}, {"text": "t", "label": 0}
+    for documents, modality in (([picture], "image"), ([picture, text], "mixed"), ([text], "text")):
+        panel = load_panel(write(tmp_path / "mine.jsonl", lines({"query": "a", "documents": documents})))
+        assert (panel.modality, panel.labels) == (modality, "binary")
+
+
+def test_pictures_are_found_beside_the_panel_and_urls_stay(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "p.png")
+    document = {"image": ["pictures/p.png", "data:image/png;base64,AAAA"], "label": 1}
+    query = {"query": {"image": "pictures/p.png"}, "documents": [document]}
+    panel = load_panel(panel_file(tmp_path, query, modality="image", labels="binary"))
+    assert panel.has_pictures
+    found = panel.queries[0].documents[0].image
+    assert found == (str(tmp_path / "pictures" / "p.png"), "data:image/png;base64,AAAA")
+    assert panel.queries[0].item.image == (str(tmp_path / "pictures" / "p.png"),)
+
+
+def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path: Path) -> None:
+    text = "one\u2028two\u0085three\x0bfour"
+    content = json.dumps({"query": text, "documents": ["x"]}, ensure_ascii=False).encode()
+    assert load_panel(write(tmp_path / "p.jsonl", content)).queries[0].item.text == (text,)
+
+
+DOCUMENT = {"text": "t", "label": 1}
+
+
+def with_document(**fields: Any) -> dict[str, Any]:
+    return {"id": "q1", "query": "a", "documents": [DOCUMENT, {"id": "b", "text": "t", "label": 1, **fields}]}
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("{not json", "line 2: not JSON"),
+        ([1], "line 2: "),
+        ({"id": "q1", "documents": ["x"]}, "line 2: query: Field required"),
+        ({"query": "a", "documents": []}, "line 2: documents: "),
+        ({"query": "a", "docs": ["x"]}, "line 2: docs: |line 2: documents: Field required"),
+        ({"query": {"txt": "a"}, "documents": [DOCUMENT]}, "line 2: query.txt: Extra inputs"),
+        ({"query": {}, "documents": [DOCUMENT]}, "line 2: query: no text, image or video"),
+        ({"query": 7, "documents": [DOCUMENT]}, "line 2: query: "),
+        ({"query": "a", "documents": [7]}, r"line 2: documents\[0\]: "),
+        (with_document(texts="x"), r"line 2: documents\[1\].texts: Extra inputs"),
+        (with_document(text=None), r"line 2: documents\[1\]: no text, image or video"),
+        (with_document(text=[1]), r"line 2: documents\[1\].text\[0\]: "),
+        (with_document(text=3), r"line 2: documents\[1\].text: "),
+        (with_document(id="d1"), r"line 2: documents\[1\].id: 'd1' is there already"),
+        (with_document(id=""), r"line 2: documents\[1\].id: "),
+        (with_document(label="2"), r"line 2: documents\[1\].label: "),
+        (with_document(label=True), r"line 2: documents\[1\].label: .*true or false"),
+        (with_document(label=-1), r"line 2: documents\[1\].label: "),
+        (with_document(label=float("nan")), r"line 2: documents\[1\].label: "),
+        (with_document(label=None), r"line 2: documents\[1\].label: missing"),
+        (with_document(image="gone.png"), r"line 2: documents\[1\].image: no such file: gone.png"),
+        (with_document(image="x" * 5000), r"line 2: documents\[1\].image: no such file"),
+        (with_document(image="nul\0"), r"line 2: documents\[1\].image: no such file"),
+    ],
+)
+def test_a_broken_query_names_line_and_field(tmp_path: Path, query: Any, message: str) -> None:
+    content = lines(query)
+    header = panel_header(content, **FIELDS)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_panel(write(tmp_path / "panel.jsonl", header + content))
+    assert "panel.jsonl" in caught.value.message
+
+
+def test_a_query_id_that_recurs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 3: id: query 'q1' is there already"):
+        load_panel(panel_file(tmp_path, QUERY, QUERY))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": "binary"}, "labels: the header says 'binary', the documents are 'graded'"),
+        ({"labels": "none"}, "labels: the header says 'none'"),
+        ({"modality": "image"}, "modality: the header says 'image', the items are 'text'"),
+    ],
+)
+def test_a_header_that_does_not_fit_its_lines_is_refused(tmp_path: Path, fields: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_panel(panel_file(tmp_path, QUERY, **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": "some"}, "labels: "),
+        ({"modality": "video"}, "modality: "),
+        ({"name": ""}, "name: "),
+        ({"colour": "red"}, "colour: Extra inputs"),
+    ],
+)
+def test_a_header_is_not_written_with_fields_it_does_not_have(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        panel_header(b"", **{**FIELDS, **fields})
+
+
+def test_a_panel_changed_after_its_header_was_written_is_refused(tmp_path: Path) -> None:
+    path = panel_file(tmp_path, QUERY)
+    path.write_bytes(path.read_bytes().replace(b"red", b"rad"))
+    with pytest.raises(UsageError, match="line 1: sha256: the header says"):
+        load_panel(path)
+
+
+def test_a_header_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = panel_file(tmp_path, QUERY)
+    path.write_bytes(path.read_bytes().replace(b'"qtool_panel": 1', b'"qtool_panel": 2'))
+    with pytest.raises(UsageError, match="line 1: qtool_panel: "):
+        load_panel(path)
+
+
+def test_an_unlabelled_query_of_a_labelled_panel_is_named(tmp_path: Path) -> None:
+    bare = {"id": "q2", "query": "a", "documents": ["x"]}
+    with pytest.raises(UsageError, match="query 'q2' has none"):
+        load_panel(panel_file(tmp_path, QUERY, bare))
+
+
+def test_files_that_are_no_panels(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read panel"):
+        load_panel(tmp_path / "gone.jsonl")
+    with pytest.raises(UsageError, match="holds no query"):
+        load_panel(write(tmp_path / "empty.jsonl", b"\n"))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        load_panel(write(tmp_path / "latin.jsonl", b'{"query": "\xe9"}'))
+
+
+def test_the_built_in_panels_load() -> None:
+    for path in resources.path("calibration/panels").glob("*.jsonl"):
+        assert load_panel(path).license
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    st.lists(
+        st.tuples(TEXT, st.lists(st.tuples(TEXT, st.integers(0, 4)), min_size=1, max_size=3)), min_size=1, max_size=4
+    )
+)
+def test_whatever_json_carries_comes_back(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+    queries = [
+        {"query": text, "documents": [{"text": document, "label": label} for document, label in documents]}
+        for text, documents in content
+    ]
+    path = write(tmp_path_factory.getbasetemp() / "any.jsonl", lines(*queries))
+    found = [
+        (query.item.joined_text, [(document.joined_text, document.label) for document in query.documents])
+        for query in load_panel(path).queries
+    ]
+    assert found == content

@@ -1,0 +1,73 @@
+"""The publisher's computation, one pair at a time, by transformers alone; nothing of qtool.scoring is used here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
+
+VL_RERANK = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: {instruction}'
+    "<Query>:{query}\n<Document>:{document}<|im_end|>\n<|im_start|>assistant\n"
+)
+VL_RERANK_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
+TEXT_RERANK = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: {instruction}\n'
+    "<Query>: {query}\n<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+TEXT_RERANK_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+VL_EMBED = "<|im_start|>system\n{instruction}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def tokenizer(directory: Path) -> Any:
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def load(directory: Path) -> Any:
+    """The whole model with its real lm_head, in fp32."""
+    from transformers import AutoConfig
+
+    is_vision = AutoConfig.from_pretrained(directory).model_type == "qwen3_vl"
+    model_class = Qwen3VLForConditionalGeneration if is_vision else Qwen3ForCausalLM
+    return model_class.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def picture_text(image: Image.Image) -> str:
+    """The placeholder of a picture whose sides are multiples of 32 and within the limits."""
+    return f"<|vision_start|>{'<|image_pad|>' * (image.width * image.height // 1024)}<|vision_end|>"
+
+
+def inputs(directory: Path, prompt: str, images: Sequence[Image.Image] = ()) -> dict[str, Any]:
+    """What the official code feeds the model; `images` need no resize."""
+    ids = tokenizer(directory)(prompt, return_tensors="pt").input_ids
+    fed = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if not images:
+        return fed
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    pixels = processor(images=list(images), do_resize=False, return_tensors="pt")
+    pad = tokenizer(directory).convert_tokens_to_ids("<|image_pad|>")
+    return {**fed, **pixels, "mm_token_type_ids": (ids == pad).int()}
+
+
+@torch.no_grad()
+def log_odds(model: Any, directory: Path, prompt: str, images: Sequence[Image.Image] = ()) -> float:
+    """log P(yes) - log P(no) from the full logits of the last position."""
+    logits = model(**inputs(directory, prompt, images)).logits[0, -1].double()
+    vocabulary = tokenizer(directory).get_vocab()
+    log_probability = torch.log_softmax(logits, dim=-1)
+    return float(log_probability[vocabulary["yes"]] - log_probability[vocabulary["no"]])
+
+
+@torch.no_grad()
+def embedding(model: Any, directory: Path, prompt: str, images: Sequence[Image.Image] = ()) -> torch.Tensor:
+    """The normalised last hidden state."""
+    hidden = model.model(**inputs(directory, prompt, images)).last_hidden_state[0, -1]
+    return torch.nn.functional.normalize(hidden, dim=-1)
