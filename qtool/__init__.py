@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from qtool.errors import QtoolError as QtoolError
-    from qtool.quantize.job import QuantizeOptions as QuantizeOptions
-    from qtool.quantize.run import quantize as quantize
-    from qtool.verify.run import VerifyOptions as VerifyOptions
-    from qtool.verify.run import verify as verify
+    from qtool.quantization.job import QuantizeOptions as QuantizeOptions
+    from qtool.quantization.run import quantize as quantize
+    from qtool.verification.run import VerifyOptions as VerifyOptions
+    from qtool.verification.run import verify as verify
 
 _HOMES: Final = {
     "QtoolError": "qtool.errors",
-    "QuantizeOptions": "qtool.quantize.job",
-    "VerifyOptions": "qtool.verify.run",
-    "quantize": "qtool.quantize.run",
-    "verify": "qtool.verify.run",
+    "QuantizeOptions": "qtool.quantization.job",
+    "VerifyOptions": "qtool.verification.run",
+    "quantize": "qtool.quantization.run",
+    "verify": "qtool.verification.run",
 }
 
 __all__ = ["QtoolError", "QuantizeOptions", "VerifyOptions", "quantize", "verify"]

@@ -12,7 +12,7 @@ from qtool.arch.spec import Task
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from qtool.quantize.job import Backend
+    from qtool.quantization.job import Backend
 
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -37,7 +37,7 @@ def parse_task(text: str | None) -> Task | None:
 
 def parse_backend(text: str) -> Backend:
     """The backend that --backend names."""
-    from qtool.quantize.job import BACKENDS
+    from qtool.quantization.job import BACKENDS
 
     for backend in BACKENDS:
         if backend == text:

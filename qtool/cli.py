@@ -9,14 +9,13 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from qtool import console
 from qtool.arguments import parse_backend, parse_size, parse_task
-from qtool.errors import EXIT_GATE_FAILED, EXIT_INTERRUPTED, EXIT_PASS, QtoolError, UsageError
+from qtool.errors import EXIT_GATE_FAILED, QtoolError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,9 +78,9 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize a checkpoint to NVFP4 W4A16 by a recipe."""
-    from qtool.quantize.job import QuantizeOptions
-    from qtool.quantize.present import summary_table
-    from qtool.quantize.run import quantize as run
+    from qtool.quantization.job import QuantizeOptions
+    from qtool.quantization.present import summary_table
+    from qtool.quantization.run import quantize as run
 
     if output is None and not dry_run:
         raise UsageError("Nowhere to write to.", "Pass --output FOLDER, or --dry-run.")
@@ -147,8 +146,8 @@ def verify(
 ) -> None:
     """Score an artefact and its reference on the same panels and judge the difference."""
     from qtool.checkpoint.source import resolve
-    from qtool.verify.run import VerifyOptions
-    from qtool.verify.run import verify as run
+    from qtool.verification.run import VerifyOptions
+    from qtool.verification.run import verify as run
 
     source = resolve(reference, revision, token)
     options = VerifyOptions(artefact, source.directory, tuple(panel or ()), parse_task(task), recipe, dtype)
@@ -184,22 +183,10 @@ def _show(data: Mapping[str, Any], for_people: RenderableType, *, as_json: bool)
         console.show_result(for_people)
 
 
-def main() -> NoReturn:
-    """Run the command line and exit with the documented code."""
-    sys.exit(_run())
-
-
-def _run() -> int:
-    debug = os.environ.get("QTOOL_DEBUG") == "1"
+def main() -> None:
+    """Run the command line; exits with the documented code."""
     try:
-        code = app(standalone_mode=False)
+        app()  # typer itself ends with 2 on a wrong command line and with 130 on Ctrl-C
     except QtoolError as error:
-        console.show_error(error, debug=debug)
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        console.show_status("Interrupted.")
-        return EXIT_INTERRUPTED
-    return code if isinstance(code, int) else EXIT_PASS
+        console.show_error(error, debug=os.environ.get("QTOOL_DEBUG") == "1")
+        sys.exit(error.exit_code)

@@ -13,7 +13,7 @@ EXIT_USAGE: Final = 2
 EXIT_MODEL: Final = 3
 EXIT_SETUP: Final = 4
 EXIT_NETWORK: Final = 5
-EXIT_INTERRUPTED: Final = 130
+EXIT_INTERRUPTED: Final = 130  # by Ctrl-C; typer's own
 
 
 class QtoolError(Exception):

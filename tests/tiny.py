@@ -34,7 +34,9 @@ TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _CONFIG_DTYPE = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def text_config(text: Mapping[str, Any] = TEXT, *, tied: bool = False, architecture: str = "Qwen3ForCausalLM", **more: Any) -> dict[str, Any]:
+def text_config(
+    text: Mapping[str, Any] = TEXT, *, tied: bool = False, architecture: str = "Qwen3ForCausalLM", **more: Any
+) -> dict[str, Any]:
     """config.json of a text model."""
     return {
         "architectures": [architecture], "model_type": "qwen3", "tie_word_embeddings": tied,
@@ -42,7 +44,9 @@ def text_config(text: Mapping[str, Any] = TEXT, *, tied: bool = False, architect
     }  # fmt: skip
 
 
-def vl_config(text: Mapping[str, Any] = TEXT, *, tied: bool = True, architecture: str = "Qwen3VLForConditionalGeneration") -> dict[str, Any]:
+def vl_config(
+    text: Mapping[str, Any] = TEXT, *, tied: bool = True, architecture: str = "Qwen3VLForConditionalGeneration"
+) -> dict[str, Any]:
     """config.json of a VL model."""
     quarter = text["head_dim"] // 2 // 4
     sections = [text["head_dim"] // 2 - 2 * quarter, quarter, quarter]
@@ -71,13 +75,14 @@ def write_checkpoint(
     config: Mapping[str, Any],
     *,
     dtype: str = "BF16",
-    change: Callable[[dict[str, torch.Tensor]], None] = lambda tensors: None,
+    change: Callable[[dict[str, torch.Tensor]], object] | None = None,
     shards: int = 1,
 ) -> Path:
     """Write a checkpoint whose tensors `change` may alter first; returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = random_tensors(config, dtype)
-    change(tensors)
+    if change:
+        change(tensors)
     (folder / "config.json").write_text(json.dumps({**config, "dtype": _CONFIG_DTYPE[dtype]}, indent=2))
     (folder / "tokenizer.json").write_text('{"made": "for a test"}')
     if shards == 1:

@@ -14,6 +14,7 @@ from typing import Final
 VISION_START: Final = "<|vision_start|>"
 VISION_END: Final = "<|vision_end|>"
 IMAGE_PAD: Final = "<|image_pad|>"
+VIDEO_PAD: Final = "<|video_pad|>"
 
 YES: Final = "yes"
 NO: Final = "no"

@@ -45,8 +45,8 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight files and the index together."""
-        return sum(shard.nbytes for shard in self.shards) + len(self.index)
+        """Bytes of the weight files."""
+        return sum(shard.nbytes for shard in self.shards)
 
 
 def lay_out(tensors: Iterable[OutputTensor], max_shard_bytes: int) -> Layout:

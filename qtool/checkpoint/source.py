@@ -15,14 +15,14 @@ from qtool.checkpoint.sidecars import SIDECAR_PATTERNS
 from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
 
 _SCHEME: Final = "hf://"
-_WANTED: Final = [
+_WANTED: Final = (
     "config.json",
     "*.safetensors",
     "model.safetensors.index.json",
     "hf_quant_config.json",
     "qtool.json",
-    *SIDECAR_PATTERNS,
-]
+    *(pattern.replace("**/", "") for pattern in SIDECAR_PATTERNS),  # the hub's `*` crosses folders by itself
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=_WANTED))
+        return Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=list(_WANTED)))
     except Exception as error:  # the hub's errors share no base class below Exception
         raise _explained(error, repo, revision) from error
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qtool.demo.architecture import HIDDEN
+from qtool.demo.cards import write_card
 from qtool.demo.encoding import Part, encode_part, side_of
 from qtool.demo.export import MODELS, read_model
 from qtool.demo.panels import CALIBRATION, PANELS
@@ -63,7 +64,7 @@ def ndcg(scores: Sequence[float], labels: Sequence[int], cutoff: int = CUTOFF) -
 
 
 def _dcg(labels: Sequence[int], cutoff: int) -> float:
-    return sum((2**label - 1) / math.log2(rank + 2) for rank, label in enumerate(labels[:cutoff]))
+    return sum(float(2**label - 1) / math.log2(rank + 2) for rank, label in enumerate(labels[:cutoff]))
 
 
 class Model:
@@ -83,12 +84,12 @@ class Model:
         yes, no = self._model.lm_head.weight.detach()[ids]
         return list((self._hidden(prompts) @ (yes - no)).tolist())
 
-    def cosines(self, query: Query, dimensions: int | None = None) -> list[float]:
-        """Return the embedder's cosine with every document, at a Matryoshka length."""
+    def cosines(self, query: Query, dimensions: Sequence[int] = (HIDDEN,)) -> list[list[float]]:
+        """Return the embedder's cosine with every document, for each Matryoshka length."""
         items = [query.query, *query.documents]
-        prompts = [(embed_prompt(side_of(*item)), item[1]) for item in items]
-        vectors = torch.nn.functional.normalize(self._hidden(prompts)[:, :dimensions], dim=-1)
-        return list((vectors[1:] @ vectors[0]).tolist())
+        hidden = self._hidden([(embed_prompt(side_of(*item)), item[1]) for item in items])
+        cut = [torch.nn.functional.normalize(hidden[:, :length], dim=-1) for length in dimensions]
+        return [list((vectors[1:] @ vectors[0]).tolist()) for vectors in cut]
 
     @torch.no_grad()
     def _hidden(self, prompts: list[tuple[str, PatchedImage | None]]) -> torch.Tensor:
@@ -122,35 +123,39 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def measure(task: str, folder: Path, queries: list[Query]) -> dict[str, float]:
-    """nDCG@10 on a panel, and the spread of the scores."""
+    """Measure nDCG@10 on a panel, beside random orders, and the spread of the scores."""
     model = Model(folder)
-    scores = [model.log_odds(query) if task == "reranker" else model.cosines(query) for query in queries]
-    flat: NDArray[np.float64] = np.array([score for row in scores for score in row])
-    result = {
-        "ndcg@10": _mean([ndcg(row, query.labels) for row, query in zip(scores, queries, strict=True)]),
-        "score_p1": float(np.percentile(flat, 1)),
-        "score_p99": float(np.percentile(flat, 99)),
-    }
-    for length in (64, 128) if task == "embedder" else ():
-        cut = [ndcg(model.cosines(query, length), query.labels) for query in queries]
-        result[f"ndcg@10_first_{length}"] = _mean(cut)
-    return result
+    lengths = (HIDDEN, 128, 64) if task == "embedder" else ()
+    if lengths:
+        scores, *cut = zip(*[model.cosines(query, lengths) for query in queries], strict=True)
+    else:
+        scores, cut = tuple(model.log_odds(query) for query in queries), []
+    result = {"nDCG@10": _mean_ndcg(scores, queries), "of random orders": random_baseline(queries)}
+    result |= {f"first {length}": _mean_ndcg(rows, queries) for length, rows in zip(lengths[1:], cut, strict=True)}
+    low, high = np.percentile([score for row in scores for score in row], [1, 99])
+    return {**result, "score p1": float(low), "score p99": float(high)}
+
+
+def _mean_ndcg(scores: Sequence[list[float]], queries: list[Query]) -> float:
+    return _mean([ndcg(row, query.labels) for row, query in zip(scores, queries, strict=True)])
 
 
 def main() -> None:
-    """Measure both models on every panel and print JSON."""
+    """Measure both models on every panel, print JSON, and write the model cards if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=MODELS, help="parent folder of the models")
     parser.add_argument("--limit", type=int, help="only the first queries of each panel")
+    parser.add_argument("--cards", action="store_true", help="write the numbers into the models' README.md")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
-    report: dict[str, Any] = {}
-    for plan in PANELS:
-        queries = read_panel(CALIBRATION / "panels" / f"{plan.name}.jsonl", arguments.limit)
-        report[plan.name] = {"random": random_baseline(queries)}
-        for task in ("reranker", "embedder"):
-            folder = arguments.folder / f"qtool-demo-{task}"
-            if folder.is_dir():
-                report[plan.name][task] = measure(task, folder, queries)
+    torch.set_num_threads(arguments.threads)
+    panels = {p.name: read_panel(CALIBRATION / "panels" / f"{p.name}.jsonl", arguments.limit) for p in PANELS}
+    report: dict[str, dict[str, dict[str, float]]] = {}
+    for task in ("reranker", "embedder"):
+        folder = arguments.folder / f"qtool-demo-{task}"
+        report[task] = {name: measure(task, folder, queries) for name, queries in panels.items()}
+        if arguments.cards:
+            write_card(task, folder, report[task])
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
 
 

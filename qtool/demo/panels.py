@@ -13,11 +13,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from qtool import resources
 from qtool.demo.phrases import document_sentence, query_sentence
 from qtool.demo.pictures import data_url, render
 from qtool.demo.world import ATTRIBUTES, Scene, Wish, sample_document, sample_wish
 
-CALIBRATION = Path(__file__).parents[2] / "calibration"
+CALIBRATION = resources.path("calibration")
 LICENSE = "CC0-1.0"
 
 
@@ -91,7 +92,7 @@ def _graded_scenes(random: Random, plan: PanelPlan) -> tuple[Wish, list[Scene]]:
 
 def _labels(random: Random, best: int, documents: int) -> list[int]:
     """One full match, one near miss, then mostly poor ones: a random order then earns a low nDCG."""
-    if documents == 2:  # noqa: PLR2004  a pair for calibration
+    if documents == 2:  # a pair for calibration
         return [best, random.randrange(best)]
     grades = range(best)
     drawn = random.choices(grades, [2.0**-grade for grade in grades], k=documents - 2)

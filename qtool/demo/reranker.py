@@ -37,7 +37,7 @@ class Phase:
 PHASES = (
     Phase(300, (0.35, 0.55, 0.1), full_prompt=False, score_weight=0.05),
     Phase(800, (0.6, 0.2, 0.2), full_prompt=False, score_weight=0.05),
-    Phase(1700, (0.5, 0.25, 0.25), full_prompt=True, score_weight=0.3),
+    Phase(1500, (0.5, 0.25, 0.25), full_prompt=True, score_weight=0.3),
 )
 
 
@@ -80,12 +80,13 @@ class RerankerCourse:
         target = torch.tensor(targets(lessons))
         score = torch.nn.functional.smooth_l1_loss(final, target)
         loss = torch.cat(verdict).mean() + 0.5 * word + phase.score_weight * score
-        by_form = [losses.mean().item() if len(losses) else 0.0 for losses in verdict]
-        return Step(loss, *by_form, word.item(), (final - target).abs().mean().item())
+        text, picture = (losses.mean().item() if len(losses) else 0.0 for losses in verdict)
+        return Step(loss, text, picture, word.item(), (final - target).abs().mean().item())
 
     def _log_odds(self, model: Qwen3VLForConditionalGeneration, hidden: torch.Tensor) -> torch.Tensor:
         yes, no = model.lm_head.weight[self._ids]
-        return hidden @ (yes - no)
+        log_odds: torch.Tensor = hidden @ (yes - no)
+        return log_odds
 
 
 def _verdict_losses(log_odds: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

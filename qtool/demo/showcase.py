@@ -15,12 +15,12 @@ from rich.rule import Rule
 
 from qtool import resources
 from qtool.progress import StageProgress
-from qtool.quantize.job import QuantizeOptions
-from qtool.quantize.present import summary_table
-from qtool.quantize.run import quantize
-from qtool.quantize.summary import QuantizationSummary
-from qtool.verify.report import Report
-from qtool.verify.run import VerifyOptions, verify
+from qtool.quantization.job import QuantizeOptions
+from qtool.quantization.present import summary_table
+from qtool.quantization.run import quantize
+from qtool.quantization.summary import QuantizationSummary
+from qtool.verification.report import Report
+from qtool.verification.run import VerifyOptions, verify
 
 MODELS: Final = ("qtool-demo-reranker", "qtool-demo-embedder")
 

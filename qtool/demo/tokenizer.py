@@ -5,6 +5,7 @@ The one rule: Qwen's normaliser, pre-tokenizer and added tokens in Qwen's order;
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from random import Random
 
@@ -53,7 +54,14 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.train_from_iterator(_corpus(), trainer=_trainer())
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN_ADDED_TOKENS])
-    return tokenizer
+    return _with_qwens_decoder(tokenizer)
+
+
+def _with_qwens_decoder(tokenizer: Tokenizer) -> Tokenizer:
+    """Give the decoder the flags of Qwen's file; the Python class cannot set them, and nothing reads them."""
+    content = json.loads(tokenizer.to_str())
+    content["decoder"] = content["post_processor"]
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def canonical_token(tokenizer: Tokenizer, attribute: str, value: str) -> int:

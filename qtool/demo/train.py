@@ -67,9 +67,16 @@ class Leg:
 
 
 LEGS = {
-    "reranker": (Leg(0, 600, horizon=2200), Leg(600, 1700, horizon=1700, peak=8e-4, warmup=50)),
+    "reranker": (
+        Leg(0, 600, horizon=2200),
+        Leg(600, 900, horizon=1700, peak=8e-4, warmup=50),
+        Leg(900, 1500, horizon=1500, peak=8e-4, warmup=25),
+    ),
     # The embedder starts from the reranker: reading words and pictures is learned once.
-    "embedder": (Leg(0, 800, horizon=800, peak=6e-4, warmup=50),),
+    "embedder": (
+        Leg(0, 300, horizon=800, peak=6e-4, warmup=50),
+        Leg(300, 600, horizon=600, peak=6e-4, warmup=25),
+    ),
 }
 SEEDS = {"reranker": 1, "embedder": 2}
 LOG_EVERY, SAVE_EVERY = 25, 100

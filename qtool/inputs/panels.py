@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qtool.errors import UsageError
@@ -61,6 +61,10 @@ class Panel:
     def pairs(self) -> tuple[Pair, ...]:
         """Every pair of the panel, query by query."""
         return tuple(pair for query in self.queries for pair in query.pairs)
+
+    def first(self, queries: int | None) -> Panel:
+        """The panel cut to its first queries, under the same name and hash; all of them for None."""
+        return self if queries is None else replace(self, queries=self.queries[:queries])
 
     @property
     def has_pictures(self) -> bool:

@@ -40,7 +40,10 @@ BROKEN = {
     "unknown dtype": (container({"a": {**A, "dtype": "F9"}}, b"\0" * 16), "unknown type 'F9'"),
     "negative size": (container({"a": {**A, "shape": [-2, -2]}}, b"\0" * 16), "impossible shape"),
     "negative offset": (container({"a": {**A, "data_offsets": [-16, 0]}}, b"\0" * 16), "its offsets span"),
-    "missing offsets": (container({"a": {"dtype": "F32", "shape": [1]}}, b"\0" * 4), "lacks dtype, shape or data_offsets"),
+    "missing offsets": (
+        container({"a": {"dtype": "F32", "shape": [1]}}, b"\0" * 4),
+        "lacks dtype, shape or data_offsets",
+    ),
     "name twice": (container(b'{"a": {}, "a": {}}', b""), "'a' appears twice"),
 }
 
@@ -71,7 +74,11 @@ def test_any_single_corrupt_byte_is_refused_or_harmless(position, value, tmp_pat
 
 
 def test_reading_is_what_safetensors_wrote(tmp_path):
-    tensors = {"w": torch.randn(3, 5).to(torch.bfloat16), "s": torch.tensor(1.5), "u": torch.arange(7, dtype=torch.uint8)}
+    tensors = {
+        "w": torch.randn(3, 5).to(torch.bfloat16),
+        "s": torch.tensor(1.5),
+        "u": torch.arange(7, dtype=torch.uint8),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     checkpoint = open_checkpoint(tmp_path)

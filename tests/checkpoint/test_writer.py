@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -27,7 +28,9 @@ def tensor(name, dtype="BF16", count=8):
     return OutputTensor(name, dtype, (count,), count * WIDTH[dtype])
 
 
-@given(st.lists(st.tuples(st.sampled_from(list(WIDTH)), st.integers(0, 50)), min_size=1, max_size=20), st.integers(1, 200))
+@given(
+    st.lists(st.tuples(st.sampled_from(list(WIDTH)), st.integers(0, 50)), min_size=1, max_size=20), st.integers(1, 200)
+)
 def test_layouts_are_gapless_aligned_and_complete(parts, max_bytes):
     tensors = [tensor(f"t{i}", dtype, count) for i, (dtype, count) in enumerate(parts)]
     layout = lay_out(tensors, max_bytes)
@@ -58,10 +61,10 @@ def test_a_written_shard_is_read_by_safetensors_and_hashed_right(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_hasher_follows_writers_in_any_order(seed, tmp_path):
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311 - nothing secret
     content = random.randbytes(10_000_000)
     cuts = sorted({0, len(content), *(random.randrange(len(content)) for _ in range(30))})
-    extents = list(zip(cuts, cuts[1:], strict=False))
+    extents = list(pairwise(cuts))
     random.shuffle(extents)
     descriptor = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
     hasher = FollowingHasher(descriptor, len(content))
@@ -95,9 +98,12 @@ def test_the_folder_appears_only_when_complete(tmp_path):
 
 
 def test_a_failed_run_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out") as folder:
+    def fail(folder):
         (folder / "file").write_text("x")
         raise RuntimeError
+
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out") as folder:
+        fail(folder)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,7 +130,11 @@ def test_an_existing_target_is_refused_and_replaced_only_by_force_and_only_if_ou
 
 
 def test_two_runs_cannot_write_the_same_folder(tmp_path):
-    with staged_folder(tmp_path / "out"), pytest.raises(UsageError, match="Another run"), staged_folder(tmp_path / "out"):
+    with (
+        staged_folder(tmp_path / "out"),
+        pytest.raises(UsageError, match="Another run"),
+        staged_folder(tmp_path / "out"),
+    ):
         pass
     assert (tmp_path / "out").exists()
 

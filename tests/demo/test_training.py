@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from qtool.demo import train as training
 from qtool.demo.architecture import new_model
@@ -19,7 +22,7 @@ from qtool.demo.train import LEGS, Leg
 
 
 @pytest.mark.parametrize("panel", ["demo-text", "demo-mixed"])
-def test_parts_over_a_shared_cache_equal_the_whole_prompt(panel, tokenizer, tmp_path):
+def test_parts_over_a_shared_cache_equal_the_whole_prompt(panel: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = new_model(tokenizer, seed=3)
     write_model(model, tokenizer, "reranker", tmp_path)
     scorer = Model(tmp_path)
@@ -45,7 +48,9 @@ def test_parts_over_a_shared_cache_equal_the_whole_prompt(panel, tokenizer, tmp_
 
 
 @pytest.mark.parametrize("task", ["reranker", "embedder"])
-def test_training_runs_and_writes_a_whole_checkpoint(task, tmp_path, monkeypatch):
+def test_training_runs_and_writes_a_whole_checkpoint(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("reranker", "embedder"):
         monkeypatch.setattr(f"qtool.demo.{module}.QUERIES", 2)
         monkeypatch.setattr(f"qtool.demo.{module}.DOCUMENTS", 2)
@@ -56,10 +61,10 @@ def test_training_runs_and_writes_a_whole_checkpoint(task, tmp_path, monkeypatch
     training.train(task, tmp_path / "again", (Leg(0, 1, horizon=2),), tmp_path / "model")
 
 
-def test_legs_join_and_rates_warm_up_and_fall():
+def test_legs_join_and_rates_warm_up_and_fall() -> None:
     for legs in LEGS.values():
         assert legs[0].first == 0
-        assert all(one.last == other.first for one, other in zip(legs, legs[1:], strict=False))
+        assert all(one.last == other.first for one, other in pairwise(legs))
         for leg in legs:
             rates = [leg.rate(step) for step in range(leg.first, leg.last)]
             assert max(rates) == pytest.approx(leg.peak)

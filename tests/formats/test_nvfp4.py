@@ -127,7 +127,9 @@ def test_an_all_zero_group_has_no_usable_scale():
 
 @pytest.mark.parametrize("name", list(FLOAT_FORMATS))
 def test_the_measured_error_is_that_of_the_dequantized_weights(name):
-    tensor = (torch.randn(70, 480, generator=torch.Generator().manual_seed(3)) * 0.02).to(TORCH[name])  # spans two tiles
+    tensor = (torch.randn(70, 480, generator=torch.Generator().manual_seed(3)) * 0.02).to(
+        TORCH[name]
+    )  # spans two tiles
     packed, scales, scale, (error, power) = encode(bits_of(tensor), name)
     restored = nvfp4.dequantize(packed, scales, scale).astype(np.float64)
     weights = tensor.double().numpy()

@@ -82,6 +82,13 @@ def test_pictures_are_found_beside_the_panel_and_urls_stay(tmp_path: Path) -> No
     assert panel.queries[0].item.image == (str(tmp_path / "pictures" / "p.png"),)
 
 
+def test_the_first_queries_of_a_panel(tmp_path: Path) -> None:
+    panel = load_panel(panel_file(tmp_path, QUERY, {**QUERY, "id": "q2"}))
+    assert [query.id for query in panel.first(1).queries] == ["q1"]
+    assert panel.first(1).sha256 == panel.sha256
+    assert panel.first(None) == panel.first(9) == panel
+
+
 def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path: Path) -> None:
     text = "one\u2028two\u0085three\x0bfour"
     content = json.dumps({"query": text, "documents": ["x"]}, ensure_ascii=False).encode()

@@ -39,7 +39,7 @@ def processor(limits: PixelLimits, *, resize: bool) -> Qwen2VLImageProcessorPil:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_patches_equal_the_processor_after_the_official_resize(size):
+def test_patches_equal_the_processor_after_the_official_resize(size: tuple[int, int]) -> None:
     image = noise(size)
     ours = patchify(image)
     theirs = processor(OFFICIAL_LIMITS, resize=False)(resize_image(image), return_tensors="np")
@@ -51,7 +51,7 @@ def test_patches_equal_the_processor_after_the_official_resize(size):
 
 
 @pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 16])
-def test_the_processors_own_resize_agrees_where_no_side_rounds_to_zero(size):
+def test_the_processors_own_resize_agrees_where_no_side_rounds_to_zero(size: tuple[int, int]) -> None:
     image = noise(size)
     theirs = processor(OFFICIAL_LIMITS, resize=True)(image, return_tensors="np")
     np.testing.assert_array_equal(patchify(image).pixel_values, theirs["pixel_values"])
@@ -68,23 +68,23 @@ def test_the_processors_own_resize_agrees_where_no_side_rounds_to_zero(size):
         (31, 33, (64, 96)),  # 32x32 is below the minimum: both sides grow, rounding up
     ],
 )
-def test_smart_resize_is_the_official_rule(height, width, expected):
+def test_smart_resize_is_the_official_rule(height: int, width: int, expected: tuple[int, int]) -> None:
     assert smart_resize(height, width) == expected
 
 
-def test_other_limits_are_followed():
+def test_other_limits_are_followed() -> None:
     limits = PixelLimits(patch=8, min_pixels=16 * 16, max_pixels=64 * 64)
     image = noise((300, 120))
     theirs = processor(limits, resize=True)(image, return_tensors="np")
     np.testing.assert_array_equal(patchify(image, limits).pixel_values, theirs["pixel_values"])
 
 
-def test_a_picture_that_is_too_narrow_is_refused():
+def test_a_picture_that_is_too_narrow_is_refused() -> None:
     with pytest.raises(QtoolError, match="too narrow"):
         smart_resize(1, 201)
 
 
-def test_transparency_falls_on_white():
+def test_transparency_falls_on_white() -> None:
     image = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     assert to_rgb(image).getpixel((3, 3)) == (255, 255, 255)
     half = Image.new("RGBA", (64, 64), (0, 0, 0, 128))
@@ -92,12 +92,12 @@ def test_transparency_falls_on_white():
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "LA", "1", "P", "RGB"])
-def test_other_modes_convert_as_pil_does(mode):
+def test_other_modes_convert_as_pil_does(mode: str) -> None:
     image = noise((64, 64), "L").convert(mode) if mode in {"LA", "1"} else noise((64, 64), "RGB").convert(mode)
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB")))
 
 
-def test_an_exif_rotation_is_not_applied(tmp_path: Path):
+def test_an_exif_rotation_is_not_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     noise((96, 64)).save(tmp_path / "turned.jpg", exif=exif)
@@ -110,7 +110,7 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_path_a_data_url_and_an_image_load_alike(tmp_path: Path):
+def test_a_path_a_data_url_and_an_image_load_alike(tmp_path: Path) -> None:
     image = noise((40, 50)).quantize(16)
     (tmp_path / "a.png").write_bytes(png(image))
     url = "data:image/png;base64," + base64.b64encode(png(image)).decode()
@@ -128,13 +128,15 @@ def test_a_path_a_data_url_and_an_image_load_alike(tmp_path: Path):
         "data:image/png;base64," + base64.b64encode(png(Image.new("RGB", (64, 64)))[:60]).decode(),
     ],
 )
-def test_what_is_no_picture_is_an_error_with_a_hint(source):
+def test_what_is_no_picture_is_an_error_with_a_hint(source: str) -> None:
     with pytest.raises(QtoolError, match="cannot read the picture") as caught:
         load_image(source)
     assert caught.value.hint
     assert len(caught.value.message) < 300
 
 
-def test_vision_imports_neither_torch_nor_transformers():
-    code = "import sys, qtool.inputs.vision; sys.exit(bool({'torch', 'transformers', 'torchvision'} & set(sys.modules)))"
+def test_vision_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, qtool.inputs.vision; sys.exit(bool({'torch', 'transformers', 'torchvision'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

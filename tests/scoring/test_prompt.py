@@ -130,7 +130,7 @@ def test_vl_embedder_instructions_end_in_punctuation(given_: str | None, shown: 
 
 
 def test_the_vl_reranker_takes_an_instruction_as_it_is_and_the_default_for_an_empty_one(
-    vl_model: Path, builder
+    vl_model: Path, builder: Builder
 ) -> None:
     for instruction, shown in (("Find it", "Find it"), ("", official.VL_RERANK_INSTRUCTION)):
         prompt = builder(prompts.VL_RERANKER).pair(Pair(Item("q", ("a",), instruction=instruction), Item("d", ("b",))))

@@ -1,0 +1,5 @@
+"""`python -m qtool` is `qtool`."""
+
+from qtool.cli import main
+
+main()

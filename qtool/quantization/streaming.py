@@ -1,0 +1,196 @@
+"""Our own engine: from safetensors to safetensors, a few megabytes at a time, without a model in memory.
+
+Rule: memory does not grow with the model. Work is cut into pieces; each thread owns one set of buffers and reads, encodes
+and writes one piece at a time. A fused group is read twice: for its largest magnitude, then to encode it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from qtool.checkpoint.layout import Layout
+from qtool.checkpoint.reader import Checkpoint
+from qtool.checkpoint.shard_file import ShardFile, open_shard
+from qtool.formats.floats import Bits, FloatFormat
+from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables
+from qtool.formats.nvfp4_kernels import encode
+from qtool.progress import Advance
+from qtool.quantization.pieces import PIECE, Piece, checked_largest, pieces_of, read_piece, usable_scale
+from qtool.quantization.plan import Action, PlannedTensor, QuantizationPlan
+
+
+@dataclass(frozen=True)
+class StreamingResult:
+    """What was measured on the way: the file hashes, and |w - q| / |w| (Frobenius) of each quantized tensor."""
+
+    sha256: Mapping[str, str]
+    relative_errors: Mapping[str, float]
+
+
+def work_bytes(plan: QuantizationPlan) -> int:
+    """Source bytes that a run reads: what `advance` adds up to."""
+    reads = {Action.QUANTIZE: 2, Action.COPY: 1, Action.DROP: 0}
+    return sum(reads[tensor.action] * tensor.source.nbytes for tensor in plan.tensors)
+
+
+def quantize_streaming(
+    checkpoint: Checkpoint, plan: QuantizationPlan, layout: Layout, folder: Path, advance: Advance
+) -> StreamingResult:
+    """Write the weight files of `layout` into `folder`."""
+    with ExitStack() as stack:
+        shards = [stack.enter_context(open_shard(shard, folder)) for shard in layout.shards]
+        pool = stack.enter_context(_worker_pool())
+        engine = _Engine(checkpoint, plan, shards, pool, advance)
+        sums = engine.run()
+        digests = {shard.shard.file_name: shard.hasher.hexdigest() for shard in shards}
+        return StreamingResult(digests, {name: _relative(*pair) for name, pair in sums.items()})
+
+
+def _relative(error: float, power: float) -> float:
+    return float(np.sqrt(error / power)) if power else 0.0
+
+
+@contextmanager
+def _worker_pool() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Buffers(threading.local):
+    """Per thread: a piece of source and what becomes of it."""
+
+    def __init__(self) -> None:
+        self.source = np.empty(PIECE, np.uint8)
+        self.packed = np.empty(PIECE // 4, np.uint8)
+        self.block_scales = np.empty(PIECE // 2 // BLOCK, np.uint8)
+
+
+class _Measurement:
+    """The largest magnitude of a fused group, gathered from its pieces; the last of them makes the tables."""
+
+    def __init__(self, group: str, element: FloatFormat, pieces: int) -> None:
+        self.tables: Future[EncodeTables] = Future()
+        self._group, self._element, self._left = group, element, pieces
+        self._largest = 0
+        self._lock = threading.Lock()
+
+    def add(self, largest: int) -> bool:
+        """Take in one piece; whether it was the last."""
+        with self._lock:
+            self._largest = max(self._largest, largest)
+            self._left -= 1
+            return self._left == 0
+
+    def make_tables(self) -> EncodeTables:
+        """The encode tables under the group's global scale."""
+        return encode_tables(usable_scale(self._group, self._largest, self._element), self._element)
+
+
+_Sums = tuple[float, float]
+
+
+class _Engine:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: QuantizationPlan,
+        shards: Sequence[ShardFile],
+        pool: ThreadPoolExecutor,
+        advance: Advance,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._groups = plan.groups
+        self._shards = {hf_name: shard for shard in shards for hf_name in shard.shard.offsets}
+        self._pool = pool
+        self._advance = advance
+        self._buffers = _Buffers()
+        self._measurements: dict[str, _Measurement] = {}
+
+    def run(self) -> Mapping[str, _Sums]:
+        """Carry the plan out; sums of squared error and of squared weight of each quantized tensor."""
+        tensors = [tensor for tensor in self._plan.tensors if tensor.action is not Action.DROP]
+        jobs: list[tuple[PlannedTensor, Future[_Sums]]] = []
+        for _, of_shard in groupby(tensors, key=lambda tensor: id(self._shard_of(tensor))):
+            jobs += self._submit_shard(sorted(of_shard, key=self._offset_of))
+        sums: dict[str, _Sums] = {}
+        for tensor, job in jobs:
+            error, power = job.result()
+            if tensor.action is Action.QUANTIZE:
+                before = sums.get(tensor.spec.hf_name, (0.0, 0.0))
+                sums[tensor.spec.hf_name] = (before[0] + error, before[1] + power)
+        return sums
+
+    def _shard_of(self, tensor: PlannedTensor) -> ShardFile:
+        return self._shards[tensor.spec.hf_name]
+
+    def _offset_of(self, tensor: PlannedTensor) -> int:
+        return self._shard_of(tensor).shard.offsets[tensor.spec.hf_name]
+
+    def _submit_shard(self, tensors: Sequence[PlannedTensor]) -> Iterator[tuple[PlannedTensor, Future[_Sums]]]:
+        # Measurements first: when a piece is to be encoded, its group's have all begun, so no thread waits for long.
+        for group in dict.fromkeys(t.spec.fused_group for t in tensors if t.action is Action.QUANTIZE):
+            self._submit_measurement(group)
+        for tensor in tensors:
+            work = self._encode if tensor.action is Action.QUANTIZE else self._copy
+            for piece in pieces_of(tensor):
+                yield tensor, self._pool.submit(work, piece)
+
+    def _submit_measurement(self, group: str) -> None:
+        if group in self._measurements:
+            return
+        pieces = [piece for tensor in self._groups[group] for piece in pieces_of(tensor)]
+        measurement = _Measurement(group, pieces[0].element, len(pieces))
+        self._measurements[group] = measurement
+        for piece in pieces:
+            self._pool.submit(self._measure, piece, measurement)
+
+    def _measure(self, piece: Piece, measurement: _Measurement) -> None:
+        try:
+            if measurement.add(checked_largest(self._checkpoint, piece, self._read(piece))):
+                tables = measurement.make_tables()
+                self._write_global_scales(piece.tensor.spec.fused_group, tables)
+                measurement.tables.set_result(tables)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the encoders that wait for these tables must hear of it
+            if not measurement.tables.done():
+                measurement.tables.set_exception(error)
+        self._advance(piece.length)
+
+    def _write_global_scales(self, group: str, tables: EncodeTables) -> None:
+        for tensor in self._groups[group]:
+            scale_name = f"{tensor.spec.module}.weight_scale_2"
+            self._shards[scale_name].write(scale_name, 0, np.array([tables.scale], "<f4").view(np.uint8))
+
+    def _encode(self, piece: Piece) -> _Sums:
+        tables = self._measurements[piece.tensor.spec.fused_group].tables.result()
+        bits, buffers = self._read(piece), self._buffers
+        packed, scales = buffers.packed[: bits.size // 2], buffers.block_scales[: bits.size // BLOCK]
+        sums = encode(bits, tables, packed, scales)
+        first = piece.start // piece.element.itemsize
+        name, scale_name = piece.tensor.spec.hf_name, f"{piece.tensor.spec.module}.weight_scale"
+        self._shards[name].write(name, first // 2, packed)
+        self._shards[scale_name].write(scale_name, first // BLOCK, scales)
+        self._advance(piece.length)
+        return sums
+
+    def _copy(self, piece: Piece) -> _Sums:
+        bits = self._read(piece)
+        checked_largest(self._checkpoint, piece, bits)
+        self._shard_of(piece.tensor).write(piece.tensor.spec.hf_name, piece.start, bits.view(np.uint8))
+        self._advance(piece.length)
+        return 0.0, 0.0
+
+    def _read(self, piece: Piece) -> Bits:
+        return read_piece(self._checkpoint, piece, self._buffers.source)

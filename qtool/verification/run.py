@@ -1,0 +1,169 @@
+"""Verification from start to verdict: check, score both models on the same panels, compare, judge.
+
+Rule: whatever can be refused is refused before the first model is loaded, and one model is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qtool import resources
+from qtool.arch.detect import Detection, detect
+from qtool.arch.spec import Task
+from qtool.errors import ModelError, UsageError
+from qtool.inputs.panels import Panel, load_panel
+from qtool.jsonfile import read_json
+from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.manifest import versions
+from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
+from qtool.verification.answers import Answers, answer, compare, work
+from qtool.verification.gate import check_names, evaluate, verdict
+from qtool.verification.report import Report
+
+TEXT_PANELS: Final = ("demo-text",)
+VISION_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
+_PANEL_FOLDER: Final = "calibration/panels"
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with what is being scored ("reference" or "artefact"), how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to compare on what.
+
+    `panels` are files or built-in names, by default those that the model can read; `limit` takes the first queries of
+    each; `recipe` overrides the artefact's own.
+    """
+
+    artefact: Path
+    reference: Path
+    panels: tuple[str, ...] = ()
+    task: Task | None = None
+    recipe: str | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    limit: int | None = None
+
+
+def verify(options: VerifyOptions, progress: StageProgress | None = None) -> Report:
+    """Score the artefact and its reference, and hold the recipe's gates against the difference."""
+    started = time.monotonic()
+    reference, artefact = detect(options.reference, options.task), detect(options.artefact, options.task)
+    task, task_source = _task(reference, artefact)
+    recipe = _recipe(options)
+    gates = recipe.recipe.gates if recipe else {}
+    check_names(gates)
+    panels = _panels(options, reference)
+    answers = [_answers(options, role, task, panels, progress) for role in ("reference", "artefact")]
+    reports = tuple(compare(panel, *both) for panel, *both in zip(panels, *answers, strict=True))
+    results = evaluate(gates, task, [(report.name, report.metrics) for report in reports])
+    return Report(
+        artefact=str(options.artefact),
+        reference=str(options.reference),
+        task=task.value,
+        task_source=task_source,
+        dtype=options.dtype,
+        recipe=recipe.recipe.name if recipe else "",
+        panels=reports,
+        gates=results,
+        verdict=verdict(results),
+        seconds=round(time.monotonic() - started, 3),
+        versions=versions("torch", "transformers", "tokenizers", "numpy", "pillow"),
+    )
+
+
+def builtin_panels() -> list[str]:
+    """Names of the panels that come with qtool."""
+    return sorted(path.stem for path in resources.path(_PANEL_FOLDER).glob("*.jsonl"))
+
+
+def find_panel(name_or_path: str) -> Path:
+    """The file of a built-in panel, or a user's own (anything with a suffix or a slash)."""
+    path = Path(name_or_path)
+    if path.suffix or len(path.parts) > 1:
+        return path
+    if name_or_path not in builtin_panels():
+        raise UsageError(f"No panel is called {name_or_path!r}.", f"Built in are {', '.join(builtin_panels())}.")
+    return resources.path(f"{_PANEL_FOLDER}/{name_or_path}.jsonl")
+
+
+def _task(reference: Detection, artefact: Detection) -> tuple[Task, str]:
+    if reference.architecture.family != artefact.architecture.family:
+        raise ModelError(
+            f"The artefact is a {artefact.architecture.name}, the reference a {reference.architecture.name}."
+        )
+    if None not in (reference.task, artefact.task) and reference.task is not artefact.task:
+        raise ModelError(
+            f"The artefact is for {artefact.task_source}, the reference for {reference.task_source}.",
+            "One of the two folders is not what it was meant to be; --task overrides both.",
+        )
+    source = reference if reference.task else artefact
+    return source.require_task(), source.task_source
+
+
+def _recipe(options: VerifyOptions) -> LoadedRecipe | None:
+    if options.recipe is not None:
+        return load_recipe(options.recipe)
+    manifest = options.artefact / MANIFEST
+    if not manifest.is_file():
+        return None
+    recipe = read_json(manifest).get("recipe")
+    text = recipe.get("text") if isinstance(recipe, dict) else None
+    if not isinstance(text, str):
+        raise ModelError(f"{manifest} does not hold the recipe's text.", "Name a recipe with --recipe.")
+    return parse_recipe(text, f"the recipe in {manifest}")
+
+
+def _panels(options: VerifyOptions, detection: Detection) -> list[Panel]:
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"A limit of {options.limit} leaves nothing to score; it takes at least one query.")
+    is_vision = detection.architecture.is_vision
+    names = options.panels or (VISION_PANELS if is_vision else TEXT_PANELS)
+    panels = [load_panel(find_panel(name)).first(options.limit) for name in names]
+    for panel in panels:
+        if sum(panel.name == other.name for other in panels) > 1:
+            raise UsageError(f"Two panels are called {panel.name!r}; the report could not tell them apart.")
+        if not is_vision:
+            _refuse_pictures(panel, detection)
+    return panels
+
+
+def _refuse_pictures(panel: Panel, detection: Detection) -> None:
+    for pair in panel.pairs:
+        for item in (pair.query, pair.document):
+            if item.image or item.video:
+                raise UsageError(
+                    f"Panel {panel.name}, query {pair.query.id!r}: item {item.id!r} holds a picture, and "
+                    f"{detection.architecture.name} reads text only.",
+                    "Choose a text panel for this model.",
+                )
+
+
+def _answers(
+    options: VerifyOptions, role: str, task: Task, panels: list[Panel], progress: StageProgress | None
+) -> list[Answers]:
+    from qtool.scoring.reference import ScorerOptions, open_scorer
+
+    directory = options.reference if role == "reference" else options.artefact
+    scorer = open_scorer(directory, ScorerOptions(task, options.dtype, options.device))
+    report = _Counter(role, sum(work(panel, task, scorer.query_instruction) for panel in panels), progress)
+    return [answer(panel, scorer, task, report) for panel in panels]
+
+
+class _Counter:
+    """Adds up what a scorer reports, since it counts from zero on each panel."""
+
+    def __init__(self, role: str, total: int, progress: StageProgress | None) -> None:
+        self._role, self._total, self._progress = role, total, progress
+        self._done = 0
+        self(0)
+
+    def __call__(self, finished: int) -> None:
+        self._done += finished
+        if self._progress is not None:
+            self._progress(self._role, self._done, self._total)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from qtool.arch.spec import Task
+from qtool.errors import ModelError, UsageError
+from qtool.verification.gate import Verdict
+from qtool.verification.report import Report
+from qtool.verification.run import VerifyOptions, find_panel, verify
+from tests.scoring import tiny
+
+RECIPE = """
+name: tiny
+description: for tests
+scheme: W4A16_NVFP4
+block_size: 16
+algorithm: max
+quantize: ["*_proj"]
+keep: []
+gates:
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_vl(tmp_path_factory.mktemp("verify") / "model")
+
+
+@pytest.fixture(scope="module")
+def noisy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with a little noise on every weight."""
+    folder = tmp_path_factory.mktemp("verify") / "noisy"
+    shutil.copytree(model, folder)
+    torch.manual_seed(0)
+    tensors = load_file(model / "model.safetensors")
+    save_file({k: v * (1 + 0.05 * torch.randn_like(v)) for k, v in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("panel")
+    Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+    documents = [{"text": "a [red] ball", "label": 1}, {"image": "red.png", "label": 2}, {"text": "no", "label": 0}]
+    lines = [{"query": f"which ball {n}?", "documents": documents} for n in range(4)]
+    path = folder / "balls.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def recipe(folder: Path, gates: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE + gates)
+    return str(path)
+
+
+def run(artefact: Path, reference: Path, panel: Path, **options: object) -> Report:
+    return verify(VerifyOptions(artefact, reference, (str(panel),), device="cpu", **{"task": Task.RERANK, **options}))
+
+
+def test_a_model_against_itself_passes_every_gate(model: Path, panel: Path, tmp_path: Path) -> None:
+    gates = "  log_odds_max: {max: 0}\n  kendall_tau: {min: 1}\n  cosine_min: {min: 1}"
+    report = run(model, model, panel, recipe=recipe(tmp_path, gates))
+    assert report.verdict is Verdict.PASS
+    assert report.passed
+    assert report.panels[0].metrics["ndcg10_drop"] == 0
+    assert (report.panels[0].queries, report.panels[0].pairs) == (4, 12)
+
+
+def test_noise_shows_in_the_numbers_and_fails_a_tight_gate(
+    model: Path, noisy: Path, panel: Path, tmp_path: Path
+) -> None:
+    report = run(noisy, model, panel, recipe=recipe(tmp_path, "  log_odds_rmse: {max: 1.0e-4}"))
+    assert report.verdict is Verdict.FAIL
+    assert not report.passed
+    assert report.panels[0].metrics["log_odds_rmse"] > 1e-3
+    worst = report.panels[0].worst
+    assert [abs(pair.delta) for pair in worst] == sorted((abs(pair.delta) for pair in worst), reverse=True)
+    assert worst[0].delta == worst[0].artefact - worst[0].reference
+    assert {pair.document for pair in worst} == {"a [red] ball", "[red.png]", "no"}
+
+
+def test_embedders_are_compared_by_cosine_and_each_content_is_embedded_once(
+    model: Path, noisy: Path, panel: Path
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+    options = VerifyOptions(noisy, model, (str(panel),), task=Task.EMBED, device="cpu")
+    report = verify(options, lambda *progress: seen.append(progress))
+    assert 0.5 < report.panels[0].metrics["cosine_min"] < 1
+    assert "log_odds_rmse" not in report.panels[0].metrics
+    assert seen[-1] == ("artefact", 7, 7)  # four queries and three documents
+    assert ("reference", 7, 7) in seen
+    assert verify(VerifyOptions(model, model, (str(panel),), task=Task.EMBED, device="cpu")).panels[0].metrics[
+        "cosine_min"
+    ] == (pytest.approx(1))
+
+
+def test_the_artefacts_own_recipe_brings_the_gates(model: Path, panel: Path, tmp_path: Path) -> None:
+    artefact = Path(shutil.copytree(model, tmp_path / "m"))
+    assert run(artefact, model, panel).verdict is Verdict.UNGATED
+    (artefact / "qtool.json").write_text(json.dumps({"recipe": {"text": RECIPE + "  log_odds_rmse: {max: 1}"}}))
+    report = run(artefact, model, panel)
+    assert (report.verdict, report.recipe) == (Verdict.PASS, "tiny")
+    (artefact / "qtool.json").write_text("{}")
+    with pytest.raises(ModelError, match="does not hold the recipe"):
+        run(artefact, model, panel)
+
+
+def test_limit_takes_the_first_queries(model: Path, panel: Path) -> None:
+    report = run(model, model, panel, limit=2)
+    assert (report.panels[0].queries, report.panels[0].pairs) == (2, 6)
+    with pytest.raises(UsageError, match="at least one query"):
+        run(model, model, panel, limit=0)
+
+
+def test_an_unknown_gate_is_refused_before_anything_is_loaded(panel: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((model / "config.json").read_text())
+    with pytest.raises(UsageError, match="'bleu' names no metric"):
+        run(tmp_path, tmp_path, panel, recipe=recipe(tmp_path, "  bleu: {min: 1}"))
+
+
+def test_a_text_model_refuses_a_picture_panel_by_item(panel: Path, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text")
+    with pytest.raises(UsageError, match=r"Panel balls, query 'q1': item 'd2' holds a picture"):
+        run(text, text, panel)
+
+
+def test_artefact_and_reference_must_be_of_one_family_and_task(model: Path, panel: Path, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text")
+    with pytest.raises(ModelError, match="artefact is a Qwen3ForCausalLM, the reference a Qwen3VL"):
+        run(text, model, panel)
+    folders = []
+    for name, kind in (("r", "x.LogitScore"), ("e", "x.Pooling")):
+        folders.append(Path(shutil.copytree(model, tmp_path / name)))
+        (folders[-1] / "modules.json").write_text(json.dumps([{"type": kind}]))
+    with pytest.raises(ModelError, match=r"LogitScore.*Pooling"):
+        run(folders[0], folders[1], panel, task=None)
+    with pytest.raises(UsageError, match="reranker or an embedder"):
+        run(model, model, panel, task=None)
+    assert run(model, folders[0], panel, task=None).task_source == "modules.json (LogitScore)"
+
+
+def test_panels_are_files_or_built_in_names(model: Path, panel: Path) -> None:
+    with pytest.raises(UsageError, match="No panel is called 'demo-taste'"):
+        find_panel("demo-taste")
+    assert find_panel("./mine.jsonl") == Path("mine.jsonl")
+    with pytest.raises(UsageError, match="Two panels are called 'balls'"):
+        verify(VerifyOptions(model, model, (str(panel), str(panel)), task=Task.RERANK))
+
+
+def test_the_report_is_json_and_a_table_with_every_promised_column(
+    model: Path, noisy: Path, panel: Path, tmp_path: Path
+) -> None:
+    gates = "  log_odds_rmse: {max: 0.5}\n  kendall_tau: {min: 1.1}\n  cosine_p1: {min: 0.9}"
+    report = run(noisy, model, panel, recipe=recipe(tmp_path, gates))
+    loaded = json.loads(report.to_json())
+    assert next(iter(loaded)) == "schema_version"
+    assert loaded["schema_version"] == 1
+    assert loaded["verdict"] == "fail"
+    assert loaded["panels"][0]["metrics"] == dict(report.panels[0].metrics)
+    assert loaded["gates"][1]["outcome"] == "fail"
+    console = Console(width=120, record=True, file=(tmp_path / "out").open("w", encoding="utf-8"))
+    console.print(report)
+    console.file.close()
+    text = console.export_text()
+    for phrase in ("log-odds, RMSE", "Kendall τ-b", "Worst pairs of balls", "a [red] ball", "≤ 0.5", "is below 1.1"):
+        assert phrase in text
+    assert "FAIL: 1 of 2 gates failed on 12 pairs, 1 skipped." in text
