@@ -138,6 +138,9 @@ def verify(
         str | None,
         typer.Option(help="Take the gates from here instead of the artefact's own recipe.", show_default=False),
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Score only the first N queries of each panel.", show_default=False)
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     task: TaskOption = None,
     revision: Revision = None,
@@ -150,7 +153,9 @@ def verify(
     from qtool.verification.run import verify as run
 
     source = resolve(reference, revision, token)
-    options = VerifyOptions(artefact, source.directory, tuple(panel or ()), parse_task(task), recipe, dtype)
+    options = VerifyOptions(
+        artefact, source.directory, tuple(panel or ()), parse_task(task), recipe, dtype, limit=limit
+    )
     with console.stage_bar("items") as progress:
         report = run(options, progress)
     _show(report.to_dict(), report, as_json=json)

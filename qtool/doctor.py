@@ -80,14 +80,23 @@ def _installed(package: str) -> str | None:
 
 def _devices() -> Iterator[Finding]:
     yield Finding("cpu", "info", f"{platform.machine()}, {os.cpu_count()} cores")
-    build = re.search(r"\+(\w+)", _installed("torch") or "")
-    yield Finding("torch build", "info", build[1] if build else "from the registry (CUDA on Linux)")
+    yield Finding("torch's CUDA", "info", _torch_cuda())
     driver = Path("/proc/driver/nvidia/version")
     if driver.is_file():
         yield Finding("gpu", "ok", driver.read_text().splitlines()[0])
     else:
         yield Finding("gpu", "info", "no NVIDIA driver; every job of qtool runs without")
     yield _optional("triton", "triton", "ModelOpt's CUDA-only algorithms", "comes with torch's CUDA build")
+
+
+def _torch_cuda() -> str:
+    """CUDA version that torch was built for, read from its version file: importing torch takes seconds."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "no torch"
+    text = Path(spec.origin).with_name("version.py").read_text()
+    found = re.search(r"^cuda\b.*= '([\d.]+)'", text, re.MULTILINE)
+    return found[1] if found else "none (CPU build)"
 
 
 def _engines() -> Iterator[Finding]:

@@ -150,3 +150,35 @@ def test_sizes(text, size):
 def test_no_sizes(text):
     with pytest.raises(UsageError):
         parse_size(text)
+
+
+IMPOSSIBLE = "gates:\n  log_odds_rmse: {max: 0.0}\n"
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory):
+    out = tmp_path_factory.mktemp("verify") / "out"
+    assert qtool("quantize", "qtool-demo-reranker", "-o", out).returncode == 0
+    return out
+
+
+def test_verify_passes_within_the_recipes_gates(artefact):
+    done = qtool("verify", artefact, "--reference", "qtool-demo-reranker", "--panel", "demo-text", "--limit", 8)
+    assert done.returncode == 0, done.stderr
+    assert "nDCG@10, artefact" in done.stdout
+
+
+def test_verify_fails_with_1_when_a_gate_does(artefact, tmp_path):
+    recipe = tmp_path / "strict.yaml"
+    text = json.loads((artefact / "qtool.json").read_text())["recipe"]["text"]
+    recipe.write_text(text.partition("gates:")[0] + IMPOSSIBLE)
+    arguments = ("--reference", "qtool-demo-reranker", "--panel", "demo-text", "--limit", 2, "--recipe", recipe, "--json")
+    done = qtool("verify", artefact, *arguments)
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "fail"
+
+
+def test_verify_refuses_an_artefact_of_another_task(artefact):
+    done = qtool("verify", artefact, "--reference", "qtool-demo-embedder")
+    assert done.returncode == 3
+    assert "LogitScore" in done.stderr

@@ -18,33 +18,26 @@ from qtool.errors import ModelError, SetupError
 from qtool.formats.nvfp4 import BLOCK
 from qtool.formats.nvfp4_kernels import squared_error
 from qtool.jsonfile import read_json
-from qtool.progress import Meter, Progress
-from qtool.quantization.pieces import PIECE, check_weights, pieces_of, read_piece
+from qtool.progress import Advance, Meter, Progress
+from qtool.quantization.pieces import PIECE, check_weights, pieces_of, read_piece, work_bytes
 from qtool.quantization.plan import Action, QuantizationPlan
 from qtool.quantization.quant_config import hf_quant_config
 from qtool.recipe import Recipe
 
 _TORCH_DTYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-_STEPS: Final = 4
 
 
 def quantize_modelopt(
     checkpoint: Checkpoint, plan: QuantizationPlan, folder: Path, max_shard_bytes: int, progress: Progress
 ) -> Mapping[str, float]:
     """Write ModelOpt's export of `plan` into `folder`; the relative error of each quantized tensor."""
-    meter = Meter(_STEPS, progress)
-    check_weights(checkpoint, plan)
-    meter.advance(1)
+    meter = Meter(work_bytes(plan), progress)
+    check_weights(checkpoint, plan, meter.advance)
     with _quiet():
-        model = _load(checkpoint, plan)
-        meter.advance(1)
-        _quantize_and_export(model, plan.recipe, folder, max_shard_bytes)
-    meter.advance(1)
+        _quantize_and_export(_load(checkpoint, plan), plan.recipe, folder, max_shard_bytes)
     _require_same_description(plan, folder)
     (folder / "generation_config.json").unlink(missing_ok=True)  # ModelOpt makes one up; the source's is copied
-    errors = _relative_errors(checkpoint, plan, folder)
-    meter.advance(1)
-    return errors
+    return _relative_errors(checkpoint, plan, folder, meter.advance)
 
 
 def _load(checkpoint: Checkpoint, plan: QuantizationPlan) -> Any:
@@ -121,7 +114,9 @@ def _require_same_description(plan: QuantizationPlan, folder: Path) -> None:
         )
 
 
-def _relative_errors(checkpoint: Checkpoint, plan: QuantizationPlan, folder: Path) -> Mapping[str, float]:
+def _relative_errors(
+    checkpoint: Checkpoint, plan: QuantizationPlan, folder: Path, advance: Advance
+) -> Mapping[str, float]:
     """|w - q| / |w| of each quantized tensor, from the bytes that ModelOpt wrote."""
     infos = {info.hf_name: info for path in sorted(folder.glob("*.safetensors")) for info in read_header(path)}
     written = Checkpoint(folder, {}, infos)
@@ -138,6 +133,7 @@ def _relative_errors(checkpoint: Checkpoint, plan: QuantizationPlan, folder: Pat
                 span = slice(first // 2, (first + bits.size) // 2), slice(first // BLOCK, (first + bits.size) // BLOCK)
                 sums = squared_error(bits, piece.element, scale, packed[span[0]], scales[span[1]])
                 error, power = error + sums[0], power + sums[1]
+                advance(piece.length)
             errors[tensor.spec.hf_name] = float(np.sqrt(error / power)) if power else 0.0
     written.close()
     return errors

@@ -16,6 +16,7 @@ from qtool.errors import ModelError
 from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
 from qtool.formats.nvfp4 import U8, global_scale, is_usable_scale
 from qtool.formats.nvfp4_kernels import largest_magnitude
+from qtool.progress import Advance
 from qtool.quantization.plan import Action, PlannedTensor, QuantizationPlan
 
 PIECE: Final = 8 << 20
@@ -73,13 +74,20 @@ def usable_scale(group: str, largest: int, element: FloatFormat) -> np.float32:
     return scale
 
 
-def check_weights(checkpoint: Checkpoint, plan: QuantizationPlan) -> None:
+def work_bytes(plan: QuantizationPlan) -> int:
+    """Source bytes that a run reads: what `advance` adds up to."""
+    reads = {Action.QUANTIZE: 2, Action.COPY: 1, Action.DROP: 0}
+    return sum(reads[tensor.action] * tensor.source.nbytes for tensor in plan.tensors)
+
+
+def check_weights(checkpoint: Checkpoint, plan: QuantizationPlan, advance: Advance) -> None:
     """Read every weight and raise the ModelError that streaming would, for backends that do not look."""
     buffer = np.empty(PIECE, np.uint8)
     largest: dict[str, tuple[int, FloatFormat]] = {}
     for tensor in plan.tensors:
-        for piece in pieces_of(tensor):
+        for piece in pieces_of(tensor) if tensor.action is not Action.DROP else ():
             found = checked_largest(checkpoint, piece, read_piece(checkpoint, piece, buffer))
+            advance(piece.length)
             if tensor.action is Action.QUANTIZE:
                 before = largest.get(tensor.spec.fused_group, (0, piece.element))[0]
                 largest[tensor.spec.fused_group] = max(before, found), piece.element

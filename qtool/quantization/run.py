@@ -47,7 +47,8 @@ def _write(job: Job, options: QuantizeOptions, folder: Path, progress: Progress)
 
 
 def _write_streaming(job: Job, folder: Path, progress: Progress) -> tuple[Mapping[str, str], Mapping[str, float]]:
-    from qtool.quantization.streaming import quantize_streaming, work_bytes
+    from qtool.quantization.pieces import work_bytes
+    from qtool.quantization.streaming import quantize_streaming
 
     meter = Meter(work_bytes(job.plan), progress)
     result = quantize_streaming(job.checkpoint, job.plan, job.layout, folder, meter.advance)

@@ -36,12 +36,6 @@ class StreamingResult:
     relative_errors: Mapping[str, float]
 
 
-def work_bytes(plan: QuantizationPlan) -> int:
-    """Source bytes that a run reads: what `advance` adds up to."""
-    reads = {Action.QUANTIZE: 2, Action.COPY: 1, Action.DROP: 0}
-    return sum(reads[tensor.action] * tensor.source.nbytes for tensor in plan.tensors)
-
-
 def quantize_streaming(
     checkpoint: Checkpoint, plan: QuantizationPlan, layout: Layout, folder: Path, advance: Advance
 ) -> StreamingResult:

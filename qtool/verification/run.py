@@ -6,7 +6,6 @@ Rule: whatever can be refused is refused before the first model is loaded, and o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +18,7 @@ from qtool.inputs.panels import Panel, load_panel
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.manifest import versions
+from qtool.progress import StageProgress
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
 from qtool.verification.answers import Answers, answer, compare, work
 from qtool.verification.gate import check_names, evaluate, verdict
@@ -27,9 +27,6 @@ from qtool.verification.report import Report
 TEXT_PANELS: Final = ("demo-text",)
 VISION_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
 _PANEL_FOLDER: Final = "calibration/panels"
-
-StageProgress = Callable[[str, int, int], None]
-"""Called with what is being scored ("reference" or "artefact"), how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)

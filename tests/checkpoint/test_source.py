@@ -62,10 +62,11 @@ def test_another_cache_is_respected(repository, tmp_path):
 
 
 def test_a_token_opens_a_gated_model_and_its_absence_is_explained(repository, tmp_path):
+    environment = {"HF_TOKEN": "secret"}
     with serve(repository, token="secret") as hub:  # noqa: S106
         refused = run(tmp_path, "org/model", endpoint=hub.url)
         by_option = run(tmp_path, "org/model", "--token", "secret", endpoint=hub.url)
-        by_environment = run(tmp_path, "org/model", endpoint=hub.url, HF_TOKEN="secret")
+        by_environment = run(tmp_path, "org/model", endpoint=hub.url, **environment)
     assert refused.returncode == 5
     assert "private or gated" in refused.stderr
     assert by_option.returncode == by_environment.returncode == 0, by_option.stderr
