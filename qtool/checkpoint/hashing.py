@@ -30,12 +30,12 @@ class FollowingHasher:
 
     def written(self, offset: int, nbytes: int) -> None:
         """Tell that these bytes are final."""
+        if nbytes == 0:
+            return
         with self._changed:
             self._extents[offset] = offset + nbytes
             while (end := self._extents.pop(self._ready, None)) is not None:
                 self._ready = end
-                if end == offset:  # an empty extent would be found forever
-                    break
             self._changed.notify()
 
     def cancel(self) -> None:

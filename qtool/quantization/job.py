@@ -5,8 +5,7 @@ Rule: preparing a job reads configs and headers only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -73,21 +72,17 @@ class Job:
         return self.layout.nbytes + sum(map(len, self.small_files.values())) + sidecar_bytes
 
 
-@contextmanager
-def prepare(options: QuantizeOptions) -> Iterator[Job]:
+def prepare(options: QuantizeOptions) -> Job:
     """Resolve, open and plan."""
     if options.output is not None and not options.dry_run:
         check_target(options.output, force=options.force)
     recipe = load_recipe(options.recipe)
     source = resolve(options.model, options.revision, options.token)
     checkpoint = open_checkpoint(source.directory)
-    try:
-        plan = plan_quantization(checkpoint, detect(source.directory, options.task), recipe.recipe)
-        layout = lay_out(plan.outputs, options.max_shard_bytes)
-        backend, reason = _choose(options.backend)
-        yield Job(source, checkpoint, recipe, plan, layout, backend, reason, _small_files(plan, layout))
-    finally:
-        checkpoint.close()
+    plan = plan_quantization(checkpoint, detect(source.directory, options.task), recipe.recipe)
+    layout = lay_out(plan.outputs, options.max_shard_bytes)
+    backend, reason = _choose(options.backend)
+    return Job(source, checkpoint, recipe, plan, layout, backend, reason, _small_files(plan, layout))
 
 
 def _choose(backend: Backend) -> tuple[Literal["streaming", "modelopt"], str]:

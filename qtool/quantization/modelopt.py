@@ -135,5 +135,4 @@ def _relative_errors(
                 error, power = error + sums[0], power + sums[1]
                 advance(piece.length)
             errors[tensor.spec.hf_name] = float(np.sqrt(error / power)) if power else 0.0
-    written.close()
     return errors

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qtool.checkpoint.reader import INDEX, Checkpoint
-from qtool.checkpoint.writer import check_target, require_space, sha256_of, staged_folder
+from qtool.checkpoint.writer import require_space, sha256_of, staged_folder
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.progress import Meter, Progress, no_progress
@@ -23,14 +23,13 @@ from qtool.quantization.summary import QuantizationSummary, summarize
 
 def quantize(options: QuantizeOptions, progress: Progress = no_progress) -> QuantizationSummary:
     """Quantize `options.model` into `options.output`, or with `dry_run` only say what that would do."""
-    with prepare(options) as job:
-        if options.dry_run or options.output is None:
-            return summarize(job, {})
-        check_target(options.output, force=options.force)
-        require_space(options.output, job.output_bytes)
-        with staged_folder(options.output, force=options.force) as folder:
-            errors = _write(job, options, folder, progress)
-        return summarize(job, errors)
+    job = prepare(options)
+    if options.dry_run or options.output is None:
+        return summarize(job)
+    require_space(options.output, job.output_bytes)
+    with staged_folder(options.output, force=options.force) as folder:
+        errors = _write(job, options, folder, progress)
+    return summarize(job, errors, options.output)
 
 
 def _write(job: Job, options: QuantizeOptions, folder: Path, progress: Progress) -> Mapping[str, float]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.quantization.job import Job
 from qtool.quantization.plan import Action, PlannedTensor, QuantizationPlan
 
@@ -77,8 +79,8 @@ def _tensor_class(plan: QuantizationPlan, members: list[PlannedTensor], errors: 
     )
 
 
-def summarize(job: Job, errors: Mapping[str, float]) -> QuantizationSummary:
-    """The summary of a job; `errors` is empty before the run."""
+def summarize(job: Job, errors: Mapping[str, float] | None = None, written: Path | None = None) -> QuantizationSummary:
+    """The summary of a job; after the run with the relative errors and the folder that was written."""
     source_bytes = sum(tensor.source.nbytes for tensor in job.plan.tensors)
     return QuantizationSummary(
         architecture=job.plan.detection.architecture.name,
@@ -87,12 +89,16 @@ def summarize(job: Job, errors: Mapping[str, float]) -> QuantizationSummary:
         recipe=job.plan.recipe.name,
         backend=job.backend,
         backend_reason=job.backend_reason,
-        classes=tensor_classes(job.plan, errors),
+        classes=tensor_classes(job.plan, errors or {}),
         bits_per_weight=job.plan.bits_per_weight,
         source_bytes=source_bytes,
-        output_bytes=job.output_bytes,
+        output_bytes=_size(written) if written else job.output_bytes,
         peak_memory_bytes=_peak_memory(job, source_bytes),
     )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
 def _peak_memory(job: Job, source_bytes: int) -> int:

@@ -87,7 +87,6 @@ def test_reading_is_what_safetensors_wrote(tmp_path):
     assert checkpoint.read("s").shape == ()
     assert checkpoint.read("s")[()] == 1.5
     assert checkpoint.read("u").tolist() == list(range(7))
-    checkpoint.close()
 
 
 @pytest.fixture
