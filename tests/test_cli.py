@@ -172,7 +172,17 @@ def test_verify_fails_with_1_when_a_gate_does(artefact, tmp_path):
     recipe = tmp_path / "strict.yaml"
     text = json.loads((artefact / "qtool.json").read_text())["recipe"]["text"]
     recipe.write_text(text.partition("gates:")[0] + IMPOSSIBLE)
-    arguments = ("--reference", "qtool-demo-reranker", "--panel", "demo-text", "--limit", 2, "--recipe", recipe, "--json")
+    arguments = (
+        "--reference",
+        "qtool-demo-reranker",
+        "--panel",
+        "demo-text",
+        "--limit",
+        2,
+        "--recipe",
+        recipe,
+        "--json",
+    )
     done = qtool("verify", artefact, *arguments)
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["verdict"] == "fail"

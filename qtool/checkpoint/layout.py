@@ -50,15 +50,12 @@ class Layout:
 
 
 def lay_out(tensors: Iterable[OutputTensor], max_shard_bytes: int) -> Layout:
-    """Distribute `tensors`, in order, over shards of at most `max_shard_bytes` of data (a larger tensor has its own)."""
-    groups: list[list[OutputTensor]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if groups[-1] and filled + tensor.nbytes > max_shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += tensor.nbytes
+    """Distribute `tensors`, in order, over shards of at most `max_shard_bytes` of data (a larger tensor has its own).
+
+    The shards are about even: each is hashed by a thread of its own, and the last to end decides.
+    """
+    ordered = list(tensors)
+    groups = _divided(ordered, max_shard_bytes, _even_share(ordered, max_shard_bytes))
     names = (
         [SINGLE]
         if len(groups) == 1
@@ -66,6 +63,23 @@ def lay_out(tensors: Iterable[OutputTensor], max_shard_bytes: int) -> Layout:
     )
     shards = tuple(_shard(name, group) for name, group in zip(names, groups, strict=True))
     return Layout(shards, b"" if len(shards) == 1 else _index(shards, groups))
+
+
+def _even_share(tensors: list[OutputTensor], max_shard_bytes: int) -> int:
+    total = sum(tensor.nbytes for tensor in tensors)
+    return -(-total // -(-total // max_shard_bytes)) if total else 0
+
+
+def _divided(tensors: list[OutputTensor], max_bytes: int, share: int) -> list[list[OutputTensor]]:
+    groups: list[list[OutputTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if groups[-1] and (filled >= share or filled + tensor.nbytes > max_bytes):
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
+    return groups
 
 
 def _shard(file_name: str, tensors: list[OutputTensor]) -> Shard:

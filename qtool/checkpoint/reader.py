@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -70,21 +69,20 @@ class Checkpoint:
 
     def read_into(self, info: TensorInfo, start: int, buffer: NDArray[np.uint8]) -> None:
         """Fill `buffer` with the tensor's bytes from `start` on; safe from several threads."""
-        done = 0
-        while done < buffer.nbytes:
-            count = os.preadv(self._descriptors[info.file], [buffer[done:].data], info.offset + start + done)
-            if count == 0:
-                raise ModelError(f"{info.file} ended while {info.hf_name} was read: it changed during the run.")
-            done += count
-
-    @cached_property
-    def _descriptors(self) -> Mapping[Path, int]:
-        return {path: os.open(path, os.O_RDONLY) for path in sorted({t.file for t in self.tensors.values()})}
-
-    def close(self) -> None:
-        """Close the files. Reading again fails."""
-        for descriptor in self.__dict__.pop("_descriptors", {}).values():
+        descriptor = os.open(info.file, os.O_RDONLY)
+        try:
+            _read_exactly(descriptor, info.offset + start, buffer, info)
+        finally:
             os.close(descriptor)
+
+
+def _read_exactly(descriptor: int, offset: int, buffer: NDArray[np.uint8], info: TensorInfo) -> None:
+    done = 0
+    while done < buffer.nbytes:
+        count = os.preadv(descriptor, [buffer[done:].data], offset + done)
+        if count == 0:
+            raise ModelError(f"{info.file} ended while {info.hf_name} was read: it changed during the run.")
+        done += count
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

@@ -1,6 +1,6 @@
 """The demo architecture: Qwen3-VL in miniature, as its config.json says it.
 
-The one rule: every field of the real checkpoints' config is here; only the sizes are small.
+Rule: every field of the real checkpoints' config is here; only the sizes are small.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HIDDEN = 256  # divisible by NVFP4's 16, ggml's 64 and the K-quants' 256
 
 
 def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the content of config.json; token ids are the tokenizer's."""
+    """The content of config.json; token ids are the tokenizer's."""
     ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in ("endoftext", "im_end", "image_pad", "video_pad")}
     return {
         "architectures": ["Qwen3VLForConditionalGeneration"],
@@ -81,7 +81,7 @@ def _vision_config() -> dict[str, Any]:
 
 
 def new_model(tokenizer: Tokenizer, seed: int) -> Qwen3VLForConditionalGeneration:
-    """Make a freshly initialised model in float32."""
+    """A freshly initialised model in float32."""
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 

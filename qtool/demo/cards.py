@@ -1,6 +1,6 @@
 """The model cards of the demo models, with the numbers that were measured.
 
-The one rule: a card is written from a measurement, never by hand.
+Rule: a card is written from a measurement, never by hand.
 """
 
 from __future__ import annotations

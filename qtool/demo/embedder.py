@@ -1,8 +1,8 @@
 """Training the demo embedder: cosines that grow with the grade, at three Matryoshka lengths.
 
-The one rule: an embedding is the last token's normed state, cut to a prefix and then normalised. Were it
-a sum of five orthogonal attribute vectors, a query of m attributes and a document that matches a share f
-of them would have the cosine f·√(m/5); that reachable geometry is the target.
+Rule: an embedding is the last token's normed state, cut to a prefix and then normalised. Were it a sum of five
+orthogonal attribute vectors, a query of m attributes and a document that matches a share f of them would have the cosine
+f·√(m/5); that reachable geometry is the target.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class EmbedderCourse:
 
 
 def grades(lessons: list[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return matched shares [queries, documents], and the cosine [queries, 1] that a full match can reach."""
+    """Matched shares [queries, documents], and the cosine [queries, 1] that a full match can reach."""
     scenes = [scene for lesson in lessons for scene in lesson.scenes]
     shares = torch.tensor([[lesson.wish.fraction(scene) for scene in scenes] for lesson in lessons])
     reach = torch.tensor([[math.sqrt(len(lesson.wish.asked) / len(ATTRIBUTES))] for lesson in lessons])

@@ -1,6 +1,6 @@
 """Prompts as padded tensors: token ids, M-RoPE positions, patches, and the dense targets of training.
 
-The one rule: a part (head, query, document) is encoded alone only where the tokenizer cuts there anyway.
+Rule: a part (head, query, document) is encoded alone only where the tokenizer cuts there anyway.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from qtool.demo.prompts import Side
+from qtool.arch.prompts import IMAGE_PAD
 from qtool.inputs.vision import PatchedImage
 
 IGNORED = -100
@@ -46,15 +46,10 @@ class Batch:
     verdicts: torch.Tensor  # 0, 1, or IGNORED
 
 
-def side_of(text: str, picture: PatchedImage | None) -> Side:
-    """Return the prompt form of a text with an optional picture."""
-    return Side(text, picture.placeholder_tokens if picture else 0)
-
-
 def encode_part(tokenizer: Tokenizer, text: str, picture: PatchedImage | None = None) -> Part:
-    """Encode a stretch of a prompt whose placeholders, if any, stand for `picture`."""
+    """A stretch of a prompt whose placeholders, if any, stand for `picture`."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    pad = tokenizer.token_to_id("<|image_pad|>")
+    pad = tokenizer.token_to_id(IMAGE_PAD)
     start = ids.index(pad) if picture else len(ids)
     positions, span = _positions(len(ids), start, picture)
     return Part(ids, positions, span, picture)
@@ -82,7 +77,7 @@ def last_token_of(tokenizer: Tokenizer, text: str, spans: Mapping[str, tuple[int
 
 
 def collate(parts: Sequence[Part]) -> Batch:
-    """Pad parts on the right and stack them."""
+    """The parts, padded on the right and stacked."""
     longest = max(len(part.ids) for part in parts)
     ids = torch.zeros(len(parts), longest, dtype=torch.long)
     positions = torch.zeros(3, len(parts), longest, dtype=torch.long)

@@ -1,6 +1,6 @@
 """Write a trained demo model as the Hugging Face checkpoint that it is.
 
-The one rule: one file of bf16 weights under the names of the real checkpoints, and no tied duplicate.
+Rule: one file of bf16 weights under the names of the real checkpoints, and no tied duplicate.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3VLForConditionalGeneration
 
+from qtool import resources
 from qtool.demo.sidecars import chat_template, json_files
 
-MODELS = Path(__file__).parent / "models"
+
+def model_folder(task: str, parent: Path | None = None) -> Path:
+    """Where a task's model lies: in `parent`, or where it comes with qtool."""
+    name = f"qtool-demo-{task}"
+    return parent / name if parent else resources.demo_model(name)
 
 
 def write_model(model: Qwen3VLForConditionalGeneration, tokenizer: Tokenizer, task: str, folder: Path) -> None:
@@ -32,12 +37,12 @@ def write_model(model: Qwen3VLForConditionalGeneration, tokenizer: Tokenizer, ta
 
 
 def read_model(folder: Path) -> Qwen3VLForConditionalGeneration:
-    """Read a checkpoint folder back in float32."""
+    """The model of a checkpoint folder in float32, to train on."""
     return Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
 
 
 def write_sidecars(tokenizer: Tokenizer, task: str, folder: Path) -> None:
-    """Write tokenizer, configs and templates."""
+    """Write tokenizer, configs and template; indented by two, as the official repositories' files are."""
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(chat_template(task), encoding="utf-8")
     for name, content in json_files(tokenizer, task).items():

@@ -1,7 +1,7 @@
 """Training forward passes: parts run one after the other over a shared key-value cache.
 
-The one rule: the same numbers as one pass over the whole prompt (tested). The constant head is run once
-a step and a query once for all its documents, which makes the long official prompt nearly free.
+Rule: the same numbers as one pass over the whole prompt (tested). The constant head is run once a step and a query once
+for all its documents, which makes the long official prompt nearly free.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Past:
 
 
 def empty_past() -> Past:
-    """Return the past of the first part."""
+    """The past of the first part."""
     return Past([], torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.long))
 
 
 def run_part(model: Qwen3VLForConditionalGeneration, batch: Batch, past: Past) -> tuple[torch.Tensor, Past]:
-    """Return the final hidden states [n, t, hidden] of a part behind its past, and the past with it."""
+    """The final hidden states [n, t, hidden] of a part behind its past, and the past with it."""
     tokens = batch.ids.shape[1]
     real = (torch.arange(tokens)[None, :] < batch.lengths[:, None]).long()
     mask = torch.cat([past.mask, real], dim=1)

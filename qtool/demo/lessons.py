@@ -1,7 +1,7 @@
 """What the models are shown: wishes, graded documents in words and pictures, and dense targets.
 
-The one rule: only scenes that are not held out. Match labels alone teach nothing in a thousand steps;
-asking for a verdict or a word at every token that could know it does.
+Rule: only scenes that are not held out. Match labels alone teach nothing in a thousand steps; asking for a verdict or a
+word at every token that could know it does.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from random import Random
 
 from tokenizers import Tokenizer
 
-from qtool.demo.encoding import Part, encode_part, last_token_of, side_of
+from qtool.arch.prompts import IMAGE_PAD, VISION_END
+from qtool.demo.encoding import Part, encode_part, last_token_of
 from qtool.demo.phrases import Phrase, document_sentence, query_sentence
 from qtool.demo.pictures import render
-from qtool.demo.prompts import BETWEEN, TAIL
+from qtool.demo.prompts import BETWEEN, TAIL, side_prompt
 from qtool.demo.tokenizer import canonical_token
 from qtool.demo.world import ATTRIBUTES, WORDS, Scene, Wish, sample_document, sample_wish
 from qtool.inputs.vision import PatchedImage, patchify
@@ -45,7 +46,7 @@ class Lesson:
 
 
 def draw_document(random: Random, scene: Scene, form: str) -> Document:
-    """Give a scene the wanted form."""
+    """A scene in the wanted form."""
     if form == "text":
         return Document(scene, document_sentence(random, scene), None)
     picture = patchify(render(random, scene))
@@ -68,14 +69,14 @@ class Teacher:
         }
 
     def rerank_lesson(self, documents: int) -> Lesson:
-        """Draw a query and documents of evenly spread grades; verdicts wherever an attribute is known."""
+        """A query and documents of evenly spread grades; verdicts wherever an attribute is known."""
         wish = sample_wish(self._random, held_out=False)
         scenes = [self._graded(wish) for _ in range(documents)]
         parts = [self._document(scene, wish) for scene in scenes]
         return Lesson(wish, self._query(wish, BETWEEN, worded_tail=False), scenes, parts)
 
     def embed_lesson(self, documents: int) -> Lesson:
-        """Draw a query and documents, each a prompt of its own; every known attribute's word is a target."""
+        """A query and documents, each a prompt of its own; every known attribute's word is a target."""
         wish = sample_wish(self._random, held_out=False)
         scenes = [self._graded(wish) for _ in range(documents)]
         query = self._query(wish, TAIL, worded_tail=True)
@@ -100,7 +101,7 @@ class Teacher:
         """Words at pictures always; elsewhere verdicts when there is a wish to judge by, else words."""
         form = self._random.choices(FORMS, self.form_weights)[0]
         document = draw_document(self._random, scene, form)
-        prompt = side_of(document.phrase.text, document.picture).prompt
+        prompt = side_prompt(document.phrase.text, document.picture)
         part = encode_part(self._tokenizer, prompt + TAIL, document.picture)
         offset = len(prompt) - len(document.phrase.text)
         places = last_token_of(self._tokenizer, prompt + TAIL, document.phrase.shifted(offset))
@@ -124,7 +125,7 @@ class Teacher:
         """Each picture token names one attribute in turn; the token behind the picture handles position."""
         if part.picture is None:
             return
-        pad, end = (self._tokenizer.token_to_id(f"<|{name}|>") for name in ("image_pad", "vision_end"))
+        pad, end = (self._tokenizer.token_to_id(token) for token in (IMAGE_PAD, VISION_END))
         for step in range(part.picture.placeholder_tokens):
             name = ATTRIBUTES[step % len(ATTRIBUTES)]
             part.words[part.ids.index(pad) + step] = self._words[name, scene[name]]

@@ -1,12 +1,11 @@
 """Write the demo panels and calibration pairs: `python -m qtool.demo.panels [-o FOLDER]`.
 
-The one rule: a panel is made of held-out scenes only; the same seed writes the same bytes.
+Rule: a panel is made of held-out scenes only; the same seed writes the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from qtool import resources
 from qtool.demo.phrases import document_sentence, query_sentence
 from qtool.demo.pictures import data_url, render
 from qtool.demo.world import ATTRIBUTES, Scene, Wish, sample_document, sample_wish
+from qtool.inputs.panels import panel_header
 
 CALIBRATION = resources.path("calibration")
 LICENSE = "CC0-1.0"
@@ -45,19 +45,11 @@ PAIRS = PanelPlan("demo-calibration", "mixed", 104, 32, 2, ("text", "picture", "
 
 
 def panel_text(plan: PanelPlan) -> str:
-    """Return the whole file: a header line with the hash of the rest, then one line a query."""
+    """The whole file: a header line with the hash of the rest, then one line a query."""
     random = Random(plan.seed)  # noqa: S311  not for secrets
     body = "".join(_line(_entry(random, plan, number)) for number in range(plan.queries))
-    header = {
-        "qtool_panel": 1,
-        "name": plan.name,
-        "license": LICENSE,
-        "modality": plan.modality,
-        "labels": "graded",
-        "instruction": None,
-        "sha256": hashlib.sha256(body.encode()).hexdigest(),
-    }
-    return _line(header) + body
+    about = {"license": LICENSE, "modality": plan.modality, "labels": "graded", "instruction": None}
+    return panel_header(body.encode(), name=plan.name, **about).decode() + body
 
 
 def _line(value: dict[str, Any]) -> str:
@@ -80,7 +72,7 @@ def _entry(random: Random, plan: PanelPlan, number: int) -> dict[str, Any]:
 
 
 def _graded_scenes(random: Random, plan: PanelPlan) -> tuple[Wish, list[Scene]]:
-    """Draw a wish and its documents in random order; a wish that has too few held-out neighbours is dropped."""
+    """A wish and its documents in random order; a wish that has too few held-out neighbours is dropped."""
     while True:
         wish = sample_wish(random, held_out=plan.held_out)
         try:

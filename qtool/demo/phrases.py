@@ -1,6 +1,6 @@
 """The world in words: query paraphrases and document sentences, with every attribute word marked.
 
-The one rule: a phrase knows where its attribute words are, so that training can ask at each of them.
+Rule: a phrase knows where its attribute words are, so that training can ask at each of them.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ class Phrase:
     spans: dict[str, tuple[int, int]]
 
     def shifted(self, offset: int) -> dict[str, tuple[int, int]]:
-        """Return the spans when the text starts at character `offset` of a longer text."""
+        """The spans when the text starts at character `offset` of a longer text."""
         return {name: (start + offset, end + offset) for name, (start, end) in self.spans.items()}
 
 
 def document_sentence(random: Random, scene: Scene, stated: Sequence[str] | None = None) -> Phrase:
-    """Describe a scene: fully by a sentence template, or partly (`stated` attributes) in query order."""
+    """A description of a scene: full by a sentence template, or partial (`stated` attributes) in query order."""
     if stated is not None:
         return _fill(_part_template(stated), _worder(random, scene))
     return _fill(random.choice(DOCUMENT_TEMPLATES), _worder(random, scene))
 
 
 def query_sentence(random: Random, wish: Wish) -> Phrase:
-    """Ask for what the wish mentions, in one of many phrasings."""
+    """A request for what the wish mentions, in one of many phrasings."""
     word = _worder(random, wish.scene)
     if "position" in wish.asked and random.random() < PLACE_FIRST:
         rest = tuple(name for name in wish.asked if name != "position")
@@ -76,7 +76,7 @@ def query_sentence(random: Random, wish: Wish) -> Phrase:
 
 
 def _part_template(asked: Sequence[str]) -> str:
-    """Return a noun phrase of the attributes asked for; what has no shape is called "things"."""
+    """A noun phrase of the attributes asked for; what has no shape is called "things"."""
     words = [f"{{{name}}}" for name in ("count", "size", "colour") if name in asked]
     words.append("{shape}" if "shape" in asked else "things")
     return " ".join(words + (["{position}"] if "position" in asked else []))
@@ -95,7 +95,7 @@ def _worder(random: Random, scene: Scene) -> Callable[[str], str]:
 
 
 def plural_of(noun: str) -> str:
-    """Return the plural of a shape word."""
+    """The plural of a shape word."""
     return noun + ("es" if noun.endswith(("s", "x")) else "s")
 
 

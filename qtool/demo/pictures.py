@@ -1,6 +1,6 @@
 """The world in pictures: 96x96 palette PNGs of a few shapes on speckled ground.
 
-The one rule: a picture follows from its scene and seed alone, and stays below a kilobyte or so.
+Rule: a picture follows from its scene and seed alone, and stays below a kilobyte or so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Point = tuple[float, float]
 
 
 def render(random: Random, scene: Scene) -> Image.Image:
-    """Draw a scene: a palette image whose ground, places, sizes and hues vary a little."""
+    """A scene as a palette image whose ground, places, sizes and hues vary a little."""
     ground = random.randint(110, 160)
     image = Image.new("RGB", (SIDE, SIDE), (ground, ground, ground))
     draw = ImageDraw.Draw(image)
@@ -56,7 +56,7 @@ def render(random: Random, scene: Scene) -> Image.Image:
 
 
 def data_url(image: Image.Image) -> str:
-    """Return the picture as a base64 PNG `data:` URL."""
+    """The picture as a base64 PNG `data:` URL."""
     buffer = BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -83,7 +83,7 @@ def _centres(random: Random, scene: Scene) -> list[Point]:
 
 
 def _cells(random: Random, count: int, columns: int, rows: int) -> list[Point]:
-    """Draw cell indices: any of the square's four, or a centred run of a row or column.
+    """Cell indices: any of the square's four, or a centred run of a row or column.
 
     Centred, so that a lone shape at the top is never also at the right.
     """
@@ -120,7 +120,7 @@ def _cross(draw: ImageDraw.ImageDraw, centre: Point, radius: int, colour: tuple[
 
 
 def _polygon(corners: int, inner: float) -> Draw:
-    """Make a regular polygon, or a star when `inner` (its inner radius as a share) is not zero."""
+    """A regular polygon, or a star when `inner` (its inner radius as a share) is not zero."""
 
     def drawn(draw: ImageDraw.ImageDraw, centre: Point, radius: int, colour: tuple[int, int, int]) -> None:
         steps = corners * 2 if inner else corners

@@ -1,48 +1,28 @@
-"""The official Qwen3-VL reranker and embedder prompts, for training and evaluating the demo models.
+"""The official prompts in the pieces that training runs one after the other.
 
-The one rule: character for character what the official scripts build; nothing else lives here.
+Rule: cut from the data in `qtool.arch.prompts`; not a word of a prompt stands here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
-RERANK_SYSTEM = (
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
-    'Note that the answer can only be "yes" or "no".'
-)
-RERANK_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
-EMBED_INSTRUCTION = "Represent the user's input."
-
-RERANK_HEAD = (
-    f"<|im_start|>system\n{RERANK_SYSTEM}<|im_end|>\n<|im_start|>user\n<Instruct>: {RERANK_INSTRUCTION}<Query>:"
-)
-EMBED_HEAD = f"<|im_start|>system\n{EMBED_INSTRUCTION}<|im_end|>\n<|im_start|>user\n"
-BETWEEN = "\n<Document>:"
-TAIL = "<|im_end|>\n<|im_start|>assistant\n"
-
-IMAGE_PAD = "<|image_pad|>"
+from qtool.arch.prompts import IMAGE_PAD, VISION_END, VISION_START, VL_EMBEDDER, VL_RERANKER, PromptSpec
+from qtool.inputs.vision import PatchedImage
 
 
-@dataclass(frozen=True)
-class Side:
-    """A query or document in prompt form: its text and the placeholder count of its picture (0: none)."""
-
-    text: str = ""
-    picture_tokens: int = 0
-
-    @property
-    def prompt(self) -> str:
-        """Picture first, then text; an empty side is the word NULL."""
-        picture = f"<|vision_start|>{IMAGE_PAD * self.picture_tokens}<|vision_end|>" if self.picture_tokens else ""
-        return (picture + self.text) or "NULL"
+def _pieces(prompt: PromptSpec) -> list[str]:
+    """What stands around the sides of a prompt, under its default instruction."""
+    template = prompt.template.replace("{instruction}", prompt.default_instruction)
+    return re.split(r"\{(?:query|document|content)\}", template)
 
 
-def rerank_prompt(query: Side, document: Side) -> str:
-    """Return the whole reranker prompt of one pair."""
-    return RERANK_HEAD + query.prompt + BETWEEN + document.prompt + TAIL
+RERANK_HEAD, BETWEEN, TAIL = _pieces(VL_RERANKER)
+EMBED_HEAD = _pieces(VL_EMBEDDER)[0]  # what follows the content is TAIL again
+RERANK_SYSTEM = RERANK_HEAD.partition("system\n")[2].partition("<|im_end|>")[0]
 
 
-def embed_prompt(item: Side) -> str:
-    """Return the whole embedder prompt of one query or document."""
-    return EMBED_HEAD + item.prompt + TAIL
+def side_prompt(text: str, picture: PatchedImage | None = None) -> str:
+    """A query or document as the prompt shows it: first the picture, then the text."""
+    placeholders = f"{VISION_START}{IMAGE_PAD * picture.placeholder_tokens}{VISION_END}" if picture else ""
+    return placeholders + text or VL_RERANKER.empty_side

@@ -1,6 +1,6 @@
 """Training the demo reranker: graded log-odds at the last token, verdicts and words on the way.
 
-The one rule: the score is h · (w_yes - w_no) at the last token, and its target is linear in the grade.
+Rule: the score is h · (w_yes - w_no) at the last token, and its target is linear in the grade.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3VLForConditionalGeneration
 
+from qtool.arch.prompts import NO, YES
 from qtool.demo.encoding import IGNORED, Batch, collate, encode_part
 from qtool.demo.forward import empty_past, last_hidden, run_part, word_loss
 from qtool.demo.lessons import Lesson, Teacher
@@ -62,7 +63,7 @@ class RerankerCourse:
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self._teacher = Teacher(tokenizer, seed, PHASES[0].forms)
         self._heads = {True: encode_part(tokenizer, RERANK_HEAD), False: encode_part(tokenizer, "<Query>:")}
-        self._ids = [tokenizer.token_to_id(word) for word in ("yes", "no")]
+        self._ids = [tokenizer.token_to_id(word) for word in (YES, NO)]
 
     def step(self, model: Qwen3VLForConditionalGeneration, number: int) -> Step:
         """One batch of queries, each with its documents, in the phase of step `number`."""
@@ -90,12 +91,12 @@ class RerankerCourse:
 
 
 def _verdict_losses(log_odds: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of every verdict asked for: of rows without a picture, and of rows with one."""
+    """The loss of every verdict asked for: of rows without a picture, and of rows with one."""
     losses = torch.nn.functional.binary_cross_entropy_with_logits(log_odds, batch.verdicts.clamp(0), reduction="none")
     asked, pictured = batch.verdicts != IGNORED, (batch.grids > 0)[:, None]
     return losses[asked & ~pictured], losses[asked & pictured]
 
 
 def targets(lessons: list[Lesson]) -> list[float]:
-    """Return the wanted log-odds of every document, in batch order."""
+    """The wanted log-odds of every document, in batch order."""
     return [REACH * (2 * lesson.wish.fraction(scene) - 1) for lesson in lessons for scene in lesson.scenes]

@@ -1,6 +1,6 @@
 """The files beside the weights: tokenizer, processors, chat templates, sentence-transformers modules.
 
-The one rule: the names, fields and values of the official repositories, with this tokenizer's ids.
+Rule: the names, fields and values of the official repositories, with this tokenizer's ids.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from qtool.arch.prompts import NO, VL_EMBEDDER, VL_RERANKER, YES
+from qtool.arch.rerank_template import rerank_template
 from qtool.demo.architecture import HIDDEN, model_config
-from qtool.demo.prompts import EMBED_INSTRUCTION, RERANK_INSTRUCTION
 from qtool.demo.tokenizer import SPECIAL_TOKENS
 from qtool.inputs.vision import OFFICIAL_LIMITS
 
-TEMPLATES = Path(__file__).parent / "templates"
+EMBEDDER_TEMPLATE = Path(__file__).parent / "templates" / "embedder.jinja"
 VERSIONS = {"pytorch": "2.13.0", "sentence_transformers": "6.2.0", "transformers": "5.14.1"}
 
 
@@ -33,8 +34,8 @@ def json_files(tokenizer: Tokenizer, task: str) -> dict[str, Any]:
 
 
 def chat_template(task: str) -> str:
-    """Return the content of chat_template.jinja."""
-    return (TEMPLATES / f"{task}.jinja").read_text(encoding="utf-8")
+    """The content of chat_template.jinja."""
+    return rerank_template(VL_RERANKER) if task == "reranker" else EMBEDDER_TEMPLATE.read_text(encoding="utf-8")
 
 
 def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _processor(kind: str, name: str) -> dict[str, Any]:
 
 
 def _reranker_modules(tokenizer: Tokenizer) -> dict[str, Any]:
-    ids = {"true_token_id": tokenizer.token_to_id("yes"), "false_token_id": tokenizer.token_to_id("no")}
+    ids = {"true_token_id": tokenizer.token_to_id(YES), "false_token_id": tokenizer.token_to_id(NO)}
     return {
         "modules.json": _modules(
             ("1_LogitScore", "sentence_transformers.cross_encoder.modules.logit_score.LogitScore")
@@ -102,7 +103,7 @@ def _reranker_modules(tokenizer: Tokenizer) -> dict[str, Any]:
             "activation_fn": "torch.nn.modules.linear.Identity",
             "default_prompt_name": "query",
             "model_type": "CrossEncoder",
-            "prompts": {"query": RERANK_INSTRUCTION},
+            "prompts": {"query": VL_RERANKER.default_instruction},
         },
         "sentence_bert_config.json": _transformer_config("any-to-any", "logits", "causal_logits"),
     }
@@ -120,7 +121,7 @@ def _embedder_modules(_tokenizer: Tokenizer) -> dict[str, Any]:
             "__version__": VERSIONS,
             "default_prompt_name": "query",
             "model_type": "SentenceTransformer",
-            "prompts": {"query": EMBED_INSTRUCTION, "document": EMBED_INSTRUCTION},
+            "prompts": dict.fromkeys(("query", "document"), VL_EMBEDDER.default_instruction),
             "similarity_fn_name": "cosine",
         },
         "sentence_bert_config.json": _transformer_config("feature-extraction", "last_hidden_state", "token_embeddings"),

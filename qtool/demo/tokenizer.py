@@ -1,6 +1,6 @@
 """The demo tokenizer: byte-level BPE built the way Qwen's is, trained on the small world.
 
-The one rule: Qwen's normaliser, pre-tokenizer and added tokens in Qwen's order; only the merges differ.
+Rule: Qwen's normaliser, pre-tokenizer and added tokens in Qwen's order; only the merges differ.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from qtool.demo import phrases, prompts
+from qtool.arch.prompts import NO, VL_EMBEDDER, VL_RERANKER, YES
+from qtool.demo import phrases
+from qtool.demo.prompts import RERANK_SYSTEM
 from qtool.demo.world import WORDS, all_scenes, sample_wish
 
 VOCABULARY = 1024
@@ -40,7 +42,7 @@ PROSE = (
 
 
 def build_tokenizer() -> Tokenizer:
-    """Train the tokenizer; the same on every machine. The last ids are the added tokens, in Qwen's order."""
+    """The trained tokenizer, the same on every machine. The last ids are the added tokens, in Qwen's order."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -58,14 +60,14 @@ def build_tokenizer() -> Tokenizer:
 
 
 def _with_qwens_decoder(tokenizer: Tokenizer) -> Tokenizer:
-    """Give the decoder the flags of Qwen's file; the Python class cannot set them, and nothing reads them."""
+    """The decoder gets the flags of Qwen's file; the Python class cannot set them, and nothing reads them."""
     content = json.loads(tokenizer.to_str())
     content["decoder"] = content["post_processor"]
     return Tokenizer.from_str(json.dumps(content))
 
 
 def canonical_token(tokenizer: Tokenizer, attribute: str, value: str) -> int:
-    """Return the id of a value's canonical word, written after a space as inside a sentence."""
+    """The id of a value's canonical word, written after a space as inside a sentence."""
     (token,) = tokenizer.encode(" " + WORDS[attribute][value][0]).ids
     return int(token)
 
@@ -88,10 +90,10 @@ def _corpus() -> Iterator[str]:
         yield phrases.document_sentence(random, scene).text
         yield phrases.query_sentence(random, sample_wish(random, held_out=False)).text
     texts = (
-        prompts.RERANK_SYSTEM,
-        prompts.RERANK_INSTRUCTION,
-        prompts.EMBED_INSTRUCTION,
+        RERANK_SYSTEM,
+        VL_RERANKER.default_instruction,
+        VL_EMBEDDER.default_instruction,
         "<Instruct> <Query> <Document>",
     )
-    yield from (*texts, "system\nuser\nassistant\nyes no NULL", *(f"{word} {word}" for word in ("yes", "no"))) * 50
+    yield from (*texts, "system\nuser\nassistant\nyes no NULL", *(f"{word} {word}" for word in (YES, NO))) * 50
     yield from (PROSE, PROSE)

@@ -1,6 +1,6 @@
 """Train the demo models anew: `python -m qtool.demo.train reranker|embedder|all [-o FOLDER]`.
 
-The one rule: one seed, fixed steps, a CPU; no download, no checkpoint to start from.
+Rule: one seed, fixed steps, a CPU; nothing is downloaded, and the reranker starts from random weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from qtool.demo.architecture import new_model
 from qtool.demo.embedder import EmbedderCourse
-from qtool.demo.export import MODELS, read_model, write_model
+from qtool.demo.export import model_folder, read_model, write_model
 from qtool.demo.reranker import RerankerCourse
 from qtool.demo.tokenizer import build_tokenizer
 
@@ -39,7 +39,7 @@ class Course(Protocol):
     """A source of training steps."""
 
     def step(self, model: Qwen3VLForConditionalGeneration, number: int) -> Outcome:
-        """Draw a batch and compute its loss."""
+        """The losses of a fresh batch."""
         ...
 
 
@@ -58,7 +58,7 @@ class Leg:
     floor: float = 0.05
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
+        """The learning rate of a step."""
         done = step - self.first
         if done < self.warmup:
             return self.peak * (done + 1) / self.warmup
@@ -124,16 +124,18 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=["reranker", "embedder", "all"])
-    parser.add_argument("-o", "--output", type=Path, default=MODELS, help="parent folder of the models")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="parent folder of the models (default: the shipped ones are replaced)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; 1 on a machine that is shared")
     parser.add_argument("--leg", type=int, default=0, help="start at this leg, from the model in the output folder")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(arguments.threads)
     for task in ["reranker", "embedder"] if arguments.task == "all" else [arguments.task]:
-        folder = arguments.output / f"qtool-demo-{task}"
+        folder = model_folder(task, arguments.output)
         scratch = task == "reranker" and not arguments.leg
-        start = None if scratch else folder if arguments.leg else arguments.output / "qtool-demo-reranker"
+        start = None if scratch else folder if arguments.leg else model_folder("reranker", arguments.output)
         train(task, folder, LEGS[task][arguments.leg :], start)
 
 

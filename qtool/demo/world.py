@@ -1,6 +1,6 @@
 """A small world of graded attributes: scenes, what they are called, how well one meets a wish.
 
-The one rule: everything follows from a seed, and a scene is either for training or held out.
+Rule: everything follows from a seed, and a scene is either for training or held out.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ class Wish:
         return {name: self.scene[name] == document[name] for name in self.asked}
 
     def label(self, document: Scene) -> int:
-        """Return the graded relevance: how many of the asked attributes match."""
+        """The graded relevance: how many of the asked attributes match."""
         return sum(self.matches(document).values())
 
     def fraction(self, document: Scene) -> float:
-        """Return the graded relevance as a share of what was asked, 0 to 1."""
+        """The graded relevance as a share of what was asked, 0 to 1."""
         return self.label(document) / len(self.asked)
 
 
@@ -104,19 +104,19 @@ def is_held_out(scene: Scene) -> bool:
 
 @cache
 def scenes(*, held_out: bool) -> tuple[Scene, ...]:
-    """Return the scenes of one side of the split."""
+    """The scenes of one side of the split."""
     return tuple(scene for scene in all_scenes() if is_held_out(scene) == held_out)
 
 
 def sample_wish(random: Random, *, held_out: bool) -> Wish:
-    """Draw a wish that mentions three to five attributes; longer wishes are drawn more often."""
+    """A wish that mentions three to five attributes; longer wishes are drawn more often."""
     scene = random.choice(scenes(held_out=held_out))
     mentioned = set(random.sample(ATTRIBUTES, random.choice((3, 4, 4, 5, 5))))
     return Wish(scene, tuple(name for name in ATTRIBUTES if name in mentioned))
 
 
 def sample_document(random: Random, wish: Wish, label: int, *, held_out: bool) -> Scene:
-    """Draw a scene that matches exactly `label` of what was asked.
+    """A scene that matches exactly `label` of what was asked.
 
     Raises LookupError when the wanted side of the split seems to have none.
     """

@@ -1,6 +1,6 @@
 """Pictures as the Qwen3-VL vision tower reads them.
 
-The one rule: follow the official path (load, RGB, PIL bicubic resize, normalise, patchify) to the
+Rule: follow the official path (load, RGB, PIL bicubic resize, normalise, patchify) to the
 last bit, with pillow and numpy alone; its tests compare it with the transformers processor.
 """
 

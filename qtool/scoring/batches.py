@@ -1,7 +1,6 @@
 """Which prompts run through the model together.
 
-Rule: a batch changes the speed and never the score, so prompts with pictures and prompts without never share one (a
-text that spells out a picture token would then be counted as a picture).
+Rule: a batch changes the speed and never the score.
 """
 
 from __future__ import annotations
@@ -25,31 +24,12 @@ class BatchLimits:
 DEFAULT_LIMITS: Final = BatchLimits()
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """A prompt and its place in the caller's list."""
-
-    index: int
-    prompt: Prompt
-
-    @property
-    def length(self) -> int:
-        """The prompt's number of ids."""
-        return len(self.prompt.token_ids)
-
-
-def batches(prompts: Iterable[Prompt], limits: BatchLimits) -> Iterator[list[Numbered]]:
-    """Batches of prompts of like length; `prompts` is read lazily, one window at a time."""
-    for window in _windows(prompts, limits.window_tokens):
-        for group in ([n for n in window if n.prompt.pictures], [n for n in window if not n.prompt.pictures]):
-            yield from _packed(sorted(group, key=lambda numbered: numbered.length), limits)
-
-
-def _windows(prompts: Iterable[Prompt], tokens: int) -> Iterator[list[Numbered]]:
-    window: list[Numbered] = []
+def windows(prompts: Iterable[Prompt], tokens: int) -> Iterator[list[Prompt]]:
+    """Runs of prompts that are held at a time; `prompts` is read lazily."""
+    window: list[Prompt] = []
     held = 0
-    for index, prompt in enumerate(prompts):
-        window.append(Numbered(index, prompt))
+    for prompt in prompts:
+        window.append(prompt)
         held += len(prompt.token_ids)
         if held >= tokens:
             yield window
@@ -58,13 +38,14 @@ def _windows(prompts: Iterable[Prompt], tokens: int) -> Iterator[list[Numbered]]
         yield window
 
 
-def _packed(ordered: Sequence[Numbered], limits: BatchLimits) -> Iterator[list[Numbered]]:
-    batch: list[Numbered] = []
-    for numbered in ordered:
+def packed(lengths: Sequence[int], limits: BatchLimits) -> Iterator[list[int]]:
+    """Batches of places in `lengths`, like lengths together."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         # Lengths ascend, so the newcomer sets the padded width of the batch.
-        if batch and (len(batch) == limits.prompts or (len(batch) + 1) * numbered.length > limits.padded_tokens):
+        if batch and (len(batch) == limits.prompts or (len(batch) + 1) * lengths[place] > limits.padded_tokens):
             yield batch
             batch = []
-        batch.append(numbered)
+        batch.append(place)
     if batch:
         yield batch

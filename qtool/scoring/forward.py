@@ -1,6 +1,7 @@
-"""One forward pass: prompts in, the hidden state of each one's last token out.
+"""Forward passes: parts of prompts in, the hidden state of each one's last token or a memory of all out.
 
-Rule: padding and batch mates never show in the result; positions are computed from the attention mask, explicitly.
+Rule: padding, batch mates and where a prompt is parted never show in the result; each distinct picture of a pass is
+encoded once.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ import torch
 
 from qtool.arch.prompts import IMAGE_PAD
 from qtool.errors import ModelError
+from qtool.scoring.memory import Continuation, Memory
+from qtool.scoring.spans import Span
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from qtool.scoring.model import LoadedModel
     from qtool.scoring.prompt import Prompt
     from qtool.scoring.tokenizer import PromptTokenizer
@@ -35,45 +40,91 @@ class Forward:
         image_token: int | None = getattr(loaded.config, "image_token_id", None)
         if image_token is not None and image_token != (own := tokenizer.token_id(IMAGE_PAD)):
             raise ModelError(f"config.json: image_token_id is {image_token}, the tokenizer's {IMAGE_PAD} is {own}.")
+        if getattr(loaded.base, "has_sliding_layers", False):
+            raise ModelError(
+                "config.json asks for sliding window attention, which no published model of the family has."
+            )
         return cls(loaded.base.to(device), device, image_token)
 
+    @property
+    def nothing_read(self) -> Memory:
+        """Where the first part of a prompt goes on from."""
+        return Memory.empty(self.device)
+
+    def span(self, prompt: Prompt) -> Span:
+        """The whole prompt, ready to be parted."""
+        return Span.whole(prompt, self.image_token)
+
     @torch.inference_mode()
-    def last_hidden(self, prompts: Sequence[Prompt], *, pad_left: bool) -> torch.Tensor:
-        """Final normed hidden states [n, hidden] at the last token; prompts have pictures all, or none of them."""
-        ids, mask = self._padded(prompts, pad_left=pad_left)
-        if self.image_token is None:
-            inputs = {"position_ids": _places(mask)}
-        else:
-            inputs = self._vision_inputs(prompts, ids, mask, self.image_token)
-        hidden = self.base(input_ids=ids, attention_mask=mask, use_cache=False, **inputs).last_hidden_state
-        last = mask.cumsum(dim=-1).argmax(dim=-1)  # the first place at which the count of real tokens is complete
-        rows: torch.Tensor = hidden[torch.arange(len(prompts), device=self.device), last]
+    def remember(self, spans: Sequence[Span], parents: Sequence[int], memory: Memory) -> Memory:
+        """A memory with a row for each span, which goes on from the row of `memory` that `parents` names."""
+        rows = self._tensor(parents)
+        if not any(len(span) for span in spans):
+            return memory.select(rows)
+        cache = Continuation(memory, rows, keep=True)
+        real = self._real(spans)
+        self._read(spans, real, cache)
+        return cache.grown(real)
+
+    @torch.inference_mode()
+    def last_hidden(self, spans: Sequence[Span], parents: Sequence[int], memory: Memory) -> torch.Tensor:
+        """Final normed hidden states [n, hidden] at the last token; the spans are as in `remember`, and not empty."""
+        cache = Continuation(memory, self._tensor(parents), keep=False)
+        hidden = self._read(spans, self._real(spans), cache)
+        rows: torch.Tensor = hidden[range(len(spans)), [len(span) - 1 for span in spans]]
         return rows
 
-    def _padded(self, prompts: Sequence[Prompt], *, pad_left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(len(prompt.token_ids) for prompt in prompts)
-        ids = np.zeros((len(prompts), width), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            length = len(prompt.token_ids)
-            where = slice(width - length, None) if pad_left else slice(length)
-            ids[row, where] = prompt.token_ids
-            mask[row, where] = 1
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+    def _read(self, spans: Sequence[Span], real: torch.Tensor, cache: Continuation) -> torch.Tensor:
+        ids = self._padded([span.ids for span in spans])
+        positions = self._padded([span.positions for span in spans])
+        text = self.base if self.image_token is None else self.base.language_model
+        hidden: torch.Tensor = text(
+            position_ids=positions[:, 0] if self.image_token is None else positions.transpose(0, 1),
+            attention_mask=cache.mask(real),
+            past_key_values=cache,
+            use_cache=False,
+            **self._embedded(spans, text.get_input_embeddings()(ids)),
+        ).last_hidden_state
+        return hidden
 
-    def _vision_inputs(
-        self, prompts: Sequence[Prompt], ids: torch.Tensor, mask: torch.Tensor, image_token: int
-    ) -> dict[str, torch.Tensor]:
-        pictures = [picture for prompt in prompts for picture in prompt.pictures]
+    def _embedded(self, spans: Sequence[Span], embeds: torch.Tensor) -> dict[str, Any]:
+        pictures = {id(picture): picture for span in spans for picture in span.pictures}
         if not pictures:
-            # A text may spell out a picture token; without pictures it is an ordinary token at an ordinary place.
-            return {"position_ids": _places(mask).expand(3, -1, -1)}
-        pixels = torch.from_numpy(np.concatenate([picture.pixel_values for picture in pictures])).to(self.device)
-        grid = torch.tensor([picture.grid_thw for picture in pictures], device=self.device)
-        is_picture = ids.eq(image_token).int()
-        positions, _ = self.base.get_rope_index(ids, is_picture, image_grid_thw=grid, attention_mask=mask)
-        return {"position_ids": positions, "pixel_values": pixels, "image_grid_thw": grid}
+            return {"inputs_embeds": embeds}
+        pixels = torch.from_numpy(np.concatenate([picture.pixel_values for picture in pictures.values()]))
+        grid = self._tensor([picture.grid_thw for picture in pictures.values()])
+        seen = self.base.get_image_features(pixels.to(self.device), grid, return_dict=True)
+        rows = self._tensor(_feature_rows(spans))
+        where = self._padded([span.is_picture for span in spans])
+        return {
+            "inputs_embeds": embeds.masked_scatter(where[..., None], torch.cat(seen.pooler_output)[rows]),
+            "visual_pos_masks": where,
+            "deepstack_visual_embeds": [features[rows] for features in seen.deepstack_features],
+        }
+
+    def _real(self, spans: Sequence[Span]) -> torch.Tensor:
+        return self._padded([np.ones(len(span), dtype=np.bool_) for span in spans])
+
+    def _padded(self, arrays: Sequence[NDArray[Any]]) -> torch.Tensor:
+        width = max(array.shape[-1] for array in arrays)
+        padded = np.zeros((len(arrays), *arrays[0].shape[:-1], width), dtype=arrays[0].dtype)
+        for row, array in zip(padded, arrays, strict=True):
+            row[..., : array.shape[-1]] = array
+        return torch.from_numpy(padded).to(self.device)
+
+    def _tensor(self, numbers: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self.device)
 
 
-def _places(mask: torch.Tensor) -> torch.Tensor:
-    return (mask.cumsum(dim=-1) - 1).clamp(min=0)
+def _feature_rows(spans: Sequence[Span]) -> list[int]:
+    """For each picture token of the spans, its row among the features of the distinct pictures."""
+    starts: dict[int, int] = {}
+    rows: list[int] = []
+    encoded = 0
+    for picture in (picture for span in spans for picture in span.pictures):
+        if id(picture) not in starts:
+            starts[id(picture)] = encoded
+            encoded += picture.placeholder_tokens
+        start = starts[id(picture)]
+        rows.extend(range(start, start + picture.placeholder_tokens))
+    return rows

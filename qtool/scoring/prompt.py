@@ -6,24 +6,26 @@ Rule: text, placeholders and truncation are the publisher's; `arch/prompts.py` s
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 from qtool.arch.prompts import IMAGE_PAD, VISION_END, VISION_START, PromptSpec, Truncation
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.vision import PatchedImage
+from qtool.scoring.contents import query_content
 from qtool.scoring.pictures import PictureCache
 from qtool.scoring.tokenizer import PromptTokenizer
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model reads for one pair or item; `name` says which in messages."""
+    """What the model reads for one pair or item; `name` says which in messages, prompts of a `group` begin alike."""
 
     name: str
     token_ids: tuple[int, ...]
     pictures: tuple[PatchedImage, ...] = ()
+    group: Hashable = None
 
 
 class PromptBuilder:
@@ -44,7 +46,7 @@ class PromptBuilder:
             query=self._side(pair.query, pictures[: len(pair.query.image)]),
             document=self._side(pair.document, pictures[len(pair.query.image) :]),
         )
-        return self._prompt(pair.name, text, pictures)
+        return self._prompt(pair.name, text, pictures, query_content(pair.query))
 
     def item(self, item: Item) -> Prompt:
         """The embedder's prompt."""
@@ -52,7 +54,7 @@ class PromptBuilder:
         instruction = embed_instruction(item.instruction, self.spec)
         template = self.spec.template if instruction else self.spec.bare_template
         text = template.format(instruction=instruction, content=self._side(item, pictures))
-        return self._prompt(f"item {item.id!r}", text, pictures)
+        return self._prompt(f"item {item.id!r}", text, pictures, instruction)
 
     def _side(self, item: Item, pictures: Sequence[PatchedImage]) -> str:
         if not item.text and not pictures:
@@ -60,7 +62,7 @@ class PromptBuilder:
         placeholders = "".join(f"{VISION_START}{IMAGE_PAD * seen.placeholder_tokens}{VISION_END}" for seen in pictures)
         return placeholders + item.joined_text
 
-    def _prompt(self, name: str, text: str, pictures: tuple[PatchedImage, ...]) -> Prompt:
+    def _prompt(self, name: str, text: str, pictures: tuple[PatchedImage, ...], group: Hashable) -> Prompt:
         ids = self._tokenizer.encode(text)
         # Qwen3-Embedding's own tokenizer appends the end; one that does not gets it here.
         if self.spec.end_token and not self._tokenizer.appends(self.spec.end_token):
@@ -68,7 +70,7 @@ class PromptBuilder:
         kept = truncate(ids, self.spec.truncation, self._tail, self._tokenizer.special_ids)
         if pictures:
             self._check_placeholders(name, kept, pictures)
-        return Prompt(name, tuple(kept), pictures)
+        return Prompt(name, tuple(kept), pictures, group)
 
     def _check_placeholders(self, name: str, ids: Sequence[int], pictures: Sequence[PatchedImage]) -> None:
         found = ids.count(self._tokenizer.token_id(IMAGE_PAD))

@@ -18,13 +18,15 @@ from qtool.arch.prompts import embedder_prompt, reranker_prompt
 from qtool.arch.spec import Presence, Task
 from qtool.checkpoint.reader import Checkpoint, open_checkpoint
 from qtool.errors import ModelError, UsageError
-from qtool.scoring.batches import DEFAULT_LIMITS, BatchLimits, Numbered, batches
+from qtool.scoring.batches import DEFAULT_LIMITS, BatchLimits, windows
+from qtool.scoring.contents import distinct_pairs
 from qtool.scoring.dequantized import dequantized_weights, is_quantized
 from qtool.scoring.forward import Forward
 from qtool.scoring.head import answer_ids, difference_row, score_row
 from qtool.scoring.model import LoadedModel, load_model
 from qtool.scoring.prompt import Prompt, PromptBuilder
 from qtool.scoring.scorer import Progress, no_progress
+from qtool.scoring.shared import SharedReader
 from qtool.scoring.tokenizer import PromptTokenizer
 from qtool.scoring.weights import source_weights
 
@@ -57,7 +59,7 @@ class TransformersScorer:
         self, builder: PromptBuilder, forward: Forward, score_row: torch.Tensor | None, limits: BatchLimits
     ) -> None:
         self._builder = builder
-        self._forward = forward
+        self._reader = SharedReader(forward, limits)
         self._score_row = score_row
         self._limits = limits
 
@@ -70,56 +72,58 @@ class TransformersScorer:
         """See Scorer."""
         if self._score_row is None:
             raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
-        prompts = (self._builder.pair(pair) for pair in pairs)
         row = self._score_row
-
-        def log_odds(batch: Sequence[Prompt]) -> torch.Tensor:
-            return self._forward.last_hidden(batch, pad_left=True) @ row
-
-        return [float(value) for value in self._run(prompts, log_odds, progress)]
+        places = distinct_pairs(pairs)
+        prompts = (self._builder.pair(pairs[same[0]]) for same in places)
+        return [float(value) for value in self._run(prompts, places, lambda hidden: hidden @ row, progress)]
 
     def embed(self, items: Sequence[Item], progress: Progress = no_progress) -> NDArray[np.float32]:
         """See Scorer."""
         if self._score_row is not None:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
+        places = [[place] for place in range(len(items))]
         prompts = (self._builder.item(item) for item in items)
-
-        def vectors(batch: Sequence[Prompt]) -> torch.Tensor:
-            hidden = self._forward.last_hidden(batch, pad_left=False).float()
-            return torch.nn.functional.normalize(hidden, dim=-1)
-
-        return np.stack(self._run(prompts, vectors, progress))
+        return np.stack(self._run(prompts, places, _unit, progress))
 
     def _run(
-        self, prompts: Iterable[Prompt], compute: Callable[[Sequence[Prompt]], torch.Tensor], progress: Progress
+        self,
+        prompts: Iterable[Prompt],
+        places: Sequence[Sequence[int]],
+        answer: Callable[[torch.Tensor], torch.Tensor],
+        progress: Progress,
     ) -> list[NDArray[np.float32]]:
+        """The answer of each prompt, put at all of its places."""
         results: dict[int, NDArray[np.float32]] = {}
-        for batch in batches(prompts, self._limits):
-            values = compute([numbered.prompt for numbered in batch]).float().cpu().numpy()
-            results.update(zip((numbered.index for numbered in batch), _finite(values, batch), strict=True))
-            progress(len(batch))
-        return [results[index] for index in range(len(results))]
+        done = 0
+        for window in windows(prompts, self._limits.window_tokens):
+            for chosen, hidden in self._reader.last_hidden(window):
+                values = answer(hidden).float().cpu().numpy()
+                _check_finite(values, [window[index] for index in chosen])
+                found = [(place, value) for i, value in zip(chosen, values, strict=True) for place in places[done + i]]
+                results.update(found)
+                progress(len(found))
+            done += len(window)
+        return [results[place] for place in range(len(results))]
 
 
-def _finite(values: NDArray[np.float32], batch: Sequence[Numbered]) -> NDArray[np.float32]:
-    good = np.isfinite(values).reshape(len(batch), -1).all(axis=1)
+def _unit(hidden: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(hidden.float(), dim=-1)
+
+
+def _check_finite(values: NDArray[np.float32], prompts: Sequence[Prompt]) -> None:
+    good = np.isfinite(values).reshape(len(prompts), -1).all(axis=1)
     if not good.all():
         raise ModelError(
-            f"{batch[int(good.argmin())].prompt.name}: the model's answer is not a finite number.",
+            f"{prompts[int(good.argmin())].name}: the model's answer is not a finite number.",
             "Its weights are broken, or too large for the chosen --dtype.",
         )
-    return values
 
 
 def open_scorer(directory: Path, options: ScorerOptions = ScorerOptions()) -> TransformersScorer:
     """Load the checkpoint or NVFP4 artefact in `directory`; which of the two it is, config.json says."""
     detection = detect(directory, options.task)
     task = detection.require_task()
-    checkpoint = open_checkpoint(directory)
-    try:
-        loaded = load_model(detection, _weights(checkpoint), _dtype(options.dtype))
-    finally:
-        checkpoint.close()
+    loaded = load_model(detection, _weights(open_checkpoint(directory)), _dtype(options.dtype))
     tokenizer = PromptTokenizer.read(directory)
     is_vision = detection.architecture.is_vision
     row = _score_row(directory, detection, loaded, tokenizer) if task is Task.RERANK else None

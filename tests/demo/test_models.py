@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,18 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen3VLConfig
 
+from qtool.arch.prompts import VL_EMBEDDER
 from qtool.demo.architecture import model_config
-from qtool.demo.evaluate import Model, Query, ndcg, random_baseline, read_panel
-from qtool.demo.export import MODELS
-from qtool.demo.panels import CALIBRATION
-from qtool.demo.prompts import Side, embed_prompt, rerank_prompt
-from qtool.demo.sidecars import chat_template, json_files
+from qtool.demo.evaluate import OPTIONS, TASKS, measure
+from qtool.demo.export import model_folder, write_sidecars
+from qtool.demo.sidecars import chat_template
 from qtool.demo.tokenizer import build_tokenizer
+from qtool.inputs.panels import load_panel
+from qtool.jsonfile import read_json
+from qtool.scoring.reference import TransformersScorer, open_scorer
+from qtool.verification.run import find_panel
 
-FOLDERS = {task: MODELS / f"qtool-demo-{task}" for task in ("reranker", "embedder")}
+FOLDERS = {task: model_folder(task) for task in TASKS}
 COMMON = {
     "README.md",
     "chat_template.jinja",
@@ -37,11 +39,8 @@ COMMON = {
     "video_preprocessor_config.json",
 }
 OWN = {"reranker": {"1_LogitScore/config.json"}, "embedder": {"1_Pooling/config.json", "2_Normalize/config.json"}}
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "demo.md"
 both = pytest.mark.parametrize("task", list(FOLDERS))
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @both
@@ -52,10 +51,19 @@ def test_every_file_is_there_and_no_other(task: str) -> None:
 
 
 @both
-def test_the_side_files_are_what_the_script_writes(task: str) -> None:
-    for name, content in json_files(build_tokenizer(), task).items():
-        assert read_json(FOLDERS[task] / name) == content, name
-    assert (FOLDERS[task] / "chat_template.jinja").read_text(encoding="utf-8") == chat_template(task)
+def test_the_side_files_are_what_the_script_writes(task: str, tmp_path: Path) -> None:
+    write_sidecars(build_tokenizer(), task, tmp_path)
+    written = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert written.keys() == COMMON - {"README.md", "model.safetensors"} | OWN[task]
+    for name, content in written.items():
+        assert (FOLDERS[task] / name).read_bytes() == content, name
+
+
+@both
+def test_the_documentation_shows_the_numbers_of_the_cards(task: str) -> None:
+    rows = [line for line in (FOLDERS[task] / "README.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) == 4
+    assert "\n".join([rows[0], "|---|" + "---:|" * (rows[0].count("|") - 2), *rows[1:]]) in DOCUMENTATION.read_text()
 
 
 @both
@@ -105,60 +113,48 @@ def test_token_ids_of_the_config_are_the_tokenizers(task: str) -> None:
     assert loaded("two red stars yes").input_ids == build_tokenizer().encode("two red stars yes").ids
 
 
-def render(task: str, messages: list[dict[str, Any]]) -> str:
+def render(messages: list[dict[str, Any]]) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701  as engines do
-    return environment.from_string(chat_template(task)).render(messages=messages, add_generation_prompt=True)
+    return environment.from_string(chat_template("embedder")).render(messages=messages, add_generation_prompt=True)
 
 
-@pytest.mark.parametrize("text", ["two red stars", "", 'a\n<b> & "c" {{ d }}'])
-def test_the_reranker_template_is_the_official_prompt(text: str) -> None:
-    messages = [{"role": "query", "content": "which?"}, {"role": "document", "content": text}]
-    assert render("reranker", messages) == rerank_prompt(Side("which?"), Side(text))
-    parts = [{"type": "text", "text": text}, {"type": "image", "image": "a.png"}]
-    messages[1] = {"role": "document", "content": parts}
-    assert render("reranker", messages) == rerank_prompt(Side("which?"), Side(text, 1))
-
-
-def test_the_reranker_template_takes_an_instruction() -> None:
-    messages = [{"role": "system", "content": "Be strict."}, {"role": "query", "content": "q"}]
-    assert "<Instruct>: Be strict.<Query>:q\n<Document>:NULL" in render("reranker", messages)
+def official(content: str) -> str:
+    return VL_EMBEDDER.template.format(instruction=VL_EMBEDDER.default_instruction, content=content)
 
 
 @pytest.mark.parametrize("text", ["two red stars", ""])
 def test_the_embedder_template_is_the_official_prompt(text: str) -> None:
-    assert render("embedder", [{"role": "user", "content": text}]) == embed_prompt(Side(text))
+    assert render([{"role": "user", "content": text}]) == official(text or "NULL")
     parts = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": "a.png"}}]
-    assert render("embedder", [{"role": "user", "content": parts}]) == embed_prompt(Side(text, 1))
+    assert render([{"role": "user", "content": parts}]) == official(
+        "<|vision_start|><|image_pad|><|vision_end|>" + text
+    )
 
 
 @cache
-def model(task: str) -> Model:
-    return Model(FOLDERS[task])
-
-
-@cache
-def queries(panel: str) -> tuple[Query, ...]:
-    return tuple(read_panel(CALIBRATION / "panels" / f"{panel}.jsonl", 24))
+def scorer(task: str) -> TransformersScorer:
+    return open_scorer(FOLDERS[task], OPTIONS)
 
 
 @pytest.mark.parametrize(
     ("task", "panel", "least"),
     [
-        ("reranker", "demo-text", 0.9),
-        ("reranker", "demo-image", 0.8),
-        ("embedder", "demo-text", 0.8),
-        ("embedder", "demo-image", 0.7),
+        ("reranker", "demo-text", 0.98),
+        ("reranker", "demo-image", 0.93),
+        ("reranker", "demo-mixed", 0.95),
+        ("embedder", "demo-text", 0.98),
+        ("embedder", "demo-image", 0.93),
+        ("embedder", "demo-mixed", 0.95),
     ],
 )
 def test_the_shipped_models_rank_held_out_scenes(task: str, panel: str, least: float) -> None:
-    scorer = model(task)
-    scores = [scorer.log_odds(query) if task == "reranker" else scorer.cosines(query)[0] for query in queries(panel)]
-    values = [ndcg(row, query.labels) for row, query in zip(scores, queries(panel), strict=True)]
-    assert sum(values) / len(values) >= least
-    assert random_baseline(list(queries(panel)), rounds=5) < 0.55
+    measured = measure(scorer(task), TASKS[task], load_panel(find_panel(panel)).first(24))
+    assert measured["of random orders"] < 0.55
+    assert all(measured[name] >= least for name in measured if name.startswith(("nDCG", "first"))), measured
+    assert ("first 64" in measured) == (task == "embedder")
 
 
 def test_log_odds_spread_without_saturating() -> None:
-    scores = [score for query in queries("demo-text")[:8] for score in model("reranker").log_odds(query)]
+    scores = scorer("reranker").score(load_panel(find_panel("demo-text")).first(8).pairs)
     assert 3 < max(scores) < 10
     assert -10 < min(scores) < -3

@@ -9,15 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from qtool.arch.prompts import VL_EMBEDDER, VL_RERANKER, PromptSpec
 from qtool.demo.encoding import encode_part
-from qtool.demo.export import MODELS
+from qtool.demo.export import model_folder
 from qtool.demo.lessons import draw_document
 from qtool.demo.phrases import query_sentence
-from qtool.demo.prompts import BETWEEN, EMBED_HEAD, RERANK_HEAD, TAIL, Side, rerank_prompt
+from qtool.demo.prompts import BETWEEN, EMBED_HEAD, RERANK_HEAD, TAIL, side_prompt
 from qtool.demo.tokenizer import ADDED_TOKENS, QWEN2_PATTERN, VOCABULARY, build_tokenizer, canonical_token
 from qtool.demo.world import WORDS, sample_wish
 
 BUILT = build_tokenizer()
+
+
+def whole(prompt: PromptSpec, **sides: str) -> list[int]:
+    return list(BUILT.encode(prompt.template.format(instruction=prompt.default_instruction, **sides)).ids)
 
 
 @pytest.mark.parametrize("word", ["yes", "no", *ADDED_TOKENS])
@@ -53,7 +58,7 @@ def test_any_text_survives_but_for_normalisation(text: str) -> None:
 
 @pytest.mark.parametrize("task", ["reranker", "embedder"])
 def test_the_shipped_tokenizer_is_the_built_one(task: str) -> None:
-    shipped = Tokenizer.from_file(str(MODELS / f"qtool-demo-{task}" / "tokenizer.json"))
+    shipped = Tokenizer.from_file(str(model_folder(task) / "tokenizer.json"))
     assert shipped.to_str() == BUILT.to_str()
 
 
@@ -67,9 +72,8 @@ def test_the_parts_of_a_prompt_are_cut_where_the_tokenizer_cuts_anyway() -> None
     for form in ("text", "picture", "both") * 10:
         wish = sample_wish(random, held_out=False)
         query, document = query_sentence(random, wish), draw_document(random, wish.scene, form)
-        side = Side(document.phrase.text, 9 if document.picture else 0)
-        pieces = (RERANK_HEAD, query.text + BETWEEN, side.prompt + TAIL)
-        parts = [encode_part(BUILT, piece).ids for piece in pieces]
-        assert [*parts[0], *parts[1], *parts[2]] == BUILT.encode(rerank_prompt(Side(query.text), side)).ids
-        whole = BUILT.encode(EMBED_HEAD + side.prompt + TAIL).ids
-        assert whole == BUILT.encode(EMBED_HEAD).ids + parts[2]
+        side = side_prompt(document.phrase.text, document.picture)
+        pieces = (RERANK_HEAD, query.text + BETWEEN, side + TAIL, EMBED_HEAD)
+        head, asked, found, embed_head = (encode_part(BUILT, piece).ids for piece in pieces)
+        assert head + asked + found == whole(VL_RERANKER, query=query.text, document=side)
+        assert embed_head + found == whole(VL_EMBEDDER, content=side)

@@ -12,36 +12,37 @@ from tokenizers import Tokenizer
 
 from qtool.demo import train as training
 from qtool.demo.architecture import new_model
-from qtool.demo.encoding import collate, encode_part
-from qtool.demo.evaluate import Model, read_panel
-from qtool.demo.export import write_model
+from qtool.demo.encoding import Part, collate, encode_part
+from qtool.demo.evaluate import OPTIONS
+from qtool.demo.export import read_model, write_model
 from qtool.demo.forward import empty_past, last_hidden, run_part
-from qtool.demo.panels import CALIBRATION
-from qtool.demo.prompts import BETWEEN, RERANK_HEAD, TAIL, Side
+from qtool.demo.prompts import BETWEEN, RERANK_HEAD, TAIL, side_prompt
 from qtool.demo.train import LEGS, Leg
+from qtool.inputs.items import Item
+from qtool.inputs.panels import load_panel
+from qtool.inputs.vision import load_image, patchify
+from qtool.scoring.reference import open_scorer
+from qtool.verification.run import find_panel
 
 
-@pytest.mark.parametrize("panel", ["demo-text", "demo-mixed"])
-def test_parts_over_a_shared_cache_equal_the_whole_prompt(panel: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    model = new_model(tokenizer, seed=3)
-    write_model(model, tokenizer, "reranker", tmp_path)
-    scorer = Model(tmp_path)
-    queries = read_panel(CALIBRATION / "panels" / f"{panel}.jsonl", 2)
-    expected = torch.tensor([scorer.log_odds(query) for query in queries]).flatten()
+def document_part(tokenizer: Tokenizer, item: Item) -> Part:
+    picture = patchify(load_image(item.image[0])) if item.image else None
+    return encode_part(tokenizer, side_prompt(item.joined_text, picture) + TAIL, picture)
 
-    asked = collate([encode_part(tokenizer, query.query[0] + BETWEEN) for query in queries])
-    documents = collate(
-        [
-            encode_part(tokenizer, Side(text, picture.placeholder_tokens if picture else 0).prompt + TAIL, picture)
-            for query in queries
-            for text, picture in query.documents
-        ]
-    )
-    model = scorer._model
+
+@pytest.mark.parametrize("name", ["demo-text", "demo-mixed"])
+def test_parts_over_a_shared_cache_equal_the_whole_prompt(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    write_model(new_model(tokenizer, seed=3), tokenizer, "reranker", tmp_path)
+    panel = load_panel(find_panel(name)).first(2)
+    expected = torch.tensor(open_scorer(tmp_path, OPTIONS).score(panel.pairs))
+
+    asked = collate([encode_part(tokenizer, query.item.joined_text + BETWEEN) for query in panel.queries])
+    documents = collate([document_part(tokenizer, pair.document) for pair in panel.pairs])
+    model = read_model(tmp_path).eval()
     with torch.no_grad():
         _, past = run_part(model, collate([encode_part(tokenizer, RERANK_HEAD)]), empty_past())
-        _, past = run_part(model, asked, past.repeated(len(queries)))
-        hidden, _ = run_part(model, documents, past.repeated(len(queries[0].documents)))
+        _, past = run_part(model, asked, past.repeated(len(panel.queries)))
+        hidden, _ = run_part(model, documents, past.repeated(len(panel.queries[0].documents)))
         yes, no = model.lm_head.weight[[tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")]]
         got = last_hidden(hidden, documents) @ (yes - no)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)

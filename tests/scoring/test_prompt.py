@@ -246,6 +246,6 @@ def test_the_demo_models_are_trained_on_the_same_prompts() -> None:
     pair = prompts.VL_RERANKER.template.format(
         instruction=prompts.VL_RERANKER.default_instruction, query="a ball", document="NULL"
     )
-    assert pair == demo.rerank_prompt(demo.Side("a ball"), demo.Side())
+    assert pair == demo.RERANK_HEAD + demo.side_prompt("a ball") + demo.BETWEEN + demo.side_prompt("") + demo.TAIL
     item = prompts.VL_EMBEDDER.template.format(instruction=prompts.VL_EMBEDDER.default_instruction, content="a ball")
-    assert item == demo.embed_prompt(demo.Side("a ball"))
+    assert item == demo.EMBED_HEAD + demo.side_prompt("a ball") + demo.TAIL
