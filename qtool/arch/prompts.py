@@ -95,7 +95,7 @@ TEXT_EMBEDDER: Final = PromptSpec(
     default_instruction="",
     query_instruction="Given a web search query, retrieve relevant passages that answer the query",
     truncation=Truncation(max_length=8192, kept_tail=1),
-    end_token="<|endoftext|>",  # noqa: S106 - no password
+    end_token="<|endoftext|>",
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -169,12 +170,10 @@ def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"{twice!r} appears twice")
-    return entries
+    (name, times), *_ = Counter(key for key, _ in pairs).most_common(1) or [("", 1)]
+    if times > 1:
+        raise ValueError(f"{name!r} appears twice")
+    return dict(pairs)
 
 
 def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:

@@ -69,7 +69,7 @@ def measure(scorer: Scorer, task: Task, panel: Panel) -> dict[str, float]:
 
 def random_baseline(panel: Panel, rounds: int = 50) -> float:
     """The mean nDCG@10 of random orders."""
-    random = Random(0)  # noqa: S311  not for secrets
+    random = Random(0)
     orders = (np.array([random.random() for _ in panel.pairs]) for _ in range(rounds))
     return float(np.mean([_ndcg(panel, order) for order in orders]))
 

@@ -62,7 +62,7 @@ class Teacher:
 
     def __init__(self, tokenizer: Tokenizer, seed: int, form_weights: tuple[float, float, float]) -> None:
         self._tokenizer = tokenizer
-        self._random = Random(seed)  # noqa: S311  not for secrets
+        self._random = Random(seed)
         self.form_weights = form_weights
         self._words = {
             (name, value): canonical_token(tokenizer, name, value) for name in WORDS for value in WORDS[name]

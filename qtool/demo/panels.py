@@ -46,7 +46,7 @@ PAIRS = PanelPlan("demo-calibration", "mixed", 104, 32, 2, ("text", "picture", "
 
 def panel_text(plan: PanelPlan) -> str:
     """The whole file: a header line with the hash of the rest, then one line a query."""
-    random = Random(plan.seed)  # noqa: S311  not for secrets
+    random = Random(plan.seed)
     body = "".join(_line(_entry(random, plan, number)) for number in range(plan.queries))
     about = {"license": LICENSE, "modality": plan.modality, "labels": "graded", "instruction": None}
     return panel_header(body.encode(), name=plan.name, **about).decode() + body

@@ -82,7 +82,7 @@ def _trainer() -> trainers.BpeTrainer:
 
 
 def _corpus() -> Iterator[str]:
-    random = Random(0)  # noqa: S311  not for secrets
+    random = Random(0)
     for attribute in WORDS.values():
         for words in attribute.values():
             yield from [f"{words[0]} {words[0]}"] * 20

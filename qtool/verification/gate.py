@@ -31,7 +31,7 @@ class Range(Protocol):
 class Outcome(str, Enum):
     """What became of one gate on one panel."""
 
-    PASS = "pass"  # noqa: S105 - not a password
+    PASS = "pass"
     FAIL = "fail"
     SKIPPED = "skipped"
 
@@ -39,7 +39,7 @@ class Outcome(str, Enum):
 class Verdict(str, Enum):
     """What the gates say together; UNGATED where none could be held against a number."""
 
-    PASS = "pass"  # noqa: S105 - not a password
+    PASS = "pass"
     FAIL = "fail"
     UNGATED = "ungated"
 

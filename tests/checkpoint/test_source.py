@@ -63,7 +63,7 @@ def test_another_cache_is_respected(repository, tmp_path):
 
 def test_a_token_opens_a_gated_model_and_its_absence_is_explained(repository, tmp_path):
     environment = {"HF_TOKEN": "secret"}
-    with serve(repository, token="secret") as hub:  # noqa: S106
+    with serve(repository, token="secret") as hub:
         refused = run(tmp_path, "org/model", endpoint=hub.url)
         by_option = run(tmp_path, "org/model", "--token", "secret", endpoint=hub.url)
         by_environment = run(tmp_path, "org/model", endpoint=hub.url, **environment)

@@ -61,7 +61,7 @@ def test_a_written_shard_is_read_by_safetensors_and_hashed_right(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_hasher_follows_writers_in_any_order(seed, tmp_path):
-    random = Random(seed)  # noqa: S311 - nothing secret
+    random = Random(seed)
     content = random.randbytes(10_000_000)
     cuts = sorted({0, len(content), *(random.randrange(len(content)) for _ in range(30))})
     extents = list(pairwise(cuts))

@@ -68,7 +68,7 @@ def test_canonical_words_are_single_tokens() -> None:
 
 
 def test_the_parts_of_a_prompt_are_cut_where_the_tokenizer_cuts_anyway() -> None:
-    random = Random(11)  # noqa: S311
+    random = Random(11)
     for form in ("text", "picture", "both") * 10:
         wish = sample_wish(random, held_out=False)
         query, document = query_sentence(random, wish), draw_document(random, wish.scene, form)

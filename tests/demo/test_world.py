@@ -47,7 +47,7 @@ def test_a_label_counts_the_matches_asked_for() -> None:
 
 @pytest.mark.parametrize("held_out", [True, False])
 def test_documents_have_the_wanted_label_and_side(*, held_out: bool) -> None:
-    random = Random(5)  # noqa: S311
+    random = Random(5)
     for _ in range(100):
         wish = sample_wish(random, held_out=held_out)
         label = random.randint(0, len(wish.asked))
@@ -62,11 +62,11 @@ def test_documents_have_the_wanted_label_and_side(*, held_out: bool) -> None:
 def test_no_wanted_document_is_an_error() -> None:
     kept = scenes(held_out=True)[0]
     with pytest.raises(LookupError, match="no scene matches 5"):
-        sample_document(Random(0), Wish(kept, ATTRIBUTES), 5, held_out=False)  # noqa: S311
+        sample_document(Random(0), Wish(kept, ATTRIBUTES), 5, held_out=False)
 
 
 def test_sentences_say_what_the_scene_is_and_mark_it() -> None:
-    random = Random(3)  # noqa: S311
+    random = Random(3)
     for scene in random.choices(all_scenes(), k=300):
         sentence = document_sentence(random, scene)
         assert attributes_of(sentence.text) == {name: scene[name] for name in ATTRIBUTES}
@@ -75,7 +75,7 @@ def test_sentences_say_what_the_scene_is_and_mark_it() -> None:
 
 
 def test_queries_say_only_what_was_asked() -> None:
-    random = Random(4)  # noqa: S311
+    random = Random(4)
     for _ in range(300):
         wish = sample_wish(random, held_out=False)
         query = query_sentence(random, wish)
@@ -85,7 +85,7 @@ def test_queries_say_only_what_was_asked() -> None:
 
 def test_queries_have_many_phrasings() -> None:
     wish = Wish(SCENE, ATTRIBUTES)
-    assert len({query_sentence(Random(seed), wish).text for seed in range(200)}) > 100  # noqa: S311
+    assert len({query_sentence(Random(seed), wish).text for seed in range(200)}) > 100
 
 
 def test_words_belong_to_one_value() -> None:
@@ -94,7 +94,7 @@ def test_words_belong_to_one_value() -> None:
 
 
 def test_pictures_follow_from_the_seed() -> None:
-    first, again, other = (render(Random(seed), SCENE) for seed in (1, 1, 2))  # noqa: S311
+    first, again, other = (render(Random(seed), SCENE) for seed in (1, 1, 2))
     assert first.size == (SIDE, SIDE)
     assert first.mode == "P"
     assert data_url(first) == data_url(again) != data_url(other)
@@ -104,7 +104,7 @@ def test_pictures_follow_from_the_seed() -> None:
 @pytest.mark.parametrize(("position", "axis", "low"), [("left", 1, True), ("right", 1, False), ("top", 0, True)])
 def test_shapes_are_drawn_where_the_scene_says(*, position: str, axis: int, low: bool) -> None:
     for seed in range(10):
-        pixels = np.asarray(render(Random(seed), Scene("two", "large", "red", "square", position)).convert("RGB"))  # noqa: S311
+        pixels = np.asarray(render(Random(seed), Scene("two", "large", "red", "square", position)).convert("RGB"))
         red = np.argwhere((pixels[..., 0] > 180) & (pixels[..., 1] < 90))
         assert len(red) > 500
         assert (red[:, axis].mean() < 45) == low
