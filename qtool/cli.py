@@ -69,7 +69,7 @@ def quantize(
     ] = None,
     recipe: Annotated[str, typer.Option(help="Name of a built-in recipe, or a file of your own.")] = "nvfp4-w4a16",
     backend: Annotated[str, typer.Option(help="auto, streaming or modelopt.")] = "auto",
-    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "1GiB",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "512MiB",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, to the byte, and stop.")] = False,
     force: Force = False,
     task: TaskOption = None,

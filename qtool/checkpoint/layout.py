@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from qtool.checkpoint.reader import DTYPES, SINGLE
@@ -52,7 +53,7 @@ class Layout:
 def lay_out(tensors: Iterable[OutputTensor], max_shard_bytes: int) -> Layout:
     """Distribute `tensors`, in order, over shards of at most `max_shard_bytes` of data (a larger tensor has its own).
 
-    The shards are about even: each is hashed by a thread of its own, and the last to end decides.
+    The shards are about even: they are hashed side by side, and the largest decides.
     """
     ordered = list(tensors)
     groups = _divided(ordered, max_shard_bytes, _even_share(ordered, max_shard_bytes))
@@ -82,13 +83,27 @@ def _divided(tensors: list[OutputTensor], max_bytes: int, share: int) -> list[li
     return groups
 
 
+def _ordered(tensors: list[OutputTensor]) -> list[OutputTensor]:
+    """The wider types first, so that every tensor is aligned to its own width: safetensors allows no gaps.
+
+    Global scales are known last and so lie last, where that leaves them aligned: a file is hashed from its beginning.
+    """
+    ordered = sorted(tensors, key=_width, reverse=True)
+    scalars_last = sorted(ordered, key=lambda tensor: tensor.shape == ())
+    starts = accumulate((tensor.nbytes for tensor in scalars_last), initial=0)
+    is_aligned = all(start % _width(tensor) == 0 for start, tensor in zip(starts, scalars_last, strict=False))
+    return scalars_last if is_aligned else ordered
+
+
+def _width(tensor: OutputTensor) -> int:
+    return DTYPES[tensor.dtype].itemsize
+
+
 def _shard(file_name: str, tensors: list[OutputTensor]) -> Shard:
-    # The wider types first, so that every tensor is aligned to its own width: safetensors requires no gaps.
-    ordered = sorted(tensors, key=lambda t: -DTYPES[t.dtype].itemsize)
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     relative: dict[str, int] = {}
     position = 0
-    for tensor in ordered:
+    for tensor in _ordered(tensors):
         relative[tensor.hf_name] = position
         span = [position, position + tensor.nbytes]
         entries[tensor.hf_name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": span}

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qtool.formats.floats import Bits, Float32, FloatFormat
+from qtool.formats.floats import FLOAT_FORMATS, Bits, Float32, FloatFormat
 
 BLOCK: Final = 16
 E2M1_MAX: Final = np.float32(6)
@@ -74,11 +74,13 @@ def block_scale_codes(block_amax: Float32, scale: np.float32) -> U8:
 
 @dataclass(frozen=True)
 class EncodeTables:
-    """What the kernels look up to encode one fused group of one element type.
+    """What the kernels look up to encode one fused group.
 
-    `thresholds` [127, 8]: for each block-scale code, the magnitude bits at which codes 1..7 begin, then those at
-    which a negative weight starts to show its sign (below, the quotient underflows to zero and ModelOpt drops it).
-    `scale_codes` [infinity_bits]: block-scale code for each possible block maximum; empty for 4-byte types.
+    `element`: the type that they read, BF16 or F32 (F16 is widened first).
+    `thresholds` [127, 8, 16]: for each block-scale code, the magnitude bits at which codes 1..7 begin, then those at
+    which a negative weight starts to show its sign (below, the quotient underflows to zero and ModelOpt drops it);
+    each repeated for the 16 weights of a block.
+    `scale_codes` [infinity_bits]: block-scale code for each possible block maximum; empty for F32.
     """
 
     element: FloatFormat
@@ -86,20 +88,16 @@ class EncodeTables:
     thresholds: Bits
     scale_codes: U8
 
-    def block_scales(self, amax_bits: Bits) -> U8:
-        """Block-scale codes for blocks whose largest magnitudes have these bits."""
-        if self.scale_codes.size:
-            return self.scale_codes[amax_bits]
-        return block_scale_codes(self.element.widen(amax_bits), self.scale)
 
-
-def encode_tables(scale: np.float32, element: FloatFormat) -> EncodeTables:
-    """The tables for the global scale `scale` and weights stored as `element`."""
+def encode_tables(scale: np.float32, stored: FloatFormat) -> EncodeTables:
+    """The tables for the global scale `scale` and weights stored as `stored`."""
+    element = FLOAT_FORMATS["BF16" if stored.name == "BF16" else "F32"]
     codes = np.empty(0, np.uint8)
     if element.itemsize == 2:  # 32,640 possible maxima at most: cheaper to tabulate than to compute per block
         magnitudes = np.arange(element.infinity_bits, dtype=element.bits_dtype)
         codes = block_scale_codes(element.widen(magnitudes), scale)
-    return EncodeTables(element, scale, _thresholds(scale, element), codes)
+    thresholds = np.repeat(_thresholds(scale, element)[:, :, None], BLOCK, axis=2)
+    return EncodeTables(element, scale, thresholds, codes)
 
 
 def _thresholds(scale: np.float32, element: FloatFormat) -> Bits:
@@ -117,14 +115,3 @@ def _thresholds(scale: np.float32, element: FloatFormat) -> Bits:
             low, high = np.where(passes, low, middle + 1), np.where(passes, middle, high)
             low = np.minimum(low, high)
     return low.astype(element.bits_dtype)
-
-
-def dequantize(packed: U8, block_scales: U8, scale: np.float32) -> Float32:
-    """The float32 weights [out, in] of `packed` [out, in/2] under E4M3 `block_scales` [out, in/16].
-
-    The two scales are multiplied first, as ModelOpt and the engines' kernels do.
-    """
-    codes = np.stack((packed & 15, packed >> 4), axis=-1)
-    blocks = E2M1_VALUES[codes].reshape(*block_scales.shape, BLOCK)
-    scaled = blocks * (E4M3_VALUES[block_scales] * np.float32(scale))[..., None]
-    return scaled.reshape(packed.shape[0], -1)

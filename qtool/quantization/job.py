@@ -27,8 +27,8 @@ from qtool.recipe import LoadedRecipe, load_recipe
 
 Backend = Literal["auto", "streaming", "modelopt"]
 BACKENDS: Final[tuple[Backend, ...]] = ("auto", "streaming", "modelopt")
-DEFAULT_MAX_SHARD_BYTES: Final = 1 << 30
-"""Shards are hashed side by side and fetched side by side, so several of a gigabyte beat one of five."""
+DEFAULT_MAX_SHARD_BYTES: Final = 1 << 29
+"""Shards are hashed side by side and fetched side by side, so several of half a gigabyte beat one of five."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from qtool.checkpoint.reader import Checkpoint, read_header
 from qtool.errors import ModelError, SetupError
 from qtool.formats.nvfp4 import BLOCK
-from qtool.formats.nvfp4_kernels import squared_error
+from qtool.formats.nvfp4_kernels import dequantize
 from qtool.jsonfile import read_json
 from qtool.progress import Advance, Meter, Progress
 from qtool.quantization.pieces import PIECE, check_weights, pieces_of, read_piece, work_bytes
@@ -131,8 +131,9 @@ def _relative_errors(
             for piece in pieces_of(tensor):
                 bits, first = read_piece(checkpoint, piece, buffer), piece.start // piece.element.itemsize
                 span = slice(first // 2, (first + bits.size) // 2), slice(first // BLOCK, (first + bits.size) // BLOCK)
-                sums = squared_error(bits, piece.element, scale, packed[span[0]], scales[span[1]])
-                error, power = error + sums[0], power + sums[1]
+                weights = piece.element.widen(bits)
+                delta = weights - dequantize(packed[None, span[0]], scales[span[1]], scale)[0]
+                error, power = error + float(delta @ delta), power + float(weights @ weights)
                 advance(piece.length)
             errors[tensor.spec.hf_name] = float(np.sqrt(error / power)) if power else 0.0
     return errors

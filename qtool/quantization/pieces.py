@@ -19,8 +19,8 @@ from qtool.formats.nvfp4_kernels import largest_magnitude
 from qtool.progress import Advance
 from qtool.quantization.plan import Action, PlannedTensor, QuantizationPlan
 
-PIECE: Final = 8 << 20
-"""Source bytes per piece: large enough that calls cost nothing, small enough that every thread can hold one."""
+PIECE: Final = 2 << 20
+"""Source bytes per piece: large enough that calls cost little, small enough to stay in the processor's caches."""
 
 
 @dataclass(frozen=True)

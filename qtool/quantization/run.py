@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qtool.checkpoint.hashing import sha256_of
 from qtool.checkpoint.reader import INDEX, Checkpoint
-from qtool.checkpoint.writer import require_space, sha256_of, staged_folder
+from qtool.checkpoint.writer import require_space, staged_folder
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.progress import Meter, Progress, no_progress
@@ -40,8 +41,9 @@ def _write(job: Job, options: QuantizeOptions, folder: Path, progress: Progress)
     for relative in job.sidecars:
         (folder / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job.checkpoint.directory / relative, folder / relative)
-    small = {path: sha256_of(folder / path) for path in sorted(_files(folder) - set(hashes))}
-    (folder / FILE_NAME).write_bytes(json_bytes(_manifest(job, {**hashes, **small}, errors)))
+    others = sorted(_files(folder) - set(hashes))
+    hashes = {**hashes, **dict(zip(others, sha256_of([folder / path for path in others]), strict=True))}
+    (folder / FILE_NAME).write_bytes(json_bytes(_manifest(job, hashes, errors)))
     return errors
 
 

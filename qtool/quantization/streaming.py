@@ -7,25 +7,28 @@ and writes one piece at a time. A fused group is read twice: for its largest mag
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from qtool.checkpoint.layout import Layout
 from qtool.checkpoint.reader import Checkpoint
-from qtool.checkpoint.shard_file import ShardFile, open_shard
+from qtool.checkpoint.shard_file import ShardFiles, open_shards
 from qtool.formats.floats import Bits, FloatFormat
 from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables
 from qtool.formats.nvfp4_kernels import encode
 from qtool.progress import Advance
 from qtool.quantization.pieces import PIECE, Piece, checked_largest, pieces_of, read_piece, usable_scale
 from qtool.quantization.plan import Action, PlannedTensor, QuantizationPlan
+
+_WORKERS: Final = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,25 @@ def quantize_streaming(
 ) -> StreamingResult:
     """Write the weight files of `layout` into `folder`."""
     with ExitStack() as stack:
-        shards = [stack.enter_context(open_shard(shard, folder)) for shard in layout.shards]
+        files = stack.enter_context(open_shards(layout.shards, folder))
         pool = stack.enter_context(_worker_pool())
-        engine = _Engine(checkpoint, plan, shards, pool, advance)
-        sums = engine.run()
-        digests = {shard.shard.file_name: shard.hasher.hexdigest() for shard in shards}
-        return StreamingResult(digests, {name: _relative(*pair) for name, pair in sums.items()})
+        sums = _Engine(checkpoint, plan, files, pool, advance).run()
+        return StreamingResult(files.sha256(), {name: _relative(*pair) for name, pair in sums.items()})
 
 
 def _relative(error: float, power: float) -> float:
     return float(np.sqrt(error / power)) if power else 0.0
 
 
+def _yield_to_the_hasher() -> None:
+    # A file cannot be hashed faster than by one thread from its beginning; whoever delays that one delays the end.
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
 @contextmanager
 def _worker_pool() -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(max_workers=_WORKERS, initializer=_yield_to_the_hasher)
     try:
         yield pool
     finally:
@@ -100,14 +107,14 @@ class _Engine:
         self,
         checkpoint: Checkpoint,
         plan: QuantizationPlan,
-        shards: Sequence[ShardFile],
+        files: ShardFiles,
         pool: ThreadPoolExecutor,
         advance: Advance,
     ) -> None:
         self._checkpoint = checkpoint
-        self._plan = plan
+        self._tensors = [tensor for tensor in plan.tensors if tensor.action is not Action.DROP]
         self._groups = plan.groups
-        self._shards = {hf_name: shard for shard in shards for hf_name in shard.shard.offsets}
+        self._files = files
         self._pool = pool
         self._advance = advance
         self._buffers = _Buffers()
@@ -115,10 +122,7 @@ class _Engine:
 
     def run(self) -> Mapping[str, _Sums]:
         """Carry the plan out; sums of squared error and of squared weight of each quantized tensor."""
-        tensors = [tensor for tensor in self._plan.tensors if tensor.action is not Action.DROP]
-        jobs: list[tuple[PlannedTensor, Future[_Sums]]] = []
-        for _, of_shard in groupby(tensors, key=lambda tensor: id(self._shard_of(tensor))):
-            jobs += self._submit_shard(sorted(of_shard, key=self._offset_of))
+        jobs = list(self._submit_all())
         sums: dict[str, _Sums] = {}
         for tensor, job in jobs:
             error, power = job.result()
@@ -127,25 +131,24 @@ class _Engine:
                 sums[tensor.spec.hf_name] = (before[0] + error, before[1] + power)
         return sums
 
-    def _shard_of(self, tensor: PlannedTensor) -> ShardFile:
-        return self._shards[tensor.spec.hf_name]
+    def _in_order(self) -> list[PlannedTensor]:
+        # All shards fill evenly from their beginnings, as their hashes need it.
+        return sorted(self._tensors, key=lambda tensor: self._files.progress_at(tensor.spec.hf_name))
 
-    def _offset_of(self, tensor: PlannedTensor) -> int:
-        return self._shard_of(tensor).shard.offsets[tensor.spec.hf_name]
-
-    def _submit_shard(self, tensors: Sequence[PlannedTensor]) -> Iterator[tuple[PlannedTensor, Future[_Sums]]]:
-        # Measurements first: when a piece is to be encoded, its group's have all begun, so no thread waits for long.
-        for group in dict.fromkeys(t.spec.fused_group for t in tensors if t.action is Action.QUANTIZE):
-            self._submit_measurement(group)
-        for tensor in tensors:
+    def _submit_all(self) -> Iterator[tuple[PlannedTensor, Future[_Sums]]]:
+        ordered = self._in_order()
+        for index, tensor in enumerate(ordered):
+            for coming in ordered[index : index + 1 + _WORKERS]:  # measured ahead, so that no encoder waits for long
+                self._submit_measurement(coming)
             work = self._encode if tensor.action is Action.QUANTIZE else self._copy
             for piece in pieces_of(tensor):
                 yield tensor, self._pool.submit(work, piece)
 
-    def _submit_measurement(self, group: str) -> None:
-        if group in self._measurements:
+    def _submit_measurement(self, tensor: PlannedTensor) -> None:
+        group = tensor.spec.fused_group
+        if tensor.action is not Action.QUANTIZE or group in self._measurements:
             return
-        pieces = [piece for tensor in self._groups[group] for piece in pieces_of(tensor)]
+        pieces = [piece for member in self._groups[group] for piece in pieces_of(member)]
         measurement = _Measurement(group, pieces[0].element, len(pieces))
         self._measurements[group] = measurement
         for piece in pieces:
@@ -165,7 +168,7 @@ class _Engine:
     def _write_global_scales(self, group: str, tables: EncodeTables) -> None:
         for tensor in self._groups[group]:
             scale_name = f"{tensor.spec.module}.weight_scale_2"
-            self._shards[scale_name].write(scale_name, 0, np.array([tables.scale], "<f4").view(np.uint8))
+            self._files.write(scale_name, 0, np.array([tables.scale], "<f4").view(np.uint8))
 
     def _encode(self, piece: Piece) -> _Sums:
         tables = self._measurements[piece.tensor.spec.fused_group].tables.result()
@@ -174,15 +177,15 @@ class _Engine:
         sums = encode(bits, tables, packed, scales)
         first = piece.start // piece.element.itemsize
         name, scale_name = piece.tensor.spec.hf_name, f"{piece.tensor.spec.module}.weight_scale"
-        self._shards[name].write(name, first // 2, packed)
-        self._shards[scale_name].write(scale_name, first // BLOCK, scales)
+        self._files.write(name, first // 2, packed)
+        self._files.write(scale_name, first // BLOCK, scales)
         self._advance(piece.length)
         return sums
 
     def _copy(self, piece: Piece) -> _Sums:
         bits = self._read(piece)
         checked_largest(self._checkpoint, piece, bits)
-        self._shard_of(piece.tensor).write(piece.tensor.spec.hf_name, piece.start, bits.view(np.uint8))
+        self._files.write(piece.tensor.spec.hf_name, piece.start, bits.view(np.uint8))
         self._advance(piece.length)
         return 0.0, 0.0
 

@@ -17,8 +17,8 @@ from qtool.quantization.plan import Action, PlannedTensor, QuantizationPlan
 
 SCHEMA_VERSION: Final = 1
 
-_STREAMING_BASE: Final = 190 << 20  # Python, numpy, numba: 222 MB were measured with two threads, whatever the size
-_STREAMING_PER_THREAD: Final = 16 << 20  # a piece, its codes and scales
+_STREAMING_BASE: Final = 180 << 20  # Python, numpy, numba: 201 MB were measured with two threads, whatever the size
+_STREAMING_PER_THREAD: Final = 6 << 20  # a piece, its codes and scales
 _MODELOPT_BASE: Final = 1 << 30  # Python, torch, transformers, ModelOpt
 _MODELOPT_FACTOR: Final = 1.2
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from qtool.arch.spec import section
 from qtool.errors import ModelError
-from qtool.formats import nvfp4
+from qtool.formats import nvfp4, nvfp4_kernels
 from qtool.scoring.weights import read_float32
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def _weight(checkpoint: Checkpoint, hf_name: str) -> Float32:
         return read_float32(checkpoint, hf_name)
     _check_shapes(*(checkpoint.tensors[hf_name + suffix] for suffix in ("", _BLOCK_SCALE, _GLOBAL_SCALE)))
     global_scale = checkpoint.read(hf_name + _GLOBAL_SCALE).reshape(())
-    return nvfp4.dequantize(checkpoint.read(hf_name), checkpoint.read(hf_name + _BLOCK_SCALE), np.float32(global_scale))
+    return nvfp4_kernels.dequantize(
+        checkpoint.read(hf_name), checkpoint.read(hf_name + _BLOCK_SCALE), np.float32(global_scale)
+    )
 
 
 def _check_shapes(packed: TensorInfo, block_scales: TensorInfo, global_scale: TensorInfo) -> None:

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from qtool.checkpoint.hashing import FollowingHasher
+from qtool.checkpoint.hashing import FollowingHasher, sha256_of
 from qtool.checkpoint.layout import OutputTensor, lay_out
-from qtool.checkpoint.shard_file import open_shard
+from qtool.checkpoint.sha256 import HashlibDigests, LaneDigests
+from qtool.checkpoint.shard_file import open_shards
 from qtool.checkpoint.sidecars import find_sidecars
-from qtool.checkpoint.writer import require_space, sha256_of, staged_folder
+from qtool.checkpoint.writer import require_space, staged_folder
 from qtool.errors import SetupError, UsageError
 
 WIDTH = {"F32": 4, "BF16": 2, "U8": 1}
@@ -47,42 +48,64 @@ def test_layouts_are_gapless_aligned_and_complete(parts, max_bytes):
 def test_a_written_shard_is_read_by_safetensors_and_hashed_right(tmp_path):
     tensors = [tensor("narrow", "U8", 5), tensor("wide", "F32", 3)]
     (shard,) = lay_out(tensors, 1 << 20).shards
-    with open_shard(shard, tmp_path) as file:
-        file.write("narrow", 2, np.array([3, 4, 5], np.uint8))
-        file.write("wide", 0, np.array([1, 2, 3], np.float32).view(np.uint8))
-        file.write("narrow", 0, np.array([1, 2], np.uint8))
-        digest = file.hasher.hexdigest()
+    with open_shards([shard], tmp_path) as files:
+        files.write("narrow", 2, np.array([3, 4, 5], np.uint8))
+        files.write("wide", 0, np.array([1, 2, 3], np.float32).view(np.uint8))
+        files.write("narrow", 0, np.array([1, 2], np.uint8))
+        digest = files.sha256()[shard.file_name]
     path = tmp_path / shard.file_name
-    assert digest == sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [digest] == sha256_of([path]) == [hashlib.sha256(path.read_bytes()).hexdigest()]
     with safe_open(path, "np") as read:
         assert read.get_tensor("narrow").tolist() == [1, 2, 3, 4, 5]
         assert read.get_tensor("wide").tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_hasher_follows_writers_in_any_order(seed, tmp_path):
-    random = Random(seed)
-    content = random.randbytes(10_000_000)
-    cuts = sorted({0, len(content), *(random.randrange(len(content)) for _ in range(30))})
-    extents = list(pairwise(cuts))
-    random.shuffle(extents)
-    descriptor = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
-    hasher = FollowingHasher(descriptor, len(content))
+@pytest.fixture(params=[LaneDigests, HashlibDigests])
+def kind_of_digests(request, monkeypatch):
+    """Both ways to hash, whatever this processor prefers."""
+    monkeypatch.setattr("qtool.checkpoint.hashing.digests", request.param)
 
-    def write(start, end):
-        os.pwrite(descriptor, content[start:end], start)
-        hasher.written(start, end - start)
+
+@pytest.mark.usefixtures("kind_of_digests")
+@pytest.mark.parametrize("count", [1, 3, 8, 11])
+def test_the_hasher_follows_writers_in_any_order(count, tmp_path):
+    random = Random(count)
+    contents = [random.randbytes(random.choice([0, 1, 55, 56, 64, 1 << 20, 3_000_001])) for _ in range(count)]
+    descriptors = [os.open(tmp_path / str(i), os.O_CREAT | os.O_RDWR) for i in range(count)]
+    hasher = FollowingHasher([(d, len(content)) for d, content in zip(descriptors, contents, strict=True)])
+    extents = []
+    for i, content in enumerate(contents):
+        cuts = sorted({0, len(content), *(random.randint(0, len(content)) for _ in range(10))})
+        extents += [(i, *extent) for extent in pairwise(cuts)]
+    random.shuffle(extents)
+
+    def write(i, start, end):
+        os.pwrite(descriptors[i], contents[i][start:end], start)
+        hasher.written(i, start, end - start)
 
     threads = [threading.Thread(target=write, args=extent) for extent in extents]
     for thread in threads:
         thread.start()
-    assert hasher.hexdigest() == hashlib.sha256(content).hexdigest()
-    os.close(descriptor)
+    assert hasher.hexdigests() == [hashlib.sha256(content).hexdigest() for content in contents]
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=9))
+def test_lanes_hash_as_hashlib_does(contents):
+    lanes = LaneDigests(len(contents))
+    data = np.zeros((8, 64), np.uint8)
+    for stream, content in enumerate(contents):
+        whole = len(content) // 64 * 64
+        for start in range(0, whole, 64):
+            data[0] = np.frombuffer(content[start : start + 64], np.uint8)
+            lanes.update([stream], data)
+        assert lanes.finish(stream, content[whole:], len(content)) == hashlib.sha256(content).hexdigest()
 
 
 def test_a_cancelled_hasher_stops():
     read_end, write_end = os.pipe()
-    hasher = FollowingHasher(read_end, 100)
+    hasher = FollowingHasher([(read_end, 100)])
     hasher.cancel()
     assert not hasher._thread.is_alive()
     os.close(read_end), os.close(write_end)

@@ -51,7 +51,7 @@ def test_the_16_codes_of_e2m1():
     ]  # fmt: skip
     for code, value in table:
         packed, one = np.full((1, 8), code | code << 4, np.uint8), np.full((1, 1), nvfp4.E4M3_ONE, np.uint8)
-        decoded = nvfp4.dequantize(packed, one, np.float32(1))
+        decoded = nvfp4_kernels.dequantize(packed, one, np.float32(1))
         assert decoded.tolist() == [[value] * 16]
         assert np.signbit(decoded).all() == (code >= 8)
 
@@ -131,7 +131,7 @@ def test_the_measured_error_is_that_of_the_dequantized_weights(name):
         TORCH[name]
     )  # spans two tiles
     packed, scales, scale, (error, power) = encode(bits_of(tensor), name)
-    restored = nvfp4.dequantize(packed, scales, scale).astype(np.float64)
+    restored = nvfp4_kernels.dequantize(packed, scales, scale).astype(np.float64)
     weights = tensor.double().numpy()
     assert error == pytest.approx(((weights - restored) ** 2).sum(), rel=1e-4)
     assert power == pytest.approx((weights**2).sum(), rel=1e-4)
@@ -141,7 +141,9 @@ def test_dequantization_is_modelopts():
     tensor = torch.randn(32, 64, generator=torch.Generator().manual_seed(4))
     quantized, scales, scale = NVFP4QTensor.quantize(tensor.clone(), 16)
     expected = quantized.dequantize(dtype=torch.float32, scale=scales, double_scale=scale, block_sizes={-1: 16})
-    restored = nvfp4.dequantize(quantized._quantized_data.numpy(), scales.view(torch.uint8).numpy(), scale.numpy())
+    restored = nvfp4_kernels.dequantize(
+        quantized._quantized_data.numpy(), scales.view(torch.uint8).numpy(), scale.numpy()
+    )
     assert np.array_equal(restored, expected.numpy())
 
 

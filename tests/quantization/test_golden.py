@@ -98,7 +98,9 @@ def assert_same_files(ours, theirs):
 
     assert small(ours) == small(theirs)
     facts = [json.loads((folder / "qtool.json").read_text())["tensors"] for folder in (ours, theirs)]
+    errors = [[tensor.pop("relative_error", 0) for tensor in each] for each in facts]
     assert facts[0] == facts[1]
+    assert errors[0] == pytest.approx(errors[1], rel=2e-3)
 
 
 @pytest.mark.parametrize("config", [text_config(), text_config(**SCORE_HEAD), vl_config()], ids=["text", "score", "vl"])
