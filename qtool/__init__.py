@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from qtool.convert.options import ConvertOptions as ConvertOptions
+    from qtool.convert.run import convert_gguf as convert_gguf
+    from qtool.convert.repair import RepairOptions as RepairOptions
+    from qtool.convert.repair import repair_gguf as repair_gguf
     from qtool.errors import QtoolError as QtoolError
     from qtool.quantization.job import QuantizeOptions as QuantizeOptions
     from qtool.quantization.run import quantize as quantize
@@ -16,14 +20,18 @@ if TYPE_CHECKING:
     from qtool.verification.run import verify as verify
 
 _HOMES: Final = {
+    "ConvertOptions": "qtool.convert.options",
     "QtoolError": "qtool.errors",
     "QuantizeOptions": "qtool.quantization.job",
+    "RepairOptions": "qtool.convert.repair",
     "VerifyOptions": "qtool.verification.run",
+    "convert_gguf": "qtool.convert.run",
     "quantize": "qtool.quantization.run",
+    "repair_gguf": "qtool.convert.repair",
     "verify": "qtool.verification.run",
 }
 
-__all__ = ["QtoolError", "QuantizeOptions", "VerifyOptions", "quantize", "verify"]
+__all__ = ["ConvertOptions", "QtoolError", "QuantizeOptions", "RepairOptions", "VerifyOptions", "convert_gguf", "quantize", "repair_gguf", "verify"]
 
 
 def __getattr__(name: str) -> Any:

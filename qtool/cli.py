@@ -93,6 +93,90 @@ def quantize(
     _show(summary.to_json(), summary_table(summary, output, dry_run=dry_run), as_json=json)
 
 
+@app.command("convert-gguf")
+def convert_gguf(
+    model: Model,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder, or a file ending in .gguf; must not exist.", show_default=False),
+    ] = None,
+    outtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto (what loses nothing), f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m, iq4_xs; several with "
+            "commas or by repeating.",
+            show_default="auto",
+        ),
+    ] = None,
+    mmproj: Annotated[str, typer.Option(help="Type of the vision projector: f32, f16, bf16, q8_0 or none.")] = "f16",
+    instruction: Annotated[
+        str | None,
+        typer.Option(help="Bake this instruction into a reranker's prompt.", show_default="the official one"),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="official, or llamacpp: what llama.cpp's own converter bakes into every reranker.")
+    ] = "official",
+    split_max_size: Annotated[
+        str | None, typer.Option(help="Split the language file into parts of this size.", show_default=False)
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix for the K- and I-quants.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and stop.")
+    ] = False,
+    force: Force = False,
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Convert a checkpoint to GGUF files that rank and embed in llama.cpp as the original does."""
+    from qtool.convert.options import ConvertOptions, parse_outtypes, parse_prompt
+    from qtool.convert.run import convert_gguf as run
+    from qtool.convert.summary import summary_table
+
+    if output is None and not dry_run:
+        raise UsageError("Nowhere to write to.", "Pass --output FOLDER, --output FILE.gguf, or --dry-run.")
+    options = ConvertOptions(
+        model, output, parse_outtypes(outtype), mmproj, parse_task(task), instruction, parse_prompt(prompt),
+        parse_size(split_max_size) if split_max_size else None, imatrix, revision, token, force, dry_run,
+    )  # fmt: skip
+    with console.byte_bar("Converting") as progress:
+        summary = run(options, progress)
+    _show(summary.to_json(), summary_table(summary, output, dry_run=dry_run), as_json=json)
+
+
+@app.command("repair-gguf")
+def repair_gguf(
+    broken: Annotated[Path, typer.Argument(help="A GGUF file that does not rank.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; must not exist.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Take the rank head from this checkpoint, not from the file.", show_default=False
+        ),
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Bake this instruction into the prompt.", show_default="the official one")
+    ] = None,
+    force: Force = False,
+    task: TaskOption = None,
+    json: Json = False,
+) -> None:
+    """Give a GGUF file the rank head, pooling and prompt that it lacks; all else stays byte for byte."""
+    from rich.console import Group
+
+    from qtool.convert.repair import RepairOptions
+    from qtool.convert.repair import repair_gguf as run
+
+    with console.byte_bar("Repairing") as progress:
+        summary = run(RepairOptions(broken, output, base, parse_task(task), instruction, force), progress)
+    _show(summary.to_json(), Group(*summary.changes, f"Wrote {output}. Next: qtool inspect {output}"), as_json=json)
+
+
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,

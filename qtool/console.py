@@ -84,3 +84,13 @@ def _update(bar: Bar, tasks: dict[str, TaskID], label: str, done: int, total: in
     if label not in tasks:
         tasks[label] = bar.add_task(escape(label), total=total)
     bar.update(tasks[label], completed=done, total=total)
+
+
+def human_size(nbytes: int) -> str:
+    """A number of bytes in the unit that suits it (powers of 1000, as disks and hubs count)."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"

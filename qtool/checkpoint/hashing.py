@@ -1,6 +1,6 @@
-"""Hashes files while other threads are still writing them.
+"""Hashes files, or parts of files, while other threads are still writing them.
 
-Rule: bytes are hashed in file order, and only once everything before them has been written.
+Rule: bytes are hashed in order, and only once everything before them has been written.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from qtool.checkpoint.sha256 import digests
 from qtool.checkpoint.sha256_lanes import BLOCK, LANES
 
 _CHUNK: Final = 1 << 18
-"""Bytes of one file in a step: eight of them fit a core's own cache."""
+"""Bytes of one extent in a step: eight of them fit a core's own cache."""
 
 
 def sha256_of(paths: Sequence[Path]) -> list[str]:
@@ -27,17 +28,27 @@ def sha256_of(paths: Sequence[Path]) -> list[str]:
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb")) for path in paths]
         sizes = [os.fstat(file.fileno()).st_size for file in files]
-        hasher = FollowingHasher([(file.fileno(), size) for file, size in zip(files, sizes, strict=True)])
+        hasher = FollowingHasher([Extent(file.fileno(), 0, size) for file, size in zip(files, sizes, strict=True)])
         for index, size in enumerate(sizes):
             hasher.written(index, 0, size)
         return hasher.hexdigests()
 
 
-class _Followed:
-    """A file, how far it is written without a gap, and how far it is hashed."""
+@dataclass(frozen=True)
+class Extent:
+    """`nbytes` bytes of an open file from `start` on."""
 
-    def __init__(self, descriptor: int, nbytes: int) -> None:
-        self.descriptor, self.nbytes = descriptor, nbytes
+    descriptor: int
+    start: int
+    nbytes: int
+
+
+class _Followed:
+    """An extent, how far it is written without a gap, and how far it is hashed (both counted from its start)."""
+
+    def __init__(self, extent: Extent) -> None:
+        self._extent = extent
+        self.nbytes = extent.nbytes
         self.position = 0
         self._ready = 0
         self._extents: dict[int, int] = {}
@@ -56,35 +67,36 @@ class _Followed:
 
     def read(self, buffer: NDArray[np.uint8]) -> None:
         """The next bytes; Linux may write them to the disk now, since nobody reads them again."""
-        if os.preadv(self.descriptor, [buffer.data], self.position) != buffer.nbytes:
-            raise OSError(f"byte {self.position:,} of an output file could not be read back")
+        descriptor, place = self._extent.descriptor, self._extent.start + self.position
+        if os.preadv(descriptor, [buffer.data], place) != buffer.nbytes:
+            raise OSError(f"byte {place:,} of an output file could not be read back")
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.descriptor, self.position, buffer.nbytes, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(descriptor, place, buffer.nbytes, os.POSIX_FADV_DONTNEED)
         self.position += buffer.nbytes
 
 
 class FollowingHasher:
-    """The SHA-256 of open files of known sizes, computed by a thread that follows their writers.
+    """The SHA-256 of extents of open files, computed by a thread that follows their writers.
 
-    Several files advance together; the one with the most left is never kept waiting for another.
+    Several extents advance together; the one with the most left is never kept waiting for another.
     """
 
-    def __init__(self, files: Sequence[tuple[int, int]]) -> None:
-        self._files = [_Followed(descriptor, nbytes) for descriptor, nbytes in files]
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        self._extents = [_Followed(extent) for extent in extents]
         self._changed = threading.Condition()
         self._cancelled = False
-        self._digests = digests(len(files))
+        self._digests = digests(len(extents))
         self._hexdigests: list[str] = []
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def written(self, file: int, offset: int, nbytes: int) -> None:
-        """Tell that these bytes of the `file`-th file are final."""
+    def written(self, extent: int, offset: int, nbytes: int) -> None:
+        """Tell that these bytes of the `extent`-th extent are final."""
         if nbytes == 0:
             return
         with self._changed:
-            self._files[file].written(offset, nbytes)
+            self._extents[extent].written(offset, nbytes)
             self._changed.notify()
 
     def cancel(self) -> None:
@@ -95,7 +107,7 @@ class FollowingHasher:
         self._thread.join()
 
     def hexdigests(self) -> list[str]:
-        """Wait until every byte is hashed; the digests in hex, file by file."""
+        """Wait until every byte is hashed; the digests in hex, extent by extent."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -107,36 +119,35 @@ class FollowingHasher:
             while (nbytes := self._step()) and self._wait(nbytes):
                 self._advance(buffer[:, :nbytes] if nbytes == _CHUNK else np.empty((LANES, nbytes), np.uint8))
             if self._wait(0):
-                self._hexdigests = [self._finish(index, file) for index, file in enumerate(self._files)]
+                self._hexdigests = [self._finish(index, extent) for index, extent in enumerate(self._extents)]
         except OSError as error:
             self._error = error
 
     def _longest(self) -> list[int]:
-        return sorted(range(len(self._files)), key=lambda index: -self._files[index].left)
+        return sorted(range(len(self._extents)), key=lambda index: -self._extents[index].left)
 
     def _step(self) -> int:
-        """How much of the file with the most left comes next: whole blocks."""
-        most = max((file.left for file in self._files), default=0)
+        """How much of the extent with the most left comes next: whole blocks."""
+        most = max((extent.left for extent in self._extents), default=0)
         return min(_CHUNK, most // BLOCK * BLOCK)
 
     def _wait(self, nbytes: int) -> bool:
-        """Wait for `nbytes` of the file with the most left, or with 0 for the last of all; False after `cancel`."""
-        awaited = [self._files[i] for i in self._longest()[: 1 if nbytes else None]]
+        """Wait for `nbytes` of the extent with the most left, or with 0 for the last of all; False after `cancel`."""
+        awaited = [self._extents[i] for i in self._longest()[: 1 if nbytes else None]]
         with self._changed:
             self._changed.wait_for(
-                lambda: self._cancelled or all(file.has_ready(nbytes or file.left) for file in awaited)
+                lambda: self._cancelled or all(extent.has_ready(nbytes or extent.left) for extent in awaited)
             )
             return not self._cancelled
 
     def _advance(self, buffer: NDArray[np.uint8]) -> None:
         with self._changed:
-            ready = [i for i in self._longest() if self._files[i].has_ready(buffer.shape[1])][:LANES]
+            ready = [i for i in self._longest() if self._extents[i].has_ready(buffer.shape[1])][:LANES]
         for index, row in zip(ready, buffer, strict=False):
-            self._files[index].read(row)
+            self._extents[index].read(row)
         self._digests.update(ready, buffer)
 
-    def _finish(self, index: int, file: _Followed) -> str:
-        nbytes = file.nbytes
-        tail = np.empty(file.left, np.uint8)
-        file.read(tail)
-        return self._digests.finish(index, tail.tobytes(), nbytes)
+    def _finish(self, index: int, extent: _Followed) -> str:
+        tail = np.empty(extent.left, np.uint8)
+        extent.read(tail)
+        return self._digests.finish(index, tail.tobytes(), extent.nbytes)

@@ -42,6 +42,44 @@ def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def staged_files(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield the folder `TARGET.partial`; the files put into it move beside `target` afterwards, that one last.
+
+    Raises UsageError when `target` exists (`force` replaces what qtool made).
+    """
+    check_target_file(target, force=force)
+    partial = target.with_name(target.name + PARTIAL)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        try:
+            yield partial
+            _sync_tree(partial)
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
+                path.replace(target.with_name(path.name))
+        except OSError as error:
+            raise _explained(error, target) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target_file(target: Path, *, force: bool) -> None:
+    """Raise UsageError unless the file `target` may be written."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if not force:
+        raise UsageError(f"{target} exists.", "Choose another --output, or pass --force to replace it.")
+    if not target.is_file() or not manifest_of(target).is_file():
+        raise UsageError(
+            f"{target} was not made by qtool (no {manifest_of(target).name} beside it), so --force does not replace it."
+        )
+
+
+def manifest_of(target: Path) -> Path:
+    """Where the manifest of a single output file lies."""
+    return target.with_name(f"{target.name}.{_MARKER}")
+
+
 def check_target(target: Path, *, force: bool) -> None:
     """Raise UsageError unless `target` may be written."""
     if not target.exists() and not target.is_symlink():
@@ -67,6 +105,8 @@ def create_file(path: Path, nbytes: int) -> int:
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
     if nbytes and hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, nbytes)
+    else:
+        os.ftruncate(descriptor, nbytes)
     return descriptor
 
 

@@ -54,11 +54,11 @@ def encode_blocks(_typing, bits, scales, thresholds, half_factors, packed, sums)
         vector = ir.VectorType(ir.IntType(bits.dtype.bitwidth), _LANES)
         with cgutils.for_range(builder, count) as loop:
             scale = builder.zext(emit.scalar(scales_at, loop.index), loop.index.type)
-            block = _Block(emit, emit.load(vector, bits_at, _times(builder, loop.index, _LANES)))
-            row = _times(builder, scale, 8 * _LANES)
+            block = _Block(emit, emit.load(vector, bits_at, emit.times(loop.index, _LANES)))
+            row = emit.times(scale, 8 * _LANES)
             bounds = [emit.load(vector, thresholds_at, builder.add(row, row.type(i * _LANES))) for i in range(8)]
             codes = block.codes(bounds[:7])
-            emit.store(block.packed(codes, bounds[7]), packed_at, _times(builder, loop.index, _LANES // 2))
+            emit.store(block.packed(codes, bounds[7]), packed_at, emit.times(loop.index, _LANES // 2))
             factor = emit.splat(emit.scalar(factors_at, scale), _LANES)
             for total, square in zip(totals, block.squares(codes, factor), strict=True):
                 builder.store(builder.fadd(builder.load(total), square), total)
@@ -67,10 +67,6 @@ def encode_blocks(_typing, bits, scales, thresholds, half_factors, packed, sums)
         return context.get_dummy_value()
 
     return types.void(bits, scales, thresholds, half_factors, packed, sums), generate
-
-
-def _times(builder: Any, index: Any, factor: int) -> Any:
-    return builder.mul(index, index.type(factor))
 
 
 class _Block:

@@ -40,6 +40,10 @@ class Emitter:
         """The element `start[index]`."""
         return self.builder.load(self.builder.gep(start, [index]))
 
+    def times(self, index: ir.Value, factor: int) -> ir.Value:
+        """An index times a constant."""
+        return self.builder.mul(index, index.type(factor))
+
     def splat(self, value: ir.Value, lanes: int) -> ir.Value:
         """A vector with `value` in every lane."""
         vector = ir.VectorType(value.type, lanes)

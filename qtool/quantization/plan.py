@@ -5,7 +5,7 @@ Rule: each tensor is claimed by exactly one rule of the recipe; anything else is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -17,6 +17,7 @@ from qtool.checkpoint.layout import OutputTensor
 from qtool.checkpoint.reader import Checkpoint, TensorInfo
 from qtool.errors import ModelError, UsageError
 from qtool.formats.floats import FLOAT_FORMATS
+from qtool.inventory.tensors import named_tensors, require_shape
 from qtool.recipe import Recipe
 
 _TIED_REASON: Final = "tied: engines read the embedding instead, and ModelOpt leaves the copy out"
@@ -96,7 +97,8 @@ class QuantizationPlan:
 def plan_quantization(checkpoint: Checkpoint, detection: Detection, recipe: Recipe) -> QuantizationPlan:
     """The plan for `checkpoint` under `recipe`, or the ModelError or UsageError that says why there is none."""
     _refuse_quantized(checkpoint)
-    tensors = tuple(_plan_tensors(checkpoint, detection.architecture, recipe))
+    found = named_tensors(checkpoint.tensors.values(), detection.architecture, checkpoint.config)
+    tensors = tuple(_plan_tensor(spec, source, recipe) for spec, source in found.items())
     _refuse_dead_patterns(recipe, known_modules() | {t.spec.module for t in tensors})
     _require_matches(recipe, tensors)
     plan = QuantizationPlan(detection, recipe, tensors, _excluded(detection.architecture, tensors))
@@ -104,42 +106,10 @@ def plan_quantization(checkpoint: Checkpoint, detection: Detection, recipe: Reci
     return plan
 
 
-def _plan_tensors(checkpoint: Checkpoint, architecture: Architecture, recipe: Recipe) -> Iterator[PlannedTensor]:
-    specs = {spec.hf_name: spec for spec in architecture.tensors(checkpoint.config)}
-    found = _canonical(checkpoint.tensors.values(), specs, architecture)
-    missing = [s.hf_name for s in specs.values() if s.presence is Presence.REQUIRED and s.hf_name not in found]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(
-            f"The checkpoint lacks {missing[0]}{more}, which {architecture.name} with this config.json has."
-        )
-    for hf_name, source in found.items():
-        yield _plan_tensor(specs[hf_name], source, recipe)
-
-
-def _canonical(
-    sources: Iterable[TensorInfo], specs: Mapping[str, TensorSpec], architecture: Architecture
-) -> dict[str, TensorInfo]:
-    """Sources by canonical name: base-model checkpoints leave the prefix out, as Qwen3-Embedding does."""
-    found: dict[str, TensorInfo] = {}
-    for source in sources:
-        names = [n for n in (source.hf_name, architecture.prefix + source.hf_name) if n in specs]
-        if not names:
-            raise ModelError(
-                f"{source.hf_name} {list(source.shape)} is no tensor of {architecture.name} with this config.json.",
-                "qtool quantizes nothing that it does not know in full.",
-            )
-        if names[0] in found:
-            raise ModelError(f"{source.hf_name} and {found[names[0]].hf_name} are the same tensor.")
-        found[names[0]] = source
-    return found
-
-
 def _plan_tensor(spec: TensorSpec, source: TensorInfo, recipe: Recipe) -> PlannedTensor:
     if source.dtype not in FLOAT_FORMATS:
         raise ModelError(f"{source.hf_name} is {source.dtype}; qtool quantizes {', '.join(FLOAT_FORMATS)}.")
-    if source.shape != spec.shape:
-        raise ModelError(f"{source.hf_name} has shape {list(source.shape)}; config.json makes it {list(spec.shape)}.")
+    require_shape(spec, source)
     if spec.presence is Presence.DUPLICATE:
         return PlannedTensor(spec, source, Action.DROP, spec.module, _TIED_REASON)
     action, rule, reason = _claim(spec, recipe)

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qtool.console import human_size
 from qtool.quantization.summary import QuantizationSummary, TensorClass
 
 _BECOMES: Final = {"quantize": "NVFP4", "copy": "unchanged", "drop": "left out"}
@@ -34,8 +35,8 @@ def _row(each: TensorClass) -> tuple[str, ...]:
         each.rule,
         _BECOMES[each.action],
         f"{each.tensors:,}",
-        size(each.source_bytes),
-        size(each.output_bytes),
+        human_size(each.source_bytes),
+        human_size(each.output_bytes),
         error,
     )
 
@@ -45,8 +46,8 @@ def _totals(summary: QuantizationSummary) -> str:
     return (
         f"{summary.architecture}, task {summary.task} ({summary.task_source})\n"
         f"recipe {summary.recipe}, backend {summary.backend} ({summary.backend_reason})\n"
-        f"{size(summary.source_bytes)} of weights -> {summary.output_bytes:,} bytes on disk ({ratio:.0%}), "
-        f"{summary.bits_per_weight:.2f} bits per weight, about {size(summary.peak_memory_bytes)} of memory"
+        f"{human_size(summary.source_bytes)} of weights -> {summary.output_bytes:,} bytes on disk ({ratio:.0%}), "
+        f"{summary.bits_per_weight:.2f} bits per weight, about {human_size(summary.peak_memory_bytes)} of memory"
     )
 
 
@@ -54,13 +55,3 @@ def _closing(output: Path | None, *, dry_run: bool) -> str:
     if dry_run:
         return "Dry run: nothing was written."
     return f"Wrote {output}. Next: qtool verify {output} --reference MODEL"
-
-
-def size(nbytes: int) -> str:
-    """A number of bytes in the unit that suits it (powers of 1000, as disks and hubs count)."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"

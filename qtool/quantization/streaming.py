@@ -6,29 +6,25 @@ and writes one piece at a time. A fused group is read twice: for its largest mag
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from qtool.checkpoint.layout import Layout
+from qtool.checkpoint.output_files import OutputFiles, open_shards
 from qtool.checkpoint.reader import Checkpoint
-from qtool.checkpoint.shard_file import ShardFiles, open_shards
+from qtool.checkpoint.workers import WORKERS, worker_pool
 from qtool.formats.floats import Bits, FloatFormat
 from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables
 from qtool.formats.nvfp4_kernels import encode
 from qtool.progress import Advance
 from qtool.quantization.pieces import PIECE, Piece, checked_largest, pieces_of, read_piece, usable_scale
 from qtool.quantization.plan import Action, PlannedTensor, QuantizationPlan
-
-_WORKERS: Final = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -45,28 +41,13 @@ def quantize_streaming(
     """Write the weight files of `layout` into `folder`."""
     with ExitStack() as stack:
         files = stack.enter_context(open_shards(layout.shards, folder))
-        pool = stack.enter_context(_worker_pool())
-        sums = _Engine(checkpoint, plan, files, pool, advance).run()
+        pool = stack.enter_context(worker_pool())
+        sums = _Engine(checkpoint, plan, layout, files, pool, advance).run()
         return StreamingResult(files.sha256(), {name: _relative(*pair) for name, pair in sums.items()})
 
 
 def _relative(error: float, power: float) -> float:
     return float(np.sqrt(error / power)) if power else 0.0
-
-
-def _yield_to_the_hasher() -> None:
-    # A file cannot be hashed faster than by one thread from its beginning; whoever delays that one delays the end.
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
-@contextmanager
-def _worker_pool() -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(max_workers=_WORKERS, initializer=_yield_to_the_hasher)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Buffers(threading.local):
@@ -99,6 +80,13 @@ class _Measurement:
         return encode_tables(usable_scale(self._group, self._largest, self._element), self._element)
 
 
+def _fill_order(plan: QuantizationPlan, layout: Layout) -> list[PlannedTensor]:
+    """The tensors in such an order that all shards fill evenly from their beginnings, as their hashes need it."""
+    progress = {name: start / shard.nbytes for shard in layout.shards for name, start in shard.offsets.items()}
+    written = [tensor for tensor in plan.tensors if tensor.action is not Action.DROP]
+    return sorted(written, key=lambda tensor: progress[tensor.spec.hf_name])
+
+
 _Sums = tuple[float, float]
 
 
@@ -107,12 +95,13 @@ class _Engine:
         self,
         checkpoint: Checkpoint,
         plan: QuantizationPlan,
-        files: ShardFiles,
+        layout: Layout,
+        files: OutputFiles,
         pool: ThreadPoolExecutor,
         advance: Advance,
     ) -> None:
         self._checkpoint = checkpoint
-        self._tensors = [tensor for tensor in plan.tensors if tensor.action is not Action.DROP]
+        self._ordered = _fill_order(plan, layout)
         self._groups = plan.groups
         self._files = files
         self._pool = pool
@@ -131,14 +120,11 @@ class _Engine:
                 sums[tensor.spec.hf_name] = (before[0] + error, before[1] + power)
         return sums
 
-    def _in_order(self) -> list[PlannedTensor]:
-        # All shards fill evenly from their beginnings, as their hashes need it.
-        return sorted(self._tensors, key=lambda tensor: self._files.progress_at(tensor.spec.hf_name))
-
     def _submit_all(self) -> Iterator[tuple[PlannedTensor, Future[_Sums]]]:
-        ordered = self._in_order()
-        for index, tensor in enumerate(ordered):
-            for coming in ordered[index : index + 1 + _WORKERS]:  # measured ahead, so that no encoder waits for long
+        for index, tensor in enumerate(self._ordered):
+            for coming in self._ordered[
+                index : index + 1 + WORKERS
+            ]:  # measured ahead, so that no encoder waits for long
                 self._submit_measurement(coming)
             work = self._encode if tensor.action is Action.QUANTIZE else self._copy
             for piece in pieces_of(tensor):

@@ -18,9 +18,10 @@ from qtool.arch.prompts import embedder_prompt, reranker_prompt
 from qtool.arch.spec import Presence, Task
 from qtool.checkpoint.reader import Checkpoint, open_checkpoint
 from qtool.errors import ModelError, UsageError
+from qtool.inventory.packed import is_quantized
 from qtool.scoring.batches import DEFAULT_LIMITS, BatchLimits, windows
 from qtool.scoring.contents import distinct_pairs
-from qtool.scoring.dequantized import dequantized_weights, is_quantized
+from qtool.scoring.dequantized import dequantized_weights
 from qtool.scoring.forward import Forward
 from qtool.scoring.head import answer_ids, difference_row, score_row
 from qtool.scoring.model import LoadedModel, load_model

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from qtool.checkpoint.hashing import FollowingHasher, sha256_of
+from qtool.checkpoint.hashing import Extent, FollowingHasher, sha256_of
 from qtool.checkpoint.layout import OutputTensor, lay_out
+from qtool.checkpoint.output_files import open_shards
 from qtool.checkpoint.sha256 import HashlibDigests, LaneDigests
-from qtool.checkpoint.shard_file import open_shards
 from qtool.checkpoint.sidecars import find_sidecars
 from qtool.checkpoint.writer import require_space, staged_folder
 from qtool.errors import SetupError, UsageError
@@ -72,7 +72,7 @@ def test_the_hasher_follows_writers_in_any_order(count, tmp_path):
     random = Random(count)
     contents = [random.randbytes(random.choice([0, 1, 55, 56, 64, 1 << 20, 3_000_001])) for _ in range(count)]
     descriptors = [os.open(tmp_path / str(i), os.O_CREAT | os.O_RDWR) for i in range(count)]
-    hasher = FollowingHasher([(d, len(content)) for d, content in zip(descriptors, contents, strict=True)])
+    hasher = FollowingHasher([Extent(d, 0, len(content)) for d, content in zip(descriptors, contents, strict=True)])
     extents = []
     for i, content in enumerate(contents):
         cuts = sorted({0, len(content), *(random.randint(0, len(content)) for _ in range(10))})
@@ -105,7 +105,7 @@ def test_lanes_hash_as_hashlib_does(contents):
 
 def test_a_cancelled_hasher_stops():
     read_end, write_end = os.pipe()
-    hasher = FollowingHasher([(read_end, 100)])
+    hasher = FollowingHasher([Extent(read_end, 0, 100)])
     hasher.cancel()
     assert not hasher._thread.is_alive()
     os.close(read_end), os.close(write_end)

@@ -1,0 +1,94 @@
+"""What a conversion does or did, in the few lines that a person wants.
+
+Rule: the sizes of a dry run are those of the real one; what llama.cpp makes has a size only afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from qtool.console import human_size
+from qtool.convert.files import INTERMEDIATE, PlannedFile
+from qtool.convert.job import Job
+
+SCHEMA_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """One file. `nbytes` and `bits_per_weight` are None where llama.cpp decides them."""
+
+    name: str
+    role: str
+    type: str
+    tensors: int | None
+    nbytes: int | None
+    bits_per_weight: float | None
+
+
+@dataclass(frozen=True)
+class ConversionSummary:
+    """All files, and the prompt that a reranker's carry."""
+
+    architecture: str
+    task: str
+    task_source: str
+    files: tuple[FileSummary, ...]
+    rank_template: str | None
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The summary as `--json` prints it."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def summarize(job: Job, made: Mapping[str, int] | None = None) -> ConversionSummary:
+    """The summary of a job; `made` are the sizes of the files that llama.cpp has made."""
+    own = [
+        _summary(file, number) for file in job.files if file.role != INTERMEDIATE for number in range(len(file.layouts))
+    ]
+    theirs = [
+        FileSummary(name, "model", type_name.upper(), None, (made or {}).get(name), None)
+        for type_name, name in job.quantized.items()
+    ]
+    detection = job.inventory.detection
+    return ConversionSummary(
+        detection.architecture.name, job.task.value, detection.task_source, (*own, *theirs), job.rank_template
+    )
+
+
+def _summary(file: PlannedFile, number: int) -> FileSummary:
+    layout = file.layouts[number]
+    return FileSummary(
+        layout.file_name, file.role, file.type.label, len(layout.places), layout.nbytes, file.bits_per_weight
+    )
+
+
+def summary_table(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
+    """One row a file, what the rank head answers to, and what to do next."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    table.add_column("type", no_wrap=True)
+    for heading in ("tensors", "size", "bits/weight"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for file in summary.files:
+        table.add_row(file.name, file.type, *_numbers(file))
+    lines = [f"{summary.architecture}, task {summary.task} ({summary.task_source})"]
+    if summary.rank_template is not None:
+        lines.append(f"rank head: yes and no rows; baked prompt: {summary.rank_template!r}")
+    lines.append("Dry run: nothing was written." if dry_run else f"Wrote {output}. Next: qtool inspect {output}")
+    return Group(table, Text(""), *map(Text, lines))
+
+
+def _numbers(file: FileSummary) -> tuple[str, str, str]:
+    return (
+        "" if file.tensors is None else f"{file.tensors:,}",
+        "by llama.cpp" if file.nbytes is None else human_size(file.nbytes),
+        "" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}",
+    )
