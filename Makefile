@@ -15,7 +15,7 @@ setup: $(VENV)/.installed  ## make .venv and install everything, pinned
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[dev,llamacpp]'
 	touch $@
 
 demo: setup      ## quantize the built-in models and show by their scores what that cost
@@ -34,7 +34,11 @@ fix: setup       ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup     ## measure speed and memory on full-size checkpoints (30 GB of disk, about 20 minutes)
+fuzz: setup      ## ten thousand damaged GGUF files
+	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/gguf_file/test_fuzz.py
+
+bench: setup     ## measure speed and memory on full-size checkpoints (60 GB of disk, about half an hour)
+	$(BIN)/python -m tests.upstream
 	$(BIN)/python -m tests.bench
 
 docs: setup      ## write the generated pages again (docs/cli.md)

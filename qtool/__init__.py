@@ -14,24 +14,28 @@ if TYPE_CHECKING:
     from qtool.convert.repair import RepairOptions as RepairOptions
     from qtool.convert.repair import repair_gguf as repair_gguf
     from qtool.errors import QtoolError as QtoolError
+    from qtool.inspection.report import InspectionReport as InspectionReport
+    from qtool.inspection.run import inspect as inspect
     from qtool.quantization.job import QuantizeOptions as QuantizeOptions
     from qtool.quantization.run import quantize as quantize
     from qtool.verification.run import VerifyOptions as VerifyOptions
     from qtool.verification.run import verify as verify
 
 _HOMES: Final = {
+    "InspectionReport": "qtool.inspection.report",
     "ConvertOptions": "qtool.convert.options",
     "QtoolError": "qtool.errors",
     "QuantizeOptions": "qtool.quantization.job",
     "RepairOptions": "qtool.convert.repair",
     "VerifyOptions": "qtool.verification.run",
     "convert_gguf": "qtool.convert.run",
+    "inspect": "qtool.inspection.run",
     "quantize": "qtool.quantization.run",
     "repair_gguf": "qtool.convert.repair",
     "verify": "qtool.verification.run",
 }
 
-__all__ = ["ConvertOptions", "QtoolError", "QuantizeOptions", "RepairOptions", "VerifyOptions", "convert_gguf", "quantize", "repair_gguf", "verify"]
+__all__ = ["ConvertOptions", "InspectionReport", "QtoolError", "QuantizeOptions", "RepairOptions", "VerifyOptions", "convert_gguf", "inspect", "quantize", "repair_gguf", "verify"]
 
 
 def __getattr__(name: str) -> Any:

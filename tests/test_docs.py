@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from qtool.recipe import parse_recipe
-from tests.docs_pages import COMMANDS, cli_page, help_of
+from tests.docs_pages import COMMANDS, help_of
+from tests.docs_pages import PAGES as GENERATED
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "recipes" / "README.md"])
@@ -20,8 +21,9 @@ def name_of(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def test_the_command_line_page_is_fresh():
-    assert (ROOT / "docs" / "cli.md").read_text() == cli_page(), "run `make docs`"
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_pages_are_fresh(name):
+    assert (ROOT / "docs" / name).read_text() == GENERATED[name](), "run `make docs`"
 
 
 @cache

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from heapq import nlargest
 from pathlib import Path
 from typing import Final
 
@@ -62,8 +63,18 @@ class _Followed:
     def left(self) -> int:
         return self.nbytes - self.position
 
-    def has_ready(self, nbytes: int) -> bool:
-        return self._ready - self.position >= nbytes
+    @property
+    def step(self) -> int:
+        """How much comes next: whole blocks, or nothing but the tail."""
+        return min(_CHUNK, self.left // BLOCK * BLOCK)
+
+    @property
+    def can_step(self) -> bool:
+        return self._ready - self.position >= self.step
+
+    @property
+    def is_written(self) -> bool:
+        return self._ready == self.nbytes
 
     def read(self, buffer: NDArray[np.uint8]) -> None:
         """The next bytes; Linux may write them to the disk now, since nobody reads them again."""
@@ -78,7 +89,7 @@ class _Followed:
 class FollowingHasher:
     """The SHA-256 of extents of open files, computed by a thread that follows their writers.
 
-    Several extents advance together; the one with the most left is never kept waiting for another.
+    Several extents advance together. It goes on when the one with the most left can, or when all lanes have work.
     """
 
     def __init__(self, extents: Sequence[Extent]) -> None:
@@ -116,36 +127,33 @@ class FollowingHasher:
     def _follow(self) -> None:
         buffer = np.empty((LANES, _CHUNK), np.uint8)
         try:
-            while (nbytes := self._step()) and self._wait(nbytes):
-                self._advance(buffer[:, :nbytes] if nbytes == _CHUNK else np.empty((LANES, nbytes), np.uint8))
-            if self._wait(0):
+            while chosen := self._next():
+                nbytes = min(self._extents[index].step for index in chosen)
+                self._advance(chosen, buffer if nbytes == _CHUNK else np.empty((LANES, nbytes), np.uint8))
+            if not self._cancelled:
                 self._hexdigests = [self._finish(index, extent) for index, extent in enumerate(self._extents)]
         except OSError as error:
             self._error = error
 
-    def _longest(self) -> list[int]:
-        return sorted(range(len(self._extents)), key=lambda index: -self._extents[index].left)
+    def _next(self) -> list[int]:
+        """Wait for work: up to LANES extents that can advance, those with the most left first; none at the end."""
+        unfinished = [index for index, extent in enumerate(self._extents) if extent.step]
+        longest = max(unfinished, key=lambda index: self._extents[index].left, default=None)
+        chosen: list[int] = []
 
-    def _step(self) -> int:
-        """How much of the extent with the most left comes next: whole blocks."""
-        most = max((extent.left for extent in self._extents), default=0)
-        return min(_CHUNK, most // BLOCK * BLOCK)
+        def is_worth_while() -> bool:
+            ready = [index for index in unfinished if self._extents[index].can_step]
+            chosen[:] = nlargest(LANES, ready, key=lambda index: self._extents[index].left)
+            return len(chosen) == LANES or longest in chosen or all(extent.is_written for extent in self._extents)
 
-    def _wait(self, nbytes: int) -> bool:
-        """Wait for `nbytes` of the extent with the most left, or with 0 for the last of all; False after `cancel`."""
-        awaited = [self._extents[i] for i in self._longest()[: 1 if nbytes else None]]
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._cancelled or all(extent.has_ready(nbytes or extent.left) for extent in awaited)
-            )
-            return not self._cancelled
+            self._changed.wait_for(lambda: self._cancelled or is_worth_while())
+            return [] if self._cancelled else chosen
 
-    def _advance(self, buffer: NDArray[np.uint8]) -> None:
-        with self._changed:
-            ready = [i for i in self._longest() if self._extents[i].has_ready(buffer.shape[1])][:LANES]
-        for index, row in zip(ready, buffer, strict=False):
+    def _advance(self, chosen: Sequence[int], buffer: NDArray[np.uint8]) -> None:
+        for index, row in zip(chosen, buffer, strict=False):
             self._extents[index].read(row)
-        self._digests.update(ready, buffer)
+        self._digests.update(chosen, buffer)
 
     def _finish(self, index: int, extent: _Followed) -> str:
         tail = np.empty(extent.left, np.uint8)

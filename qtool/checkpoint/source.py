@@ -67,10 +67,11 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=list(_WANTED)))
     except Exception as error:  # the hub's errors share no base class below Exception
-        raise _explained(error, repo, revision) from error
+        raise explained(error, repo, revision) from error
 
 
-def _explained(error: Exception, repo: str, revision: str | None) -> QtoolError:
+def explained(error: Exception, repo: str, revision: str | None) -> QtoolError:
+    """An error of the hub's client in our words."""
     from huggingface_hub import errors
 
     at = f" at {revision}" if revision else ""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from qtool.arch.prompts import NO, YES
 from qtool.arch.spec import Task, section
@@ -28,7 +28,7 @@ from qtool.convert.mmproj import vision_metadata
 from qtool.convert.options import AUTO, SUFFIX, ConvertOptions
 from qtool.convert.plan import Inventory, PlannedTensor, automatic_type, plan_language, plan_projector
 from qtool.convert.templates import template_metadata
-from qtool.convert.tokenizer import token_id, tokenizer_metadata
+from qtool.convert.tokenizer import read_tokenizer, token_id, tokenizer_metadata
 from qtool.convert.types import FILE_TYPES, LLAMA_QUANTIZE_TYPES, FileType
 from qtool.formats.ggml import NVFP4
 from qtool.gguf_file.layout import GgufLayout, OutputTensor, lay_out
@@ -92,10 +92,10 @@ def language_files(
     options: ConvertOptions, source: Source, inventory: Inventory, task: Task, template: str | None, namer: Namer
 ) -> Iterator[PlannedFile]:
     """The language files that qtool writes; what llama.cpp quantizes gets a lossless one as its source."""
-    answers = None
+    tokenizer, answers = read_tokenizer(source.directory), None
     if task is Task.RERANK:
-        answers = (token_id(source.directory, YES), token_id(source.directory, NO))
-    shared = _shared_metadata(source, inventory, task, template)
+        answers = (token_id(tokenizer, YES), token_id(tokenizer, NO))
+    shared = _shared_metadata(source, tokenizer, inventory, task, template)
     for role, file_type in _own_types(options.outtypes, inventory):
         tensors = plan_language(inventory, file_type, answers)
         general = _general(_architecture(inventory), "model", source, tensors, file_type)
@@ -141,7 +141,9 @@ def _text_config(inventory: Inventory) -> Mapping[str, object]:
     return section(config, "text_config") if inventory.detection.architecture.is_vision else config
 
 
-def _shared_metadata(source: Source, inventory: Inventory, task: Task, template: str | None) -> dict[str, Value]:
+def _shared_metadata(
+    source: Source, tokenizer: Mapping[str, Any], inventory: Inventory, task: Task, template: str | None
+) -> dict[str, Value]:
     """What all language files of a checkpoint say alike."""
     architecture, text = _architecture(inventory), _text_config(inventory)
     fields = {**decoder_metadata(architecture, text), **task_metadata(architecture, task)}
@@ -150,7 +152,7 @@ def _shared_metadata(source: Source, inventory: Inventory, task: Task, template:
     vocab_size = next(info.shape[0] for spec, info in inventory.tensors.items() if spec.module.endswith("embed_tokens"))
     return {
         **fields,
-        **tokenizer_metadata(source.directory, vocab_size),
+        **tokenizer_metadata(source.directory, tokenizer, vocab_size),
         **template_metadata(source.directory, template),
     }
 

@@ -25,7 +25,7 @@ from qtool.convert.plan import PlannedTensor, take_inventory
 from qtool.convert.sources import Rows
 from qtool.convert.stored import Stored, StoredRows
 from qtool.convert.templates import NAMES_KEY, RERANK_KEY, baked_instruction, rank_prompt
-from qtool.convert.tokenizer import token_id
+from qtool.convert.tokenizer import read_tokenizer, token_id
 from qtool.errors import ModelError, UsageError
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES
 from qtool.gguf_file.layout import GgufLayout, OutputTensor, lay_out_encoded
@@ -138,7 +138,8 @@ def _head_of_base(gguf: GgufFile, base: str) -> PlannedTensor:
     inventory = take_inventory(open_checkpoint(directory), detect(directory, Task.RERANK))
     width, head = gguf.get(f"{gguf.get('general.architecture')}.embedding_length"), inventory.head
     tokens = gguf.get("tokenizer.ggml.tokens", [])
-    answers = tuple(token_id(directory, text) for text in (YES, NO))
+    tokenizer = read_tokenizer(directory)
+    answers = token_id(tokenizer, YES), token_id(tokenizer, NO)
     if head.shape[1] != width or [tokens[i : i + 1] for i in answers] != [[YES], [NO]]:
         raise ModelError(f"{base} is not what {gguf.name} was made from: width or vocabulary differ.")
     kind = next(each for each in GGML_TYPES.values() if each.name == head.dtype)

@@ -31,9 +31,14 @@ _ID_KEYS: Final = {
 }
 
 
-def tokenizer_metadata(directory: Path, vocab_size: int) -> Mapping[str, Value]:
+def read_tokenizer(directory: Path) -> Mapping[str, Any]:
+    """tokenizer.json, which is large enough to be read only once."""
+    tokenizer: Mapping[str, Any] = read_json(directory / "tokenizer.json")
+    return tokenizer
+
+
+def tokenizer_metadata(directory: Path, tokenizer: Mapping[str, Any], vocab_size: int) -> Mapping[str, Value]:
     """The `tokenizer.*` fields, chat templates excepted; `vocab_size` rows has the embedding."""
-    tokenizer = read_json(directory / "tokenizer.json")
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise ModelError(f"{directory / 'tokenizer.json'} holds no BPE model.")
@@ -50,13 +55,11 @@ def tokenizer_metadata(directory: Path, vocab_size: int) -> Mapping[str, Value]:
     return fields | dict(_special_tokens(directory, tokenizer, settings))
 
 
-def token_id(directory: Path, text: str) -> int:
+def token_id(tokenizer: Mapping[str, Any], text: str) -> int:
     """The id of a text that is one token of the vocabulary."""
-    vocabulary = read_json(directory / "tokenizer.json").get("model", {}).get("vocab", {})
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
     if text not in vocabulary:
-        raise ModelError(
-            f"{directory / 'tokenizer.json'} has no single token {text!r}: the model cannot answer with it."
-        )
+        raise ModelError(f"tokenizer.json has no single token {text!r}: the model cannot answer with it.")
     return int(vocabulary[text])
 
 

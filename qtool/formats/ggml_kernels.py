@@ -5,7 +5,7 @@ Rule: weights come as raw bits of BF16 or F32 (F16 is widened first) in one flat
 
 from __future__ import annotations
 
-from typing import Any, Final, no_type_check
+from typing import Final, no_type_check
 
 import numba
 import numpy as np
@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from qtool.formats.floats import Bits, Float32, FloatFormat
+from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
 from qtool.formats.ggml import BF16, F16, F32, Q8_0, GgmlType
 from qtool.formats.vectors import Emitter, constant
 
@@ -23,6 +23,7 @@ U8 = NDArray[np.uint8]
 F16_MAX: Final = np.float32(65504)
 _LANES: Final = 16
 _FLOATS: Final = ir.VectorType(ir.FloatType(), _LANES)
+_WORDS: Final = ir.VectorType(ir.IntType(32), _LANES)
 _compile = numba.njit(nogil=True, cache=True, boundscheck=False)
 
 
@@ -30,13 +31,12 @@ def encode_run(bits: Bits, element: FloatFormat, target: GgmlType) -> U8:
     """The bytes of the run `bits` [n], stored as `element`, in the type `target` (one of F32, F16, BF16 and Q8_0)."""
     if element.name == target.name:
         return bits.view(np.uint8)
-    if target is F16 and element.name == "BF16":
-        return _narrowed(bits)
-    values = element.widen(bits)
+    if element.name == "F16":
+        bits = element.widen(bits).view(np.uint32)
     if target is F32:
-        return values.view(np.uint8)
+        return (bits if bits.itemsize == 4 else FLOAT_FORMATS["BF16"].widen(bits)).view(np.uint8)
     encoders = {F16: _narrowed, BF16: _rounded_to_bf16, Q8_0: _blocks_of_q8_0}
-    return encoders[target](values)
+    return encoders[target](bits)
 
 
 def repack_nvfp4(packed: U8, block_scales: U8) -> U8:
@@ -52,28 +52,36 @@ def repack_nvfp4(packed: U8, block_scales: U8) -> U8:
     return out.reshape(-1)
 
 
-def _narrowed(values: Any) -> U8:
-    """F16 from BF16 bits or float32 values, rounded to nearest even."""
-    out = np.empty(values.size, np.uint16)
-    whole = values.size // _LANES * _LANES
-    _narrow_run(values.view(f"u{values.itemsize}")[:whole], out[:whole])
-    tail = values[whole:]
-    if values.itemsize == 2:
-        tail = (tail.astype(np.uint32) << 16).view(np.float32)
-    out[whole:] = tail.astype(np.float16).view(np.uint16)
+def _narrowed(bits: Bits) -> U8:
+    """F16, rounded to nearest even."""
+    out = np.empty(bits.size, np.uint16)
+    whole = bits.size // _LANES * _LANES
+    _narrow_run(bits[:whole], out[:whole])
+    tail = bits[whole:]
+    values = FLOAT_FORMATS["BF16" if bits.itemsize == 2 else "F32"].widen(tail)
+    out[whole:] = values.astype(np.float16).view(np.uint16)
     return out.view(np.uint8)
 
 
-def _rounded_to_bf16(values: Float32) -> U8:
-    bits = values.view(np.uint32)
+def _rounded_to_bf16(bits: Bits) -> U8:
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return rounded.astype(np.uint16).view(np.uint8)
 
 
-def _blocks_of_q8_0(values: Float32) -> U8:
-    out = np.empty(values.size // Q8_0.block * Q8_0.block_bytes, np.uint8)
-    _quantize_q8_0(values, out)
+def _blocks_of_q8_0(bits: Bits) -> U8:
+    out = np.empty(Q8_0.nbytes(bits.size), np.uint8)
+    _quantize_q8_0(bits, out)
     return out
+
+
+@no_type_check
+def _loaded(emit, array_type, array, start):
+    """16 weights as float32: BF16 is its upper half."""
+    width = array_type.dtype.bitwidth
+    words = emit.load(ir.VectorType(ir.IntType(width), _LANES), emit.pointer(array_type, array), start)
+    if width == 16:
+        words = emit.builder.shl(emit.builder.zext(words, _WORDS), constant(_WORDS, 16))
+    return emit.builder.bitcast(words, _FLOATS)
 
 
 @intrinsic
@@ -83,15 +91,8 @@ def _narrow_block(_typing, bits, start, out):
 
     def generate(context, builder, signature, arguments):
         emit = Emitter(context, builder)
-        words = ir.VectorType(ir.IntType(32), _LANES)
-        loaded = emit.load(
-            ir.VectorType(ir.IntType(bits.dtype.bitwidth), _LANES),
-            emit.pointer(signature.args[0], arguments[0]),
-            arguments[1],
-        )
-        if bits.dtype.bitwidth == 16:
-            loaded = builder.shl(builder.zext(loaded, words), constant(words, 16))
-        halves = builder.fptrunc(builder.bitcast(loaded, _FLOATS), ir.VectorType(ir.HalfType(), _LANES))
+        values = _loaded(emit, signature.args[0], arguments[0], arguments[1])
+        halves = builder.fptrunc(values, ir.VectorType(ir.HalfType(), _LANES))
         narrow = builder.bitcast(halves, ir.VectorType(ir.IntType(16), _LANES))
         emit.store(narrow, emit.pointer(signature.args[2], arguments[2]), arguments[1])
         return context.get_dummy_value()
@@ -108,14 +109,15 @@ def _narrow_run(bits, out):
 
 @intrinsic
 @no_type_check
-def _quantize_block(_typing, values, block, out):
+def _quantize_block(_typing, bits, block, out):
     """Q8_0: a scale in F16, then 32 signed bytes, rounded with halves away from zero."""
 
     def generate(context, builder, signature, arguments):
         emit = Emitter(context, builder)
-        values_at, out_at = (emit.pointer(signature.args[i], arguments[i]) for i in (0, 2))
-        starts = [emit.times(arguments[1], 32), builder.add(emit.times(arguments[1], 32), arguments[1].type(_LANES))]
-        parts = [emit.load(_FLOATS, values_at, start) for start in starts]
+        out_at = emit.pointer(signature.args[2], arguments[2])
+        first = emit.times(arguments[1], 32)
+        starts = [first, builder.add(first, first.type(_LANES))]
+        parts = [_loaded(emit, signature.args[0], arguments[0], start) for start in starts]
         scale = builder.fdiv(_largest(emit, parts), ir.FloatType()(127))
         is_zero = builder.fcmp_ordered("==", scale, ir.FloatType()(0))
         inverse = builder.select(is_zero, ir.FloatType()(0), builder.fdiv(ir.FloatType()(1), scale))
@@ -123,26 +125,27 @@ def _quantize_block(_typing, values, block, out):
         emit.store(builder.fptrunc(scale, ir.HalfType()), out_at, place)
         for index, part in enumerate(parts):
             rounded = emit.call("llvm.round.v16f32", _FLOATS, builder.fmul(part, emit.splat(inverse, _LANES)))
-            codes = builder.fptosi(rounded, ir.VectorType(ir.IntType(8), _LANES))
+            codes = builder.trunc(builder.fptosi(rounded, _WORDS), ir.VectorType(ir.IntType(8), _LANES))
             emit.store(codes, out_at, builder.add(place, place.type(2 + index * _LANES)))
         return context.get_dummy_value()
 
-    return types.void(values, block, out), generate
+    return types.void(bits, block, out), generate
 
 
 @no_type_check
 def _largest(emit, parts):
-    magnitudes = [emit.call("llvm.fabs.v16f32", _FLOATS, part) for part in parts]
-    return emit.call(
-        "llvm.vector.reduce.fmax.v16f32", ir.FloatType(), emit.call("llvm.maxnum.v16f32", _FLOATS, *magnitudes)
-    )
+    """The largest magnitude, found among the bits: they order as the values do, and integers know no NaN."""
+    words = [emit.builder.bitcast(part, _WORDS) for part in parts]
+    magnitudes = [emit.builder.and_(word, constant(_WORDS, 0x7FFFFFFF)) for word in words]
+    larger = emit.call("llvm.umax.v16i32", _WORDS, *magnitudes)
+    return emit.builder.bitcast(emit.call("llvm.vector.reduce.umax.v16i32", ir.IntType(32), larger), ir.FloatType())
 
 
 @_compile
 @no_type_check
-def _quantize_q8_0(values, out):
-    for block in range(values.size // 32):
-        _quantize_block(values, block, out)
+def _quantize_q8_0(bits, out):
+    for block in range(bits.size // 32):
+        _quantize_block(bits, block, out)
 
 
 @_compile

@@ -129,6 +129,27 @@ class _Cursor:
         return self.take(length, what).decode("utf-8", "surrogateescape")
 
 
+    def texts(self, count: int, what: str) -> list[str]:
+        """The next `count` strings: a vocabulary has hundreds of thousands, so whole runs are read from the buffer."""
+        self.require(8 * count, f"{count:,} strings of {what}")
+        found: list[str] = []
+        while len(found) < count:
+            self._read_buffered_texts(found, count)
+            if len(found) < count:
+                found.append(self.text(what))  # beyond the buffer, which this fills again
+        return found
+
+    def _read_buffered_texts(self, found: list[str], count: int) -> None:
+        buffer, start = self._buffer, self.position - self._buffer_start
+        while len(found) < count and start + 8 <= len(buffer):
+            end = start + 8 + int.from_bytes(buffer[start : start + 8], "little")
+            if end > len(buffer):
+                break
+            found.append(buffer[start + 8 : end].decode("utf-8", "surrogateescape"))
+            start = end
+        self.position = self._buffer_start + start
+
+
 def _read_version(cursor: _Cursor) -> int:
     name = cursor.source.name
     if cursor.take(4, "the magic number") != MAGIC:
@@ -174,8 +195,7 @@ def _read_kind(cursor: _Cursor, what: str) -> Kind:
 
 def _read_elements(cursor: _Cursor, kind: Kind, count: int, what: str) -> list[Any]:
     if kind is Kind.STRING:
-        cursor.require(8 * count, f"{count:,} strings of {what}")
-        return [cursor.text(what) for _ in range(count)]
+        return cursor.texts(count, what)
     width = struct.calcsize(CODES[kind])
     cursor.require(width * count, f"{count:,} elements of {what}")
     return list(cursor.unpack(f"<{count}{CODES[kind]}", what))

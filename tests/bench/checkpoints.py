@@ -9,6 +9,7 @@ import numpy as np
 
 from qtool.arch.detect import architecture_of
 from qtool.checkpoint.layout import OutputTensor, lay_out
+from tests.bench.vocabulary import write_tokenizer
 
 _VISION = {
     "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "in_channels": 3, "patch_size": 16,
@@ -48,6 +49,7 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     folder.mkdir(parents=True)
     config = config_of(shape)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+    write_tokenizer(folder)
     specs = [s for s in architecture_of(config).tensors(config) if shape != "2B" or s.hf_name != "lm_head.weight"]
     tensors = [OutputTensor(s.hf_name, "BF16", s.shape, 2 * int(np.prod(s.shape))) for s in specs]
     layout = lay_out(tensors, _SHARD_BYTES)

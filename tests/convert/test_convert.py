@@ -84,8 +84,8 @@ def test_the_rank_head_is_never_quantized(outtype, models, tmp_path):
 def test_nvfp4_is_repacked_without_loss(models, tmp_path):
     """Every weight, decoded from the GGUF file by gguf-py, is the weight of the NVFP4 checkpoint."""
     import numpy as np
-    from gguf.quants import dequantize
     from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
 
     from qtool.checkpoint.reader import open_checkpoint
     from qtool.convert.names import gguf_name_of
@@ -107,9 +107,7 @@ def test_nvfp4_is_repacked_without_loss(models, tmp_path):
         factor = np.frombuffer(data[scale.offset : scale.offset + 4], "<f4")[0]
         assert factor == read_global_scale(checkpoint, weight)
         theirs = dequantize(raw.reshape(tensor.shape[0], -1), GGMLQuantizationType.NVFP4)
-        ours = from_modelopt(
-            checkpoint.read(hf_name), checkpoint.read(weight.block_scales.hf_name), np.float32(1)
-        )
+        ours = from_modelopt(checkpoint.read(hf_name), checkpoint.read(weight.block_scales.hf_name), np.float32(1))
         assert np.array_equal(theirs, ours)
     assert gguf.get("general.tensor_extra.prec_a4") == [False] * len(packed)
 

@@ -103,7 +103,7 @@ def test_zero_blocks_negative_zeros_denormals_and_extremes(name):
     assert_same_as_modelopt(tensor, name)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), name=st.sampled_from(list(FLOAT_FORMATS)), blocks=st.integers(1, 6))
 def test_any_finite_bits_encode_to_modelopts_bytes(data, name, blocks):
     element = FLOAT_FORMATS[name]

@@ -1,0 +1,132 @@
+"""The commands that make and judge checkpoints: quantize, verify, demo, recipes, doctor.
+
+Rule: no work happens here, and heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool import console
+from qtool.arguments import parse_backend, parse_size, parse_task
+from qtool.cli.options import Force, Json, Model, Revision, TaskOption, Token, show
+from qtool.errors import EXIT_GATE_FAILED, UsageError
+
+
+def quantize(
+    model: Model,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; must not exist.", show_default=False)
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Name of a built-in recipe, or a file of your own.")] = "nvfp4-w4a16",
+    backend: Annotated[str, typer.Option(help="auto, streaming or modelopt.")] = "auto",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "512MiB",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, to the byte, and stop.")] = False,
+    force: Force = False,
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Quantize a checkpoint to NVFP4 W4A16 by a recipe."""
+    from qtool.quantization.job import QuantizeOptions
+    from qtool.quantization.present import summary_table
+    from qtool.quantization.run import quantize as run
+
+    if output is None and not dry_run:
+        raise UsageError("Nowhere to write to.", "Pass --output FOLDER, or --dry-run.")
+    options = QuantizeOptions(
+        model, output, recipe, parse_backend(backend), parse_task(task), revision, token,
+        parse_size(max_shard_size), force, dry_run,
+    )  # fmt: skip
+    with console.byte_bar("Quantizing") as progress:
+        summary = run(options, progress)
+    show(summary.to_json(), summary_table(summary, output, dry_run=dry_run), as_json=json)
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """List the built-in recipes, or show one."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from qtool.recipe import builtin_recipes, load_recipe
+
+    loaded = [load_recipe(each) for each in ([name] if name else builtin_recipes())]
+    table = Table("recipe", "scheme", "what it does", box=None, pad_edge=False)
+    for each in loaded:
+        table.add_row(each.recipe.name, each.recipe.scheme, each.recipe.description)
+    data = {"schema_version": 1, "recipes": [{**each.recipe.model_dump(), "sha256": each.sha256} for each in loaded]}
+    show(data, Text(loaded[0].text.rstrip()) if name else table, as_json=json)
+
+
+def doctor(*, json: Json = False) -> None:
+    """Check this machine: versions, devices, engines, disk, hub access."""
+    from qtool.doctor import examine, findings_table
+
+    findings = examine()
+    show(
+        {"schema_version": 1, "findings": [finding.to_json() for finding in findings]},
+        findings_table(findings),
+        as_json=json,
+    )
+
+
+def verify(
+    artefact: Annotated[Path, typer.Argument(help="The quantized model: a folder.")],
+    *,
+    reference: Annotated[str, typer.Option(metavar="MODEL", help="What it was made from.")],
+    panel: Annotated[
+        list[str] | None, typer.Option(help="A JSONL file or a built-in panel; may be repeated.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Take the gates from here instead of the artefact's own recipe.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Score only the first N queries of each panel.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Score an artefact and its reference on the same panels and judge the difference."""
+    from qtool.checkpoint.source import resolve
+    from qtool.verification.run import VerifyOptions
+    from qtool.verification.run import verify as run
+
+    source = resolve(reference, revision, token)
+    options = VerifyOptions(
+        artefact, source.directory, tuple(panel or ()), parse_task(task), recipe, dtype, limit=limit
+    )
+    with console.stage_bar("items") as progress:
+        report = run(options, progress)
+    show(report.to_dict(), report, as_json=json)
+    if not report.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
+
+
+def demo(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the quantized demo models.")] = Path(
+        "demo-out"
+    ),
+    json: Json = False,
+) -> None:
+    """Quantize the built-in reranker and embedder and verify them: the whole job in a minute or two."""
+    from qtool.demo.showcase import showcase
+
+    with console.stage_bar("items") as progress:
+        result = showcase(output, console.show_status, progress)
+    show(result.to_json(), result, as_json=json)
+    if not result.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)

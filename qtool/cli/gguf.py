@@ -1,0 +1,123 @@
+"""The commands around GGUF files: convert-gguf, inspect, repair-gguf.
+
+Rule: no work happens here, and heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool import console
+from qtool.arguments import parse_size, parse_task
+from qtool.cli.options import Force, Json, Model, Revision, TaskOption, Token, show
+from qtool.errors import EXIT_GATE_FAILED, UsageError
+
+
+def convert_gguf(
+    model: Model,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder, or a file ending in .gguf; must not exist.", show_default=False),
+    ] = None,
+    outtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="auto (what loses nothing), f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m, iq4_xs; several with "
+            "commas or by repeating.",
+            show_default="auto",
+        ),
+    ] = None,
+    mmproj: Annotated[str, typer.Option(help="Type of the vision projector: f32, f16, bf16, q8_0 or none.")] = "f16",
+    instruction: Annotated[
+        str | None,
+        typer.Option(help="Bake this instruction into a reranker's prompt.", show_default="the official one"),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option(help="official, or llamacpp: what llama.cpp's own converter bakes into every reranker.")
+    ] = "official",
+    split_max_size: Annotated[
+        str | None, typer.Option(help="Split the language file into parts of this size.", show_default=False)
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix for the K- and I-quants.", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and stop.")
+    ] = False,
+    force: Force = False,
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Convert a checkpoint to GGUF files that rank and embed in llama.cpp as the original does."""
+    from qtool.convert.options import ConvertOptions, parse_outtypes, parse_prompt
+    from qtool.convert.run import convert_gguf as run
+    from qtool.convert.summary import summary_table
+
+    if output is None and not dry_run:
+        raise UsageError("Nowhere to write to.", "Pass --output FOLDER, --output FILE.gguf, or --dry-run.")
+    options = ConvertOptions(
+        model, output, parse_outtypes(outtype), mmproj, parse_task(task), instruction, parse_prompt(prompt),
+        parse_size(split_max_size) if split_max_size else None, imatrix, revision, token, force, dry_run,
+    )  # fmt: skip
+    with console.byte_bar("Converting") as progress:
+        summary = run(options, progress)
+    show(summary.to_json(), summary_table(summary, output, dry_run=dry_run), as_json=json)
+
+
+def inspect(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A GGUF file, a folder, org/name, or hf://org/name[@revision][/file.gguf]."
+        ),
+    ],
+    *,
+    task: Annotated[
+        str | None, typer.Option("--task", help="rerank or embed: what it should be able to do.", show_default=False)
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Say what a GGUF file or a checkpoint is and whether it will work; of what lies on the hub, only headers are read."""
+    from qtool.inspection.run import inspect as run
+
+    with console.stage_bar("files") as progress:
+        report = run(target, parse_task(task), revision, token, progress)
+    show(report.to_json(), report, as_json=json)
+    if report.broken:
+        raise typer.Exit(EXIT_GATE_FAILED)
+
+
+def repair_gguf(
+    broken: Annotated[Path, typer.Argument(help="A GGUF file that does not rank.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; must not exist.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Take the rank head from this checkpoint, not from the file.", show_default=False
+        ),
+    ] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="Bake this instruction into the prompt.", show_default="the official one")
+    ] = None,
+    force: Force = False,
+    task: TaskOption = None,
+    json: Json = False,
+) -> None:
+    """Give a GGUF file the rank head, pooling and prompt that it lacks; all else stays byte for byte."""
+    from rich.console import Group
+
+    from qtool.convert.repair import RepairOptions
+    from qtool.convert.repair import repair_gguf as run
+
+    with console.byte_bar("Repairing") as progress:
+        summary = run(RepairOptions(broken, output, base, parse_task(task), instruction, force), progress)
+    show(summary.to_json(), Group(*summary.changes, f"Wrote {output}. Next: qtool inspect {output}"), as_json=json)

@@ -1,0 +1,36 @@
+"""Options that several commands share, and how a result is shown.
+
+Rule: an option is spelt and explained once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qtool import console
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, org/name, hf://org/name@revision, or a built-in demo model.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)]
+Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub access token.", show_default=False)]
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", help="rerank or embed; overrides what the checkpoint declares.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output that qtool made.")]
+
+
+def show(data: Mapping[str, Any], for_people: RenderableType, *, as_json: bool) -> None:
+    """Print a result: for people, or as JSON."""
+    if as_json:
+        console.show_json(data)
+    else:
+        console.show_result(for_people)

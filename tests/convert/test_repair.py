@@ -1,0 +1,128 @@
+"""`repair-gguf`: what it adds, and that it touches nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from qtool.arch.spec import Task
+from qtool.convert.options import ConvertOptions
+from qtool.convert.repair import RepairOptions, repair_gguf
+from qtool.convert.run import convert_gguf
+from qtool.convert.templates import NAMES_KEY, RERANK_KEY
+from qtool.errors import ModelError, UsageError
+from qtool.gguf_file.layout import OutputTensor, lay_out
+from qtool.gguf_file.reader import read_gguf
+from qtool.gguf_file.values import Kind, Value, string
+from qtool.gguf_file.writer import open_gguf
+from tests.convert.digests import digest
+from tests.convert.models import MODELS
+
+HEAD = "cls.output.weight"
+RANKING = ("qwen3vl.pooling_type", "qwen3vl.classifier.output_labels", RERANK_KEY, NAMES_KEY)
+
+
+def rewritten(source, target, *, without=(), fields=None, drop_fields=()):
+    """A copy of a GGUF file with less or other things in it."""
+    import numpy as np
+
+    gguf, data = read_gguf(source), source.read_bytes()
+    metadata = {key: value for key, value in gguf.metadata.items() if key not in drop_fields} | (fields or {})
+    kept = [t for t in gguf.tensors.values() if t.gguf_name not in without]
+    layouts = lay_out(target.name, metadata, [OutputTensor(t.gguf_name, t.type, t.shape, t.nbytes) for t in kept])
+    with open_gguf(layouts, target.parent) as files:
+        for t in kept:
+            files.write(t.gguf_name, 0, np.frombuffer(data[t.offset : t.offset + t.nbytes], np.uint8))
+        files.sha256()
+    return target
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory):
+    """Right conversions of the demo reranker by type."""
+    folder = tmp_path_factory.mktemp("right")
+    model = MODELS["demo-reranker"](folder / "model")
+    for outtype in ("f16", "q8_0"):
+        convert_gguf(ConvertOptions(str(model), folder / f"{outtype}.gguf", (outtype,), mmproj="none"))
+    return folder
+
+
+def plain(right, outtype, target):
+    """What a conversion gives that takes the reranker for a chat model."""
+    return rewritten(right / f"{outtype}.gguf", target, without=[HEAD], drop_fields=RANKING)
+
+
+def test_a_plain_conversion_becomes_the_right_one(right, tmp_path):
+    broken = plain(right, "f16", tmp_path / "plain.gguf")
+    summary = repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf"))
+    assert digest(tmp_path / "fixed.gguf") == digest(right / "f16.gguf")
+    assert len(summary.changes) == 5
+
+
+def test_every_other_byte_stays(right, tmp_path):
+    broken = plain(right, "q8_0", tmp_path / "plain.gguf")
+    repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf"))
+    before, after = digest(broken), digest(tmp_path / "fixed.gguf")
+    assert before["tensors"].items() <= after["tensors"].items()
+    assert after["tensors"].keys() - before["tensors"].keys() == {HEAD}
+    assert before["metadata"].items() <= after["metadata"].items()
+    assert after["metadata"].keys() - before["metadata"].keys() == set(RANKING)
+
+
+def test_a_quantized_embedding_gives_a_float_head_and_a_base_the_exact_one(right, tmp_path):
+    broken = plain(right, "q8_0", tmp_path / "plain.gguf")
+    repair_gguf(RepairOptions(broken, tmp_path / "own.gguf"))
+    repair_gguf(RepairOptions(broken, tmp_path / "base.gguf", base=str(right / "model")))
+    assert read_gguf(tmp_path / "own.gguf").tensors[HEAD].type.name == "F32"
+    assert read_gguf(tmp_path / "base.gguf").tensors[HEAD].type.name == "BF16"
+
+
+def test_only_the_wrong_prompt_is_replaced(right, tmp_path):
+    wrong = rewritten(right / "f16.gguf", tmp_path / "wrong.gguf", fields={RERANK_KEY: string("{query} {document}")})
+    summary = repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+    assert len(summary.changes) == 1
+    assert RERANK_KEY in summary.changes[0]
+    assert digest(tmp_path / "fixed.gguf") == digest(right / "f16.gguf")
+
+
+def test_an_instruction_of_its_own_is_no_fault(right, tmp_path):
+    template = read_gguf(right / "f16.gguf").get(RERANK_KEY)
+    own = template.replace(
+        "Given a search query, retrieve relevant candidates that answer the query.", "Match colours."
+    )
+    assert own != template
+    file = rewritten(right / "f16.gguf", tmp_path / "own.gguf", fields={RERANK_KEY: string(own)})
+    with pytest.raises(UsageError, match="lacks nothing"):
+        repair_gguf(RepairOptions(file, tmp_path / "fixed.gguf"))
+    repair_gguf(RepairOptions(file, tmp_path / "fixed.gguf", instruction="Match shapes."))
+    assert "Match shapes." in read_gguf(tmp_path / "fixed.gguf").get(RERANK_KEY)
+
+
+def test_an_embedder_without_pooling_gets_it_when_asked(right, tmp_path):
+    broken = plain(right, "f16", tmp_path / "plain.gguf")
+    repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", task=Task.EMBED))
+    fixed = read_gguf(tmp_path / "fixed.gguf")
+    assert fixed.get("qwen3vl.pooling_type") == 3
+    assert HEAD not in fixed.tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fields": {"general.architecture": string("llama")}}, "'llama' model"),
+        ({"fields": {"split.count": Value(Kind.UINT16, 2)}}, "one part of several"),
+        ({"without": [HEAD, "token_embd.weight"]}, "the answers' rows are not in it"),
+        ({"without": [HEAD], "drop_fields": ["tokenizer.ggml.tokens"]}, "no single token 'yes'"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(change, message, right, tmp_path):
+    broken = rewritten(right / "f16.gguf", tmp_path / "broken.gguf", **change)
+    with pytest.raises(ModelError, match=message):
+        repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf"))
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]
+
+
+def test_another_base_is_refused(right, tmp_path):
+    broken = plain(right, "f16", tmp_path / "plain.gguf")
+    other = MODELS["text-reranker-untied"](tmp_path / "other")
+    with pytest.raises(ModelError, match="is not what"):
+        repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base=str(other)))
