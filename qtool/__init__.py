@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from qtool.convert.options import ConvertOptions as ConvertOptions
-    from qtool.convert.run import convert_gguf as convert_gguf
     from qtool.convert.repair import RepairOptions as RepairOptions
     from qtool.convert.repair import repair_gguf as repair_gguf
+    from qtool.convert.run import convert_gguf as convert_gguf
     from qtool.errors import QtoolError as QtoolError
     from qtool.inspection.report import InspectionReport as InspectionReport
     from qtool.inspection.run import inspect as inspect
@@ -35,7 +35,19 @@ _HOMES: Final = {
     "verify": "qtool.verification.run",
 }
 
-__all__ = ["ConvertOptions", "InspectionReport", "QtoolError", "QuantizeOptions", "RepairOptions", "VerifyOptions", "convert_gguf", "inspect", "quantize", "repair_gguf", "verify"]
+__all__ = [
+    "ConvertOptions",
+    "InspectionReport",
+    "QtoolError",
+    "QuantizeOptions",
+    "RepairOptions",
+    "VerifyOptions",
+    "convert_gguf",
+    "inspect",
+    "quantize",
+    "repair_gguf",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

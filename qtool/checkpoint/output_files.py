@@ -6,6 +6,7 @@ Rule: every byte goes through `write`, so that the digests are complete when the
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,12 +22,16 @@ from qtool.checkpoint.writer import create_file, write_at
 
 @dataclass(frozen=True)
 class Place:
-    """Where bytes of one name go: `offset` of a file, and `hashed_at` of the extent whose hash they belong to."""
+    """Where bytes of one name go: `offset` of a file, and `hashed_at` of the extent whose hash they belong to.
+
+    With a `slice_bytes`, that extent is the first of several of this size.
+    """
 
     descriptor: int
     offset: int
     extent: int
     hashed_at: int
+    slice_bytes: int = sys.maxsize
 
 
 class OutputFiles:
@@ -41,7 +46,12 @@ class OutputFiles:
         """Write `data` at byte `start` of what is called `name`."""
         place = self._places[name]
         write_at(place.descriptor, data.data, place.offset + start)
-        self._hasher.written(place.extent, place.hashed_at + start, data.nbytes)
+        done = 0
+        while done < data.nbytes:
+            number, within = divmod(place.hashed_at + start + done, place.slice_bytes)
+            length = min(data.nbytes - done, place.slice_bytes - within)
+            self._hasher.written(place.extent + number, within, length)
+            done += length
 
     def sha256(self) -> Mapping[str, str]:
         """Wait until every byte is written and hashed; the digest of each extent by name."""

@@ -73,7 +73,12 @@ class Quantizer:
             cwd=folder, env={**os.environ, "PYTHONSAFEPATH": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace",
         ) as process:  # fmt: skip
-            said = list(_followed(process, progress))
+            try:
+                said = list(_followed(process, progress))
+            except BaseException:  # on Ctrl-C, Popen would let it go on
+                process.kill()
+                process.wait()
+                raise
         if process.returncode:
             tail = "\n".join(said[-_TAIL:]) or "It said nothing."
             raise SetupError(f"{self.name} failed with exit status {process.returncode}:\n{tail}", _UPDATE)
@@ -84,6 +89,7 @@ def find_quantizer() -> Quantizer:
     """`llama-quantize` on PATH, else the library of an installed llama-cpp-python; raises SetupError without either."""
     program = shutil.which(PROGRAM)
     if program is not None:
+        program = str(Path(program).absolute())  # it may be started in another folder
         return Quantizer(program, (program,))
     if find_spec(LIBRARY) is not None:
         # In a process of its own: what llama.cpp prints, and the abort it ends a failed assertion with, stay there.

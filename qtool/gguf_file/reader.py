@@ -128,7 +128,6 @@ class _Cursor:
             raise ModelError(f"{self.source.name}: {what} claims {length:,} bytes; {longest:,} is the limit.")
         return self.take(length, what).decode("utf-8", "surrogateescape")
 
-
     def texts(self, count: int, what: str) -> list[str]:
         """The next `count` strings: a vocabulary has hundreds of thousands, so whole runs are read from the buffer."""
         self.require(8 * count, f"{count:,} strings of {what}")

@@ -21,6 +21,7 @@ from tests.bench.suites import SUITES, Goal, Jobs, Measured, source_bytes
 
 def measure(folder: Path, jobs: Jobs, rounds: int) -> dict[str, list[Measurement]]:
     """All jobs, round by round; a first, unmeasured run of qtool's compiles the kernels into numba's cache."""
+    clear(folder)
     run(next(command for command in jobs.values() if command[2:3] == ["qtool"]), folder / "log")
     runs: dict[str, list[Measurement]] = {name: [] for name in jobs}
     for number in range(1, rounds + 1):

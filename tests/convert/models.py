@@ -8,12 +8,12 @@ import shutil
 from qtool import resources
 from tests.tiny import TEXT, text_config, vl_config, write_checkpoint
 
-_SIZES = {**TEXT, "vocab_size": 1024}
+SIZES = {**TEXT, "vocab_size": 1024}
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "modules.json",
           "preprocessor_config.json", "1_LogitScore", "1_Pooling")  # fmt: skip
 
 
-def _random(config, *, like, dtype="BF16", appended=None):
+def random_model(config, *, like, dtype="BF16", appended=None):
     """A maker of a random checkpoint with the side files of the demo model `like`."""
 
     def make(folder):
@@ -54,10 +54,12 @@ RERANKER, EMBEDDER = "qtool-demo-reranker", "qtool-demo-embedder"
 MODELS = {
     "demo-reranker": _demo(RERANKER),
     "demo-embedder": _demo(EMBEDDER),
-    "text-reranker-untied": _random(text_config(_SIZES), like=RERANKER),
-    "text-reranker-bias-f16": _random(text_config(_SIZES, tied=True, attention_bias=True), like=RERANKER, dtype="F16"),
-    "text-embedder-appends": _random(text_config(_SIZES), like=EMBEDDER, dtype="F32", appended="<|endoftext|>"),
-    "vl-reranker-untied": _random(vl_config(_SIZES, tied=False), like=RERANKER),
+    "text-reranker-untied": random_model(text_config(SIZES), like=RERANKER),
+    "text-reranker-bias-f16": random_model(
+        text_config(SIZES, tied=True, attention_bias=True), like=RERANKER, dtype="F16"
+    ),
+    "text-embedder-appends": random_model(text_config(SIZES), like=EMBEDDER, dtype="F32", appended="<|endoftext|>"),
+    "vl-reranker-untied": random_model(vl_config(SIZES, tied=False), like=RERANKER),
 }
 """Makers by name; each takes a folder that does not exist yet and returns it."""
 RERANKERS = [name for name in MODELS if "reranker" in name]

@@ -1,0 +1,172 @@
+"""The llama.cpp runtime: GGUF files behind the scorer protocol.
+
+Rule: a text pair under the file's own instruction goes through the code of llama-server's /v1/rerank, which is what
+users get. What that cannot take (pictures, other instructions) is read to its last hidden state, which meets the file's
+head here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from qtool.errors import ModelError, UsageError
+from qtool.scoring.contents import distinct_pairs, query_content
+from qtool.scoring.llama_cpp_engine import Engines
+from qtool.scoring.llama_cpp_file import GgufModel, check_projector, read_model
+from qtool.scoring.llama_cpp_prompts import (
+    TextPrompt,
+    TextPromptBuilder,
+    normalized,
+    prompt_builder,
+    ranked_text,
+    request_of,
+    side_text,
+)
+from qtool.scoring.llama_cpp_server import VERIFYING, LlamaCppOptions, Pooling, import_engine
+from qtool.scoring.scorer import Progress, no_progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from qtool.inputs.items import ImageSource, Item, Pair
+
+_DOCUMENTS_AT_ONCE: Final = 16
+"""Bounds how long Ctrl-C waits: Python hears nothing while llama.cpp computes."""
+
+_SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
+_LARGEST: Final = 1 - 2.0**-25
+
+
+def open_llama_cpp(gguf: Path, mmproj: Path | None = None, options: LlamaCppOptions = VERIFYING) -> LlamaCppScorer:
+    """Open a GGUF file, and the projector that it needs for pictures. Raises ModelError, or SetupError without xllamacpp."""
+    import_engine()
+    model = read_model(gguf)
+    if mmproj is not None:
+        check_projector(mmproj, model)
+    return LlamaCppScorer(model, mmproj, options)
+
+
+class LlamaCppScorer:
+    """One GGUF file behind the scorer protocol; loaded at the first question."""
+
+    def __init__(self, model: GgufModel, mmproj: Path | None, options: LlamaCppOptions) -> None:
+        self._model = model
+        usual = Pooling.LAST if model.score_row is None else Pooling.RANK
+        self._engines = Engines(model.path, mmproj, usual, options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model; another question would load it again."""
+        self._engines.close()
+
+    @property
+    def query_instruction(self) -> str | None:
+        """See Scorer."""
+        return self._model.prompt.query_instruction or None
+
+    def score(self, pairs: Sequence[Pair], progress: Progress = no_progress) -> list[float]:
+        """See Scorer. llama.cpp ranks in float32 probabilities: above 10, log-odds come with three digits; 17 is the end."""
+        row = self._model.score_row
+        if row is None:
+            raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
+        scores: dict[int, float] = {}
+        for batch, found in self._answers(pairs, row):
+            scores.update((place, score) for same, score in zip(batch, found, strict=True) for place in same)
+            progress(sum(map(len, batch)))
+        return [scores[place] for place in range(len(pairs))]
+
+    def embed(self, items: Sequence[Item], progress: Progress = no_progress) -> NDArray[np.float32]:
+        """See Scorer."""
+        if self._model.score_row is not None:
+            raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
+        vectors = []
+        for item in items:
+            hidden = self._read(self._builder.item(item), item.image)
+            vectors.append(hidden / np.linalg.norm(hidden))
+            progress(1)
+        return np.stack(vectors).astype(np.float32)
+
+    def token_ids(self, text: str) -> list[int]:
+        """llama.cpp's ids of a prompt, normalised as the official tokenizer does."""
+        return self._engines.token_ids(normalized(text))
+
+    @cached_property
+    def _builder(self) -> TextPromptBuilder:
+        return prompt_builder(self._model, self._engines.token_ids)
+
+    def _answers(
+        self, pairs: Sequence[Pair], row: NDArray[np.float64]
+    ) -> Iterator[tuple[Sequence[Sequence[int]], Sequence[float]]]:
+        """The places of equal pairs, with one score for each of them."""
+        ranked: list[list[int]] = []
+        judged: list[list[int]] = []
+        for same in distinct_pairs(pairs):
+            (ranked if self._is_ranked(pairs[same[0]]) else judged).append(same)
+        for _, group in groupby(ranked, lambda same: query_content(pairs[same[0]].query)):
+            places = list(group)
+            for start in range(0, len(places), _DOCUMENTS_AT_ONCE):
+                batch = places[start : start + _DOCUMENTS_AT_ONCE]
+                yield batch, self._rank([pairs[same[0]] for same in batch])
+        for same in judged:
+            yield [same], [self._judge(pairs[same[0]], row)]
+
+    def _is_ranked(self, pair: Pair) -> bool:
+        text = ranked_text(pair, self._model)
+        room = min(self._engines.options.context, self._model.prompt.truncation.max_length)
+        # A token has at least one byte, so a short text need not be tokenized.
+        return text is not None and (len(text.encode()) < room or len(self._engines.token_ids(text)) < room)
+
+    def _rank(self, pairs: Sequence[Pair]) -> list[float]:
+        query, *documents = (
+            side_text(item, self._model.prompt) for item in (pairs[0].query, *(pair.document for pair in pairs))
+        )
+        answers = self._engines.engine(Pooling.RANK).rank(f"query {pairs[0].query.id!r}", query, documents)
+        for pair, answer in zip(pairs, answers, strict=True):
+            _check_finite(pair.name, answer)
+        return [log_odds(answer) for answer in answers]
+
+    def _judge(self, pair: Pair, row: NDArray[np.float64]) -> float:
+        return float(self._read(self._builder.pair(pair), pair.query.image + pair.document.image) @ row)
+
+    def _read(self, prompt: TextPrompt, sources: Sequence[ImageSource]) -> NDArray[np.float64]:
+        """The hidden state of the last token."""
+        if sources and self._engines.mmproj is None:
+            raise UsageError(
+                f"{prompt.name} holds a picture, which needs the model's projector.", "Pass its mmproj file."
+            )
+        engine = self._engines.engine(Pooling.LAST, len(prompt.token_ids))
+        hidden, count = engine.read(prompt.name, request_of(prompt, sources, engine.media_marker if sources else ""))
+        if count != len(prompt.token_ids):
+            raise ModelError(
+                f"{prompt.name}: llama.cpp read {count:,} tokens, the official prompt has {len(prompt.token_ids):,}.",
+                "A prompt with pictures must not exceed the model's length: llama.cpp cannot be given the shortened one.",
+            )
+        _check_finite(prompt.name, hidden)
+        return hidden
+
+
+def log_odds(probability: float) -> float:
+    """Log p/(1-p), finite where a float32 has rounded to 0 or 1."""
+    kept = min(max(probability, _SMALLEST), _LARGEST)
+    return math.log(kept) - math.log1p(-kept)
+
+
+def _check_finite(name: str, answer: float | NDArray[np.float64]) -> None:
+    if not np.isfinite(answer).all():
+        raise ModelError(
+            f"{name}: the model's answer is not a finite number.",
+            "The weights are broken, or llama.cpp cannot run them: Qwen3-VL's NVFP4 it could not as of b11549.",
+        )
