@@ -17,8 +17,15 @@ from rich.text import Text
 from qtool.console import human_size
 from qtool.convert.files import INTERMEDIATE, PlannedFile
 from qtool.convert.job import Job
+from qtool.formats.ggml import NVFP4
 
 SCHEMA_VERSION: Final = 1
+
+_SCALES_DROPPED: Final = (
+    "llama.cpp (seen in b11549) ignores the NVFP4 scales of the feed-forward matrices in the qwen3vl architecture: there this "
+    "file scores wrong. Verify it with the llama.cpp that will serve it, or serve Q8_0."
+)
+"""Found by running it; qwen3, the text family, is not concerned."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class ConversionSummary:
     task_source: str
     files: tuple[FileSummary, ...]
     rank_template: str | None
+    warnings: tuple[str, ...]
 
     def to_json(self) -> Mapping[str, Any]:
         """The summary as `--json` prints it."""
@@ -58,9 +66,15 @@ def summarize(job: Job, made: Mapping[str, int] | None = None) -> ConversionSumm
         for type_name, name in job.quantized.items()
     ]
     detection = job.inventory.detection
+    files = (*own, *theirs)
     return ConversionSummary(
-        detection.architecture.name, job.task.value, detection.task_source, (*own, *theirs), job.rank_template
+        detection.architecture.name, job.task.value, detection.task_source, files, job.rank_template, _warnings(job)
     )
+
+
+def _warnings(job: Job) -> tuple[str, ...]:
+    is_nvfp4 = any(file.type.matrices is NVFP4 for file in job.files)
+    return (_SCALES_DROPPED,) if is_nvfp4 and job.inventory.detection.architecture.is_vision else ()
 
 
 def _summary(file: PlannedFile, number: int) -> FileSummary:
@@ -82,6 +96,7 @@ def summary_table(summary: ConversionSummary, output: Path | None, *, dry_run: b
     lines = [f"{summary.architecture}, task {summary.task} ({summary.task_source})"]
     if summary.rank_template is not None:
         lines.append(f"rank head: yes and no rows; baked prompt: {summary.rank_template!r}")
+    lines += [f"WARNING: {warning}" for warning in summary.warnings]
     lines.append("Dry run: nothing was written." if dry_run else f"Wrote {output}. Next: qtool inspect {output}")
     return Group(table, Text(""), *map(Text, lines))
 

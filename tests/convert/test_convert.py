@@ -187,6 +187,12 @@ def test_an_instruction_for_an_embedder_is_refused(models, tmp_path):
         convert(models["demo-embedder"], tmp_path / "out", instruction="x")
 
 
+@pytest.mark.parametrize(("name", "warnings"), [("demo-reranker", 1), ("text-reranker-untied", 0)])
+def test_what_llama_cpp_gets_wrong_is_said(name, warnings, models, tmp_path):
+    quantize(QuantizeOptions(str(models[name]), tmp_path / "nvfp4"))
+    assert len(convert(tmp_path / "nvfp4", tmp_path / "out", dry_run=True).warnings) == warnings
+
+
 def test_an_nvfp4_checkpoint_becomes_nvfp4_or_nothing(models, tmp_path):
     quantize(QuantizeOptions(str(models["text-reranker-untied"]), tmp_path / "nvfp4"))
     with pytest.raises(UsageError, match="larger and no better"):
