@@ -45,8 +45,8 @@ TEXT = replace(
 )
 """All queries, each with every other document, to save half a minute; what is called measured is of the whole panel."""
 
-P_BOUNDS = {"f16": 6e-4, "bf16": 4e-3, "q8_0": 2.5e-2}
-"""Largest measured |ΔP|: 2.2e-4, 1.3e-3 and 8.5e-3. bf16 weights are the demo model's own to the
+P_BOUNDS = {"f16": 6e-4, "bf16": 4e-3, "q8_0": 2e-2}
+"""Largest measured |ΔP|: 2.2e-4, 1.3e-3 and 6.6e-3. bf16 weights are the demo model's own to the
 last bit, but llama.cpp multiplies by activations of the weights' type: f16, bf16, and for Q8_0 8 bits a block."""
 
 HOSTILE = [
@@ -196,7 +196,8 @@ def test_pictures_score_as_the_reference(reranker, reference):
         *(Pair(both, Item(f"d{n}", ("a caption é \n",), (image,))) for n, image in enumerate(drawn)),
         Pair(both, Item("words", ("a red ball",))),
     ]
-    # Measured: 9e-4. That the sequence of tokens is the official one, the scorer checks by its length for each pair.
+    # Measured: 9e-4 on these; 5.6e-3 on the whole picture panel, 2.3e-4 on average, from ggml's f16 vision arithmetic.
+    # The scorer itself checks for each pair that as many tokens were read as the official prompt has.
     np.testing.assert_allclose(reranker.score(pairs), reference.score(pairs), rtol=0, atol=5e-3)
 
 
@@ -252,7 +253,7 @@ def test_nvfp4_scores_as_the_dequantized_artefact(tmp_path):
     pairs = TEXT.first(3).pairs
     expected = open_scorer(artefact).score(pairs)
     with open_llama_cpp(gguf_of(artefact, "nvfp4", tmp_path), options=ALONE) as scorer:
-        # Measured: 3.2e-3. llama.cpp rounds the activations to 8 bits, a W4A16 kernel does not.
+        # Measured: 6.0e-3. llama.cpp rounds the activations to 8 bits, a W4A16 kernel does not.
         assert largest(sigmoid(scorer.score(pairs)) - sigmoid(expected)) <= 1e-2
 
 
