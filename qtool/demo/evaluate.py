@@ -27,36 +27,17 @@ from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import Panel, load_panel
 from qtool.scoring.reference import ScorerOptions, open_scorer
-from qtool.scoring.scorer import Progress, Scorer, no_progress
-from qtool.verification.answers import Answers, Scores, answer, compare
+from qtool.scoring.scorer import Scorer, unheard
+from qtool.verification.answers import Answers, Scores, answer, compare, shortened
 from qtool.verification.run import find_panel
 
 TASKS = {"reranker": Task.RERANK, "embedder": Task.EMBED}
 OPTIONS = ScorerOptions(device="cpu")
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """An embedder that was asked before and gives the same vectors [items, dim], cut to their first `length` numbers."""
-
-    vectors: Scores
-    length: int
-    query_instruction: str | None
-
-    def score(self, _pairs: Sequence[Pair], _progress: Progress = no_progress) -> list[float]:
-        """See Scorer."""
-        raise UsageError("An embedder does not score pairs.")
-
-    def embed(self, _items: Sequence[Item], _progress: Progress = no_progress) -> NDArray[np.float32]:
-        """See Scorer; the items must be those of the first time."""
-        cut = self.vectors[:, : self.length]
-        unit: NDArray[np.float32] = (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(np.float32)
-        return unit
-
-
 def measure(scorer: Scorer, task: Task, panel: Panel) -> dict[str, float]:
     """The nDCG@10 on a panel, that of random orders and of Matryoshka prefixes, and the spread of the scores."""
-    whole = answer(panel, scorer, task, no_progress)
+    whole = answer(panel, scorer, task, unheard)
     low, high = np.percentile(whole.scores, [1, 99])
     return {
         "nDCG@10": _ndcg(panel, whole.scores),
@@ -78,10 +59,8 @@ def _of_prefixes(panel: Panel, whole: Answers, query_instruction: str | None) ->
     if whole.vectors is None:
         return {}
     shorter = sorted((length for length in PREFIXES if length < whole.vectors.shape[1]), reverse=True)
-    prefixes = {length: Prefix(whole.vectors, length, query_instruction) for length in shorter}
     return {
-        f"first {length}": _ndcg(panel, answer(panel, prefix, Task.EMBED, no_progress).scores)
-        for length, prefix in prefixes.items()
+        f"first {length}": _ndcg(panel, shortened(panel, whole, length, query_instruction).scores) for length in shorter
     }
 
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from qtool.errors import ModelError, UsageError
+from qtool.inputs.items import Item, Pair
 from qtool.scoring.contents import distinct_pairs, query_content
+from qtool.scoring.identity import files_sha256, prompt_sha256
 from qtool.scoring.llama_cpp_engine import Engines
-from qtool.scoring.llama_cpp_file import GgufModel, check_projector, read_model
+from qtool.scoring.llama_cpp_file import GgufModel, check_projector, parts_of, read_model
 from qtool.scoring.llama_cpp_prompts import (
     TextPrompt,
     TextPromptBuilder,
@@ -29,14 +31,14 @@ from qtool.scoring.llama_cpp_prompts import (
     request_of,
     side_text,
 )
-from qtool.scoring.llama_cpp_server import VERIFYING, LlamaCppOptions, Pooling, import_engine
-from qtool.scoring.scorer import Progress, no_progress
+from qtool.scoring.llama_cpp_server import VERIFYING, LlamaCppOptions, Pooling, engine_version, import_engine
+from qtool.scoring.scorer import Answered, Identity, PromptSeen, unheard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from qtool.inputs.items import ImageSource, Item, Pair
+    from qtool.inputs.items import ImageSource
 
 _DOCUMENTS_AT_ONCE: Final = 16
 """Bounds how long Ctrl-C waits: Python hears nothing while llama.cpp computes."""
@@ -72,32 +74,52 @@ class LlamaCppScorer:
         """Free the model; another question would load it again."""
         self._engines.close()
 
+    @cached_property
+    def identity(self) -> Identity:
+        """See Scorer. Reads the files whole."""
+        model, options = self._model, self._engines.options
+        files = [*parts_of(model.path), *([self._engines.mmproj] if self._engines.mmproj else [])]
+        return Identity(
+            f"llama.cpp (xllamacpp {engine_version()})",
+            files_sha256(files),
+            prompt_sha256(model.prompt, model.rank_template),
+            f"KV {options.kv_cache}, flash attention {'on' if options.flash_attention else 'off'}",
+        )
+
     @property
     def query_instruction(self) -> str | None:
         """See Scorer."""
         return self._model.prompt.query_instruction or None
 
-    def score(self, pairs: Sequence[Pair], progress: Progress = no_progress) -> list[float]:
+    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """See Scorer. llama.cpp ranks in float32 probabilities: above 10, log-odds come with three digits; 17 is the end."""
         row = self._model.score_row
         if row is None:
             raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
         scores: dict[int, float] = {}
         for batch, found in self._answers(pairs, row):
-            scores.update((place, score) for same, score in zip(batch, found, strict=True) for place in same)
-            progress(sum(map(len, batch)))
+            for place, score in ((place, score) for same, score in zip(batch, found, strict=True) for place in same):
+                scores[place] = score
+                answered(place, score)
         return [scores[place] for place in range(len(pairs))]
 
-    def embed(self, items: Sequence[Item], progress: Progress = no_progress) -> NDArray[np.float32]:
+    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
         """See Scorer."""
         if self._model.score_row is not None:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
         vectors = []
-        for item in items:
+        for place, item in enumerate(items):
             hidden = self._read(self._builder.item(item), item.image)
-            vectors.append(hidden / np.linalg.norm(hidden))
-            progress(1)
-        return np.stack(vectors).astype(np.float32)
+            vectors.append((hidden / np.linalg.norm(hidden)).astype(np.float32))
+            answered(place, vectors[-1])
+        return np.stack(vectors)
+
+    def prompt_seen(self, question: Pair | Item) -> PromptSeen:
+        """See Scorer."""
+        if isinstance(question, Pair) and (text := ranked_text(question, self._model)) is not None:
+            return PromptSeen(tuple(self._engines.token_ids(text)))
+        prompt = self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
+        return PromptSeen(prompt.token_ids, tuple(picture.grid_thw for picture in prompt.pictures))
 
     def token_ids(self, text: str) -> list[int]:
         """llama.cpp's ids of a prompt, normalised as the official tokenizer does."""

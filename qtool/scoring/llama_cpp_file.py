@@ -129,11 +129,16 @@ def _score_row(header: GgufFile, model: GgufModel) -> NDArray[np.float64]:
     )
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files of a split model, of which `path` is the first; otherwise `path` alone."""
+    match = _PART.fullmatch(path.name)
+    numbers = range(2, int(match[2]) + 1 if match else 0)
+    return [path, *(path.with_name(path.name.replace("-00001-of-", f"-{number:05}-of-")) for number in numbers)]
+
+
 def _parts(path: Path, header: GgufFile) -> Iterator[tuple[Path, Mapping[str, GgufTensor]]]:
     yield path, header.tensors
-    match = _PART.fullmatch(path.name)
-    for number in range(2, int(match[2]) + 1 if match else 0):
-        part = path.with_name(path.name.replace("-00001-of-", f"-{number:05}-of-"))
+    for part in parts_of(path)[1:]:
         yield part, read_gguf(part).tensors
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -57,6 +58,11 @@ def import_engine() -> Any:
             f"Scoring GGUF files needs llama.cpp as the package xllamacpp: {error}.", "pip install 'qtool[llamacpp]'"
         ) from error
     return xllamacpp
+
+
+def engine_version() -> str:
+    """The wheel's version, which fixes llama.cpp's."""
+    return version("xllamacpp")
 
 
 def start_server(gguf: Path, mmproj: Path | None, pooling: Pooling, context: int, options: LlamaCppOptions) -> Any:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,15 +20,17 @@ from qtool.arch.prompts import embedder_prompt, reranker_prompt
 from qtool.arch.spec import Presence, Task
 from qtool.checkpoint.reader import Checkpoint, open_checkpoint
 from qtool.errors import ModelError, UsageError
+from qtool.inputs.items import Item, Pair
 from qtool.inventory.packed import is_quantized
 from qtool.scoring.batches import DEFAULT_LIMITS, BatchLimits, windows
 from qtool.scoring.contents import distinct_pairs
 from qtool.scoring.dequantized import dequantized_weights
 from qtool.scoring.forward import Forward
 from qtool.scoring.head import answer_ids, difference_row, score_row
+from qtool.scoring.identity import checkpoint_sha256, prompt_sha256
 from qtool.scoring.model import LoadedModel, load_model
 from qtool.scoring.prompt import Prompt, PromptBuilder
-from qtool.scoring.scorer import Progress, no_progress
+from qtool.scoring.scorer import Answered, Identity, PromptSeen, unheard
 from qtool.scoring.shared import SharedReader
 from qtool.scoring.tokenizer import PromptTokenizer
 from qtool.scoring.weights import source_weights
@@ -34,7 +38,7 @@ from qtool.scoring.weights import source_weights
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qtool.inputs.items import Item, Pair
+    from qtool.arch.prompts import PromptSpec
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "float32": torch.float32,
@@ -57,41 +61,60 @@ class TransformersScorer:
     """One checkpoint behind the scorer protocol; where its weights came from makes no difference here."""
 
     def __init__(
-        self, builder: PromptBuilder, forward: Forward, score_row: torch.Tensor | None, limits: BatchLimits
+        self,
+        builder: PromptBuilder,
+        forward: Forward,
+        score_row: torch.Tensor | None,
+        limits: BatchLimits,
+        identity: Callable[[], Identity],
     ) -> None:
         self._builder = builder
+        self._identity = identity
         self._reader = SharedReader(forward, limits)
         self._score_row = score_row
         self._limits = limits
+
+    @cached_property
+    def identity(self) -> Identity:
+        """See Scorer. Reads the files whole."""
+        return self._identity()
 
     @property
     def query_instruction(self) -> str | None:
         """See Scorer."""
         return self._builder.spec.query_instruction or None
 
-    def score(self, pairs: Sequence[Pair], progress: Progress = no_progress) -> list[float]:
+    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """See Scorer."""
         if self._score_row is None:
             raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
         row = self._score_row
         places = distinct_pairs(pairs)
         prompts = (self._builder.pair(pairs[same[0]]) for same in places)
-        return [float(value) for value in self._run(prompts, places, lambda hidden: hidden @ row, progress)]
+        return [float(value) for value in self._run(prompts, places, lambda hidden: hidden @ row, answered)]
 
-    def embed(self, items: Sequence[Item], progress: Progress = no_progress) -> NDArray[np.float32]:
+    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
         """See Scorer."""
         if self._score_row is not None:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
         places = [[place] for place in range(len(items))]
         prompts = (self._builder.item(item) for item in items)
-        return np.stack(self._run(prompts, places, _unit, progress))
+        return np.stack(self._run(prompts, places, _unit, answered))
+
+    def prompt_seen(self, question: Pair | Item) -> PromptSeen:
+        """See Scorer."""
+        prompt = self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
+        return PromptSeen(prompt.token_ids, tuple(picture.grid_thw for picture in prompt.pictures))
+
+    def close(self) -> None:
+        """See Scorer."""
 
     def _run(
         self,
         prompts: Iterable[Prompt],
         places: Sequence[Sequence[int]],
         answer: Callable[[torch.Tensor], torch.Tensor],
-        progress: Progress,
+        answered: Answered,
     ) -> list[NDArray[np.float32]]:
         """The answer of each prompt, put at all of its places."""
         results: dict[int, NDArray[np.float32]] = {}
@@ -100,9 +123,11 @@ class TransformersScorer:
             for chosen, hidden in self._reader.last_hidden(window):
                 values = answer(hidden).float().cpu().numpy()
                 _check_finite(values, [window[index] for index in chosen])
-                found = [(place, value) for i, value in zip(chosen, values, strict=True) for place in places[done + i]]
-                results.update(found)
-                progress(len(found))
+                for place, value in (
+                    (p, value) for i, value in zip(chosen, values, strict=True) for p in places[done + i]
+                ):
+                    results[place] = value
+                    answered(place, value)
             done += len(window)
         return [results[place] for place in range(len(results))]
 
@@ -132,8 +157,17 @@ def open_scorer(directory: Path, options: ScorerOptions = ScorerOptions()) -> Tr
     device = _device(options.device)
     forward = Forward.of(loaded, tokenizer, device)
     return TransformersScorer(
-        PromptBuilder(tokenizer, spec), forward, None if row is None else row.to(device), options.limits
+        PromptBuilder(tokenizer, spec),
+        forward,
+        None if row is None else row.to(device),
+        options.limits,
+        lambda: _identity(directory, spec, options.dtype, device),
     )
+
+
+def _identity(directory: Path, spec: PromptSpec, dtype: str, device: torch.device) -> Identity:
+    engine = f"transformers {version('transformers')}"
+    return Identity(engine, checkpoint_sha256(directory), prompt_sha256(spec), f"{dtype} on {device.type}")
 
 
 def _weights(checkpoint: Checkpoint) -> Iterable[tuple[str, NDArray[np.float32]]]:

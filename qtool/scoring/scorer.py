@@ -5,8 +5,11 @@ Rule: rerankers answer in log-odds before the sigmoid and embedders in unit vect
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,23 +17,62 @@ if TYPE_CHECKING:
 
     from qtool.inputs.items import Item, Pair
 
-Progress = Callable[[int], None]
-"""Called with the number of pairs or items finished since the last call."""
+Answered = Callable[[int, Any], None]
+"""Called with the place of a question and its answer (log-odds or a vector) once it is known; places come in any order."""
 
 
-def no_progress(_finished: int) -> None:
-    """Where nobody watches."""
+def unheard(_place: int, _answer: object) -> None:
+    """Where nobody waits for single answers."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that an answer depends on besides its question: equal identities give equal answers.
+
+    `engine` names the runtime and its version, `model` and `prompt` are SHA-256 (of the files that decide scores; of
+    prompt, truncation and pixel limits), `numbers` says in which precision was computed. Of a server `model` is its
+    address and what it calls the model, and `is_pinned` is False: what lies behind an address may change.
+    """
+
+    engine: str
+    model: str
+    prompt: str
+    numbers: str
+    is_pinned: bool = True
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of it all."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PromptSeen:
+    """What a model reads for one question: ids, and for each picture or pair of frames its patches (time, rows, columns)."""
+
+    token_ids: tuple[int, ...]
+    grids: tuple[tuple[int, int, int], ...] = ()
 
 
 class Scorer(Protocol):
     """A model that is ready to score."""
 
     @property
+    def identity(self) -> Identity:
+        """What its answers depend on."""
+
+    @property
     def query_instruction(self) -> str | None:
         """What the publisher gives to an embedder's queries where the panel says nothing."""
 
-    def score(self, pairs: Sequence[Pair], progress: Progress = no_progress) -> list[float]:
+    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """The log-odds log P(yes) - log P(no) of each pair, in the order given. Raises ModelError on a score that is not finite."""
 
-    def embed(self, items: Sequence[Item], progress: Progress = no_progress) -> NDArray[np.float32]:
+    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
         """L2-normalised vectors [n, dim], in the order given. Raises ModelError on a vector that is not finite."""
+
+    def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
+        """What the model reads for it; None where the runtime does not tell."""
+
+    def close(self) -> None:
+        """Free the model."""

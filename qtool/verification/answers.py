@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtool.arch.spec import Task
-from qtool.errors import ModelError
-from qtool.inputs.items import ImageSource, Item
+from qtool.errors import ModelError, UsageError
+from qtool.inputs.items import ImageSource, Item, Pair
 from qtool.inputs.panels import Panel
-from qtool.scoring.scorer import Progress, Scorer
+from qtool.scoring.scorer import Answered, Scorer
 from qtool.verification.metrics import QueryScores, embed_metrics, rerank_metrics
 from qtool.verification.report import PairDelta, PanelReport
 
@@ -40,12 +40,23 @@ def work(panel: Panel, task: Task, scorer_instruction: str | None = None) -> int
     return len(panel.pairs) if task is Task.RERANK else len(_distinct(panel, scorer_instruction)[0])
 
 
-def answer(panel: Panel, scorer: Scorer, task: Task, progress: Progress) -> Answers:
+def answer(panel: Panel, scorer: Scorer, task: Task, answered: Answered) -> Answers:
     """Score or embed everything in the panel."""
     if task is Task.RERANK:
-        return Answers(np.asarray(scorer.score(panel.pairs, progress), dtype=np.float64))
+        return Answers(np.asarray(scorer.score(panel.pairs, answered), dtype=np.float64))
     items, places = _distinct(panel, scorer.query_instruction)
-    vectors = scorer.embed(items, progress).astype(np.float64)
+    return _similarities(scorer.embed(items, answered).astype(np.float64), places)
+
+
+def shortened(panel: Panel, answers: Answers, dimensions: int, query_instruction: str | None) -> Answers:
+    """What an embedder's vectors say when cut to their first `dimensions` and normalised again (MRL)."""
+    if answers.vectors is None or not 0 < dimensions <= answers.vectors.shape[1]:
+        raise UsageError(f"There are no vectors of {dimensions} dimensions here.")
+    cut = answers.vectors[:, :dimensions]
+    return _similarities(cut / np.linalg.norm(cut, axis=1, keepdims=True), _distinct(panel, query_instruction)[1])
+
+
+def _similarities(vectors: Scores, places: Sequence[tuple[int, int]]) -> Answers:
     queries, documents = (vectors[list(side)] for side in zip(*places, strict=True))
     return Answers(np.einsum("nd,nd->n", queries, documents), vectors)
 
@@ -85,6 +96,7 @@ def compare(panel: Panel, reference: Answers, artefact: Answers) -> PanelReport:
         pairs=len(panel.pairs),
         metrics=metrics,
         worst=_worst(panel, reference.scores, artefact.scores),
+        scores=tuple(zip(reference.scores.tolist(), artefact.scores.tolist(), strict=True)),
     )
 
 
@@ -116,12 +128,19 @@ def _worst(panel: Panel, reference: Scores, artefact: Scores) -> tuple[PairDelta
             query=excerpt(pairs[index].query),
             document=excerpt(pairs[index].document),
             label=pairs[index].document.label,
+            modality=modality_of(pairs[index]),
             reference=float(reference[index]),
             artefact=float(artefact[index]),
             delta=float(delta[index]),
         )
         for index in order
     )
+
+
+def modality_of(pair: Pair) -> str:
+    """`text`, or the one other thing that the pair holds, or `mixed` of pictures and videos."""
+    kinds = {kind for item in (pair.query, pair.document) for kind in ("image", "video") if getattr(item, kind)}
+    return "mixed" if len(kinds) > 1 else next(iter(kinds), "text")
 
 
 def excerpt(item: Item) -> str:

@@ -1,4 +1,4 @@
-"""The result of a verification, for programs.
+"""The result of a verification, for programs and for whoever draws it.
 
 Rule: the report is complete by itself: what was compared, on what, with which numbers, and what follows from them.
 """
@@ -7,34 +7,119 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from qtool.inspection.finding import Finding
 from qtool.verification.gate import GateResult, Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models: as the user named it, and what its answers depend on (`sha256` is None of a server)."""
+
+    name: str
+    engine: str
+    numbers: str
+    sha256: str | None
+    prompt_sha256: str
+
+
+class StageOutcome(str, Enum):
+    """What became of one stage."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the verification: structure, weights, rederive, prompt, noise, scores or ranking."""
+
+    name: str
+    outcome: StageOutcome
+    summary: str
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How far one dequantized weight is from the source, relative (Frobenius); `bound` is what its format allows."""
+
+    hf_name: str
+    format: str
+    relative_error: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class RederivedFile:
+    """A file of the artefact, and the same file as quantizing the reference again gives it (None where there is none)."""
+
+    name: str
+    sha256: str
+    rederived_sha256: str | None
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether both hold the same bytes."""
+        return self.sha256 == self.rederived_sha256
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided 90 % BCa interval, so that each end is a one-sided 95 % bound."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """The reference in bf16 against itself in fp32, over `pairs` pairs: |Δ| of log-odds or similarities."""
+
+    dtype: str
+    pairs: int
+    p50: float
+    p95: float
+    p99: float
+    max: float
 
 
 @dataclass(frozen=True)
 class PairDelta:
-    """One pair's two scores and artefact minus reference; `query` and `document` are excerpts for people."""
+    """One pair's two scores and artefact minus reference.
+
+    `query` and `document` are excerpts for people, `pictures` small copies of both sides' pictures as data: URLs.
+    """
 
     query_id: str
     document_id: str
     query: str
     document: str
     label: float | None
+    modality: str
     reference: float
     artefact: float
     delta: float
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class PanelReport:
-    """The metrics of one panel, and its worst pairs, worst first."""
+    """The metrics of one panel, with intervals where resampling queries gives one, and its worst pairs, worst first.
+
+    `scores` are all pairs' (reference, artefact); `by_modality` repeats the distances for text, image, video and mixed pairs.
+    """
 
     name: str
     sha256: str
@@ -44,28 +129,34 @@ class PanelReport:
     pairs: int
     metrics: Mapping[str, float]
     worst: tuple[PairDelta, ...]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    by_modality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
     """A whole verification."""
 
-    artefact: str
-    reference: str
+    artefact: Side
+    reference: Side
     task: str
     task_source: str
-    dtype: str
     recipe: str
+    stages: tuple[Stage, ...]
     panels: tuple[PanelReport, ...]
     gates: tuple[GateResult, ...]
     verdict: Verdict
     seconds: float
     versions: Mapping[str, str | None]
+    noise: NoiseFloor | None = None
+    weights: tuple[TensorError, ...] = ()
+    rederived: tuple[RederivedFile, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
     def passed(self) -> bool:
-        """Whether no gate failed."""
+        """Whether neither a stage nor a gate failed."""
         return self.verdict is not Verdict.FAIL
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from qtool.progress import StageProgress
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
 from qtool.verification.answers import Answers, answer, compare, work
 from qtool.verification.gate import check_names, evaluate, verdict
-from qtool.verification.report import Report
+from qtool.verification.report import Report, Side
 
 TEXT_PANELS: Final = ("demo-text",)
 VISION_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
@@ -56,15 +56,17 @@ def verify(options: VerifyOptions, progress: StageProgress | None = None) -> Rep
     gates = recipe.recipe.gates if recipe else {}
     check_names(gates)
     panels = _panels(options, reference)
-    answers = [_answers(options, role, task, panels, progress) for role in ("reference", "artefact")]
+    sides, answers = zip(
+        *(_answers(options, role, task, panels, progress) for role in ("reference", "artefact")), strict=True
+    )
     reports = tuple(compare(panel, *both) for panel, *both in zip(panels, *answers, strict=True))
     results = evaluate(gates, task, [(report.name, report.metrics) for report in reports])
     return Report(
-        artefact=str(options.artefact),
-        reference=str(options.reference),
+        artefact=sides[1],
+        reference=sides[0],
         task=task.value,
         task_source=task_source,
-        dtype=options.dtype,
+        stages=(),
         recipe=recipe.recipe.name if recipe else "",
         panels=reports,
         gates=results,
@@ -143,13 +145,15 @@ def _refuse_pictures(panel: Panel, detection: Detection) -> None:
 
 def _answers(
     options: VerifyOptions, role: str, task: Task, panels: list[Panel], progress: StageProgress | None
-) -> list[Answers]:
+) -> tuple[Side, list[Answers]]:
     from qtool.scoring.reference import ScorerOptions, open_scorer
 
     directory = options.reference if role == "reference" else options.artefact
     scorer = open_scorer(directory, ScorerOptions(task, options.dtype, options.device))
     report = _Counter(role, sum(work(panel, task, scorer.query_instruction) for panel in panels), progress)
-    return [answer(panel, scorer, task, report) for panel in panels]
+    identity = scorer.identity
+    side = Side(str(directory), identity.engine, identity.numbers, identity.model, identity.prompt)
+    return side, [answer(panel, scorer, task, report) for panel in panels]
 
 
 class _Counter:
@@ -158,9 +162,12 @@ class _Counter:
     def __init__(self, role: str, total: int, progress: StageProgress | None) -> None:
         self._role, self._total, self._progress = role, total, progress
         self._done = 0
-        self(0)
+        self._show()
 
-    def __call__(self, finished: int) -> None:
-        self._done += finished
+    def __call__(self, _place: int, _answer: object) -> None:
+        self._done += 1
+        self._show()
+
+    def _show(self) -> None:
         if self._progress is not None:
             self._progress(self._role, self._done, self._total)

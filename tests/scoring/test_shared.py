@@ -76,11 +76,11 @@ def test_what_is_read_shrinks_and_every_pair_is_counted(vl_model: Path, monkeypa
     windows: list[int] = []
     read = SharedReader.last_hidden
     monkeypatch.setattr(SharedReader, "last_hidden", lambda me, w: windows.append(len(w)) or read(me, w))
-    counted: list[int] = []
+    answers: dict[int, float] = {}
     renamed = [Pair(pair.query, replace(pair.document, id="again", label=2.0)) for pair in PAIRS[::-1]]
-    scores = scorer.score([*PAIRS, *renamed], counted.append)
+    scores = scorer.score([*PAIRS, *renamed], answers.__setitem__)
     assert windows == [len(PAIRS)]
-    assert sum(counted) == 2 * len(PAIRS)
+    assert [float(answers[place]) for place in range(2 * len(PAIRS))] == scores
     assert scores[: len(PAIRS)] == scores[: len(PAIRS) - 1 : -1]
 
 
