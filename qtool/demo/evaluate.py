@@ -9,22 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from qtool.arch.spec import Task
 from qtool.demo.cards import write_card
 from qtool.demo.embedder import PREFIXES
 from qtool.demo.export import model_folder
 from qtool.demo.panels import PANELS
-from qtool.errors import UsageError
-from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import Panel, load_panel
 from qtool.scoring.reference import ScorerOptions, open_scorer
 from qtool.scoring.scorer import Scorer, unheard
