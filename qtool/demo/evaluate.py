@@ -20,11 +20,11 @@ from qtool.demo.cards import write_card
 from qtool.demo.embedder import PREFIXES
 from qtool.demo.export import model_folder
 from qtool.demo.panels import PANELS
+from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import Panel, load_panel
 from qtool.scoring.reference import ScorerOptions, open_scorer
 from qtool.scoring.scorer import Scorer, unheard
 from qtool.verification.answers import Answers, Scores, answer, compare, shortened
-from qtool.verification.run import find_panel
 
 TASKS = {"reranker": Task.RERANK, "embedder": Task.EMBED}
 OPTIONS = ScorerOptions(device="cpu")

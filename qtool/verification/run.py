@@ -8,13 +8,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from qtool import resources
 from qtool.arch.detect import Detection, detect
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
-from qtool.inputs.panels import Panel, load_panel
+from qtool.inputs.builtin import default_panels, load_panels
+from qtool.inputs.panels import Panel
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.manifest import versions
@@ -23,10 +22,6 @@ from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
 from qtool.verification.answers import Answers, answer, compare, work
 from qtool.verification.gate import check_names, evaluate, verdict
 from qtool.verification.report import Report, Side
-
-TEXT_PANELS: Final = ("demo-text",)
-VISION_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
-_PANEL_FOLDER: Final = "calibration/panels"
 
 
 @dataclass(frozen=True)
@@ -76,21 +71,6 @@ def verify(options: VerifyOptions, progress: StageProgress | None = None) -> Rep
     )
 
 
-def builtin_panels() -> list[str]:
-    """Names of the panels that come with qtool."""
-    return sorted(path.stem for path in resources.path(_PANEL_FOLDER).glob("*.jsonl"))
-
-
-def find_panel(name_or_path: str) -> Path:
-    """The file of a built-in panel, or a user's own (anything with a suffix or a slash)."""
-    path = Path(name_or_path)
-    if path.suffix or len(path.parts) > 1:
-        return path
-    if name_or_path not in builtin_panels():
-        raise UsageError(f"No panel is called {name_or_path!r}.", f"Built in are {', '.join(builtin_panels())}.")
-    return resources.path(f"{_PANEL_FOLDER}/{name_or_path}.jsonl")
-
-
 def _task(reference: Detection, artefact: Detection) -> tuple[Task, str]:
     if reference.architecture.family != artefact.architecture.family:
         raise ModelError(
@@ -119,15 +99,10 @@ def _recipe(options: VerifyOptions) -> LoadedRecipe | None:
 
 
 def _panels(options: VerifyOptions, detection: Detection) -> list[Panel]:
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"A limit of {options.limit} leaves nothing to score; it takes at least one query.")
     is_vision = detection.architecture.is_vision
-    names = options.panels or (VISION_PANELS if is_vision else TEXT_PANELS)
-    panels = [load_panel(find_panel(name)).first(options.limit) for name in names]
-    for panel in panels:
-        if sum(panel.name == other.name for other in panels) > 1:
-            raise UsageError(f"Two panels are called {panel.name!r}; the report could not tell them apart.")
-        if not is_vision:
+    panels = load_panels(options.panels or default_panels(is_vision=is_vision), options.limit)
+    if not is_vision:
+        for panel in panels:
             _refuse_pictures(panel, detection)
     return panels
 

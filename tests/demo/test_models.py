@@ -18,10 +18,10 @@ from qtool.demo.evaluate import OPTIONS, TASKS, measure
 from qtool.demo.export import model_folder, write_sidecars
 from qtool.demo.sidecars import chat_template
 from qtool.demo.tokenizer import build_tokenizer
+from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import load_panel
 from qtool.jsonfile import read_json
 from qtool.scoring.reference import TransformersScorer, open_scorer
-from qtool.verification.run import find_panel
 
 FOLDERS = {task: model_folder(task) for task in TASKS}
 COMMON = {

@@ -18,11 +18,11 @@ from qtool.demo.export import read_model, write_model
 from qtool.demo.forward import empty_past, last_hidden, run_part
 from qtool.demo.prompts import BETWEEN, RERANK_HEAD, TAIL, side_prompt
 from qtool.demo.train import LEGS, Leg
+from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Item
 from qtool.inputs.panels import load_panel
 from qtool.inputs.vision import load_image, patchify
 from qtool.scoring.reference import open_scorer
-from qtool.verification.run import find_panel
 
 
 def document_part(tokenizer: Tokenizer, item: Item) -> Part:

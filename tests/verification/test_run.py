@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
+from qtool.inputs.builtin import find_panel
 from qtool.verification.gate import Verdict
 from qtool.verification.report import Report
-from qtool.verification.run import VerifyOptions, find_panel, verify
+from qtool.verification.run import VerifyOptions, verify
 from tests.scoring import tiny
 
 RECIPE = """

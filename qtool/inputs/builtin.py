@@ -1,0 +1,55 @@
+"""Panels by name or path: those that come with qtool and a user's own.
+
+Rule: a word without suffix or slash is a built-in name; nothing else looks like one, so a typing error is never a missing file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from qtool import resources
+from qtool.errors import UsageError
+from qtool.inputs.panels import Panel, load_panel
+
+TEXT_PANELS: Final = ("demo-text",)
+VISION_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
+_FOLDER: Final = "calibration/panels"
+
+
+def builtin_panels() -> list[str]:
+    """Names of the panels that come with qtool."""
+    return sorted(path.stem for path in resources.path(_FOLDER).glob("*.jsonl"))
+
+
+def default_panels(*, is_vision: bool) -> tuple[str, ...]:
+    """The built-in panels that a model is judged on where the user names none."""
+    return VISION_PANELS if is_vision else TEXT_PANELS
+
+
+def find_panel(name_or_path: str) -> Path:
+    """The file of a built-in panel, or a user's own (anything with a suffix or a slash)."""
+    path = Path(name_or_path)
+    if path.suffix or len(path.parts) > 1:
+        return path
+    if name_or_path not in builtin_panels():
+        raise UsageError(f"No panel is called {name_or_path!r}.", f"Built in are {', '.join(builtin_panels())}.")
+    return resources.path(f"{_FOLDER}/{name_or_path}.jsonl")
+
+
+def load_panels(names_or_paths: Sequence[str], limit: int | None = None) -> list[Panel]:
+    """Panels by name or path, each cut to its first `limit` queries; no two may share a name."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"A limit of {limit} leaves nothing to score; it takes at least one query.")
+    panels = [load_panel(find_panel(name)).first(limit) for name in names_or_paths]
+    check_panel_names(panels)
+    return panels
+
+
+def check_panel_names(panels: Sequence[Panel]) -> None:
+    """Refuse panels that a report could not tell apart."""
+    names = [panel.name for panel in panels]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"Two panels are called {name!r}; the report could not tell them apart.")
