@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from qtool.arch.spec import Task
     from qtool.inputs.items import ImageSource
 
 _DOCUMENTS_AT_ONCE: Final = 16
@@ -49,8 +50,12 @@ _LARGEST: Final = 1 - 2.0**-25
 
 def open_llama_cpp(gguf: Path, mmproj: Path | None = None, options: LlamaCppOptions = VERIFYING) -> LlamaCppScorer:
     """Open a GGUF file, and the projector that it needs for pictures. Raises ModelError, or SetupError without xllamacpp."""
+    return llama_cpp_scorer(read_model(gguf), mmproj, options)
+
+
+def llama_cpp_scorer(model: GgufModel, mmproj: Path | None, options: LlamaCppOptions) -> LlamaCppScorer:
+    """The scorer of a file whose header has been read; the rest is as in `open_llama_cpp`."""
     import_engine()
-    model = read_model(gguf)
     if mmproj is not None:
         check_projector(mmproj, model)
     return LlamaCppScorer(model, mmproj, options)
@@ -73,6 +78,16 @@ class LlamaCppScorer:
     def close(self) -> None:
         """Free the model; another question would load it again."""
         self._engines.close()
+
+    @property
+    def task(self) -> Task:
+        """See Scorer."""
+        return self._model.task
+
+    @property
+    def family(self) -> str:
+        """See Scorer."""
+        return self._model.family
 
     @cached_property
     def identity(self) -> Identity:

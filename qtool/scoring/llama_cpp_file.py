@@ -50,6 +50,16 @@ class GgufModel:
     score_row: NDArray[np.float64] | None = None
 
     @property
+    def task(self) -> Task:
+        """What its pooling makes of it."""
+        return Task.EMBED if self.score_row is None else Task.RERANK
+
+    @property
+    def family(self) -> str:
+        """As `arch` names it."""
+        return "qwen3_vl" if self.prompt.sees_pictures else "qwen3"
+
+    @property
     def baked_instruction(self) -> str | None:
         """The instruction in the baked prompt; None where the rest of it is not the official prompt."""
         before, after = self.prompt.template.split("{instruction}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from qtool.arch.spec import Task
     from qtool.inputs.items import Item, Pair
 
 Answered = Callable[[int, Any], None]
@@ -55,7 +56,15 @@ class PromptSeen:
 
 
 class Scorer(Protocol):
-    """A model that is ready to score."""
+    """A model that is ready to score; weights are loaded at the first question, and all else is known before."""
+
+    @property
+    def task(self) -> Task:
+        """Whether it scores pairs or embeds items."""
+
+    @property
+    def family(self) -> str | None:
+        """The model's family as `arch` names it (`qwen3`, `qwen3_vl`); None where a server does not tell."""
 
     @property
     def identity(self) -> Identity:

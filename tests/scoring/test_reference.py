@@ -142,28 +142,28 @@ def test_a_missing_tensor_is_named(vl_model: Path, tmp_path: Path) -> None:
     gone = "model.language_model.layers.1.self_attn.q_norm.weight"
     broken = edited(vl_model, tmp_path / "m", lambda tensors: tensors.pop(gone))
     with pytest.raises(ModelError, match=r"lacks language_model\.layers\.1\.self_attn\.q_norm\.weight"):
-        rerank(broken)
+        rerank(broken).score(TEXT_PAIRS)
 
 
 def test_an_unexpected_tensor_is_named(vl_model: Path, tmp_path: Path) -> None:
     extra = {"model.language_model.layers.9.mlp.up_proj.weight": torch.zeros(2, 2, dtype=torch.bfloat16)}
     broken = edited(vl_model, tmp_path / "m", lambda tensors: tensors.update(extra))
     with pytest.raises(ModelError, match=r"layers\.9\.mlp\.up_proj\.weight"):
-        rerank(broken)
+        rerank(broken).score(TEXT_PAIRS)
 
 
 def test_a_tensor_of_the_wrong_shape_is_named(text_model: Path, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     broken = edited(text_model, tmp_path / "m", lambda tensors: tensors.update({name: tensors[name][1:]}))
     with pytest.raises(ModelError, match=r"up_proj\.weight has shape \[127, 64\].*\[128, 64\]"):
-        rerank(broken)
+        rerank(broken).score(TEXT_PAIRS)
 
 
 def test_an_unknown_element_type_is_named(text_model: Path, tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     broken = edited(text_model, tmp_path / "m", lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
     with pytest.raises(ModelError, match=r"up_proj\.weight is stored as I8"):
-        rerank(broken)
+        rerank(broken).score(TEXT_PAIRS)
 
 
 def test_weights_that_are_not_numbers_name_the_pair(text_model: Path, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_weights_that_are_not_numbers_name_the_pair(text_model: Path, tmp_path: 
 def test_an_untied_reranker_needs_its_head_and_an_untied_embedder_does_not(text_model: Path, tmp_path: Path) -> None:
     headless = edited(text_model, tmp_path / "m", lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(ModelError, match=r"lacks lm_head\.weight"):
-        rerank(headless)
+        rerank(headless).score(TEXT_PAIRS)
     items = [pair.document for pair in TEXT_PAIRS]
     np.testing.assert_array_equal(embedder(headless).embed(items), embedder(text_model).embed(items))
 
@@ -218,7 +218,7 @@ def test_declared_answers_that_cannot_be_are_refused(
     wrong = Path(shutil.copytree(vl_model, tmp_path / "m"))
     declare(wrong, true_token_id=yes, false_token_id=no)
     with pytest.raises(ModelError, match=message):
-        rerank(wrong)
+        rerank(wrong).score(TEXT_PAIRS)
 
 
 def test_answers_of_several_tokens_are_refused(text_model: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_answers_of_several_tokens_are_refused(text_model: Path, tmp_path: Path)
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
     letters.save(str(wrong / "tokenizer.json"))
     with pytest.raises(ModelError, match="'yes' is 3 tokens"):
-        rerank(wrong)
+        rerank(wrong).score(TEXT_PAIRS)
 
 
 def test_config_and_tokenizer_must_agree_on_the_picture_token(vl_model: Path, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_config_and_tokenizer_must_agree_on_the_picture_token(vl_model: Path, tm
     config = json.loads((wrong / "config.json").read_text())
     (wrong / "config.json").write_text(json.dumps({**config, "image_token_id": 3}))
     with pytest.raises(ModelError, match="image_token_id is 3"):
-        rerank(wrong)
+        rerank(wrong).score(TEXT_PAIRS)
 
 
 @pytest.mark.parametrize("labels", [1, 2])

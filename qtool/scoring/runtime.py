@@ -1,0 +1,116 @@
+"""What a user names, a folder, a model, a GGUF file or a server's address, opened as a scorer.
+
+Rule: the name alone says which runtime it is, opening reads no weights, and no other room chooses a runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qtool.errors import UsageError
+from qtool.scoring.llama_cpp_server import VERIFYING, LlamaCppOptions
+
+if TYPE_CHECKING:
+    from qtool.arch.spec import Task
+    from qtool.scoring.llama_cpp import LlamaCppScorer
+    from qtool.scoring.scorer import Scorer
+
+_ADDRESSES: Final = ("http://", "https://")
+_SUFFIX: Final = ".gguf"
+_CHECKPOINT: Final = "config.json"
+_DTYPE: Final = "float32"
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How to open a model; each runtime heeds what concerns it.
+
+    `task` overrides what the model declares. Checkpoints: `dtype`, `device` (torch's words, or "auto"), and of hub
+    repositories `revision` and `token`. GGUF files: `mmproj`, by default the projector beside the file, and `llama_cpp`.
+    Servers: `engine` and `served_model`, by default what the server says, `concurrency` requests at a time, and
+    `timeout` seconds for each.
+    """
+
+    task: Task | None = None
+    dtype: str = _DTYPE
+    device: str = "auto"
+    revision: str | None = None
+    token: str | None = None
+    mmproj: Path | None = None
+    llama_cpp: LlamaCppOptions = VERIFYING
+    engine: str | None = None
+    served_model: str | None = None
+    concurrency: int = 8
+    timeout: float = 120.0
+
+
+def open_runtime(target: str, options: RuntimeOptions = RuntimeOptions()) -> Scorer:
+    """The scorer of `target`: its task, family, identity and query instruction are known before any weight is read."""
+    if target.startswith(_ADDRESSES):
+        raise UsageError(f"{target}: this version scores checkpoints and GGUF files, no servers.")
+    gguf = gguf_file(target)
+    return _checkpoint(target, options) if gguf is None else _llama_cpp(gguf, options)
+
+
+def gguf_file(target: str) -> Path | None:
+    """The language model's GGUF file where `target` is one, or a folder of them without a checkpoint; else None."""
+    path = Path(target)
+    if path.suffix == _SUFFIX:
+        if not path.is_file():
+            raise UsageError(f"There is no file {path}.")
+        return path
+    if not path.is_dir() or (path / _CHECKPOINT).exists() or not any(path.glob(f"*{_SUFFIX}")):
+        return None
+    return _only(path, _language_files(path), "language models", f"Name the file: {path}/….gguf.")
+
+
+def projector_beside(gguf: Path) -> Path | None:
+    """The projector in a language model's folder, None where there is none. Raises UsageError where there are several."""
+    files = [path for path in sorted(gguf.parent.glob(f"*{_SUFFIX}")) if _is_projector(path)]
+    return _only(gguf.parent, files, "projectors", "Choose one with --mmproj.") if files else None
+
+
+def _checkpoint(target: str, options: RuntimeOptions) -> Scorer:
+    from qtool.checkpoint.source import resolve
+    from qtool.scoring.reference import ScorerOptions, open_scorer
+
+    if options.mmproj is not None:
+        raise UsageError(f"{target} is no GGUF file, and --mmproj belongs to those.")
+    directory = resolve(target, options.revision, options.token).directory
+    return open_scorer(directory, ScorerOptions(options.task, options.dtype, options.device))
+
+
+def _llama_cpp(gguf: Path, options: RuntimeOptions) -> LlamaCppScorer:
+    from qtool.scoring.llama_cpp import llama_cpp_scorer
+    from qtool.scoring.llama_cpp_file import read_model
+
+    if options.dtype != _DTYPE:
+        raise UsageError(f"{gguf} is run as its file says; --dtype belongs to checkpoints.")
+    model = read_model(gguf)
+    if options.task not in (None, model.task):
+        raise UsageError(f"{gguf} is made to {model.task.value}; --task cannot change that.")
+    found = projector_beside(gguf) if options.mmproj is None and model.prompt.sees_pictures else options.mmproj
+    return llama_cpp_scorer(model, found, options.llama_cpp)
+
+
+def _language_files(folder: Path) -> list[Path]:
+    from qtool.scoring.llama_cpp_file import parts_of
+
+    files = [path for path in sorted(folder.glob(f"*{_SUFFIX}")) if not _is_projector(path)]
+    later = {part for path in files for part in parts_of(path)[1:]}
+    return [path for path in files if path not in later]
+
+
+def _is_projector(path: Path) -> bool:
+    return (
+        "mmproj" in path.name.lower()
+    )  # as llama.cpp tells them apart on the hub; headers are checked once one is chosen
+
+
+def _only(folder: Path, files: list[Path], what: str, hint: str) -> Path:
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise UsageError(f"{folder} holds {len(files)} {what}, not one: {names}.", hint)
+    return files[0]
