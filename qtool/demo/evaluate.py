@@ -24,7 +24,8 @@ from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import Panel, load_panel
 from qtool.scoring.reference import ScorerOptions, open_scorer
 from qtool.scoring.scorer import Scorer, unheard
-from qtool.verification.answers import Answers, Scores, answer, compare, shortened
+from qtool.verification.answers import Answers, answer, by_query
+from qtool.verification.rank import Scores, ndcg
 
 TASKS = {"reranker": Task.RERANK, "embedder": Task.EMBED}
 OPTIONS = ScorerOptions(device="cpu")
@@ -37,7 +38,7 @@ def measure(scorer: Scorer, task: Task, panel: Panel) -> dict[str, float]:
     return {
         "nDCG@10": _ndcg(panel, whole.scores),
         "of random orders": random_baseline(panel),
-        **_of_prefixes(panel, whole, scorer.query_instruction),
+        **_of_prefixes(panel, whole),
         "score p1": float(low),
         "score p99": float(high),
     }
@@ -50,18 +51,17 @@ def random_baseline(panel: Panel, rounds: int = 50) -> float:
     return float(np.mean([_ndcg(panel, order) for order in orders]))
 
 
-def _of_prefixes(panel: Panel, whole: Answers, query_instruction: str | None) -> dict[str, float]:
+def _of_prefixes(panel: Panel, whole: Answers) -> dict[str, float]:
     if whole.vectors is None:
         return {}
     shorter = sorted((length for length in PREFIXES if length < whole.vectors.shape[1]), reverse=True)
-    return {
-        f"first {length}": _ndcg(panel, shortened(panel, whole, length, query_instruction).scores) for length in shorter
-    }
+    return {f"first {length}": _ndcg(panel, whole.shortened(length).scores) for length in shorter}
 
 
 def _ndcg(panel: Panel, scores: Scores) -> float:
-    alone = Answers(scores)
-    return compare(panel, alone, alone).metrics["ndcg10_artefact"]
+    labelled = ((query.labels, each) for query, each in zip(panel.queries, by_query(panel, scores), strict=True))
+    found = (ndcg(np.array(labels), each) for labels, each in labelled if labels is not None)
+    return float(np.mean([value for value in found if value is not None]))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Gates: the bounds of a recipe, held against the metrics of each panel.
 
-Rule: a gate never passes in silence. It passes on a number inside its bound, fails on one outside, is skipped with a
-reason where the task or panel has no such number, and is an error where nobody knows its name.
+Rule: a gate never passes in silence. Where a metric has an interval, all of it must lie within the bound to pass and all
+of it outside to fail; anything else is inconclusive, and so is a ranking that would pass on too few queries.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
-from qtool.verification.metrics import METRICS
+from qtool.verification.intervals import Interval
+from qtool.verification.metrics import METRICS, RANKING, Measured
+
+LEAST_QUERIES: Final = 100
+"""Below this a ranking margin never passes: a resample of few queries is surer of itself than it may be."""
 
 
 class Range(Protocol):
@@ -33,14 +37,16 @@ class Outcome(str, Enum):
 
     PASS = "pass"
     FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
     SKIPPED = "skipped"
 
 
 class Verdict(str, Enum):
-    """What the gates say together; UNGATED where none could be held against a number."""
+    """What stages and gates say together; UNGATED where scores were compared and no gate could be held against them."""
 
     PASS = "pass"
     FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
     UNGATED = "ungated"
 
 
@@ -51,18 +57,17 @@ class GateResult:
     metric: str
     panel: str
     value: float | None
+    interval: Interval | None
     min: float | None
     max: float | None
     outcome: Outcome
     reason: str
 
 
-def evaluate(
-    gates: Mapping[str, Range], task: Task, panels: Sequence[tuple[str, Mapping[str, float]]]
-) -> tuple[GateResult, ...]:
+def evaluate(gates: Mapping[str, Range], task: Task, panels: Sequence[tuple[str, Measured]]) -> tuple[GateResult, ...]:
     """Every gate on every panel: gates in the recipe's order, under each the panels in theirs."""
     check_names(gates)
-    return tuple(_judge(metric, gates[metric], task, panel, values) for metric in gates for panel, values in panels)
+    return tuple(_judge(metric, gates[metric], task, panel, measured) for metric in gates for panel, measured in panels)
 
 
 def check_names(gates: Iterable[str]) -> None:
@@ -73,34 +78,54 @@ def check_names(gates: Iterable[str]) -> None:
         raise UsageError(f"The recipe's gate {unknown[0]!r} names no metric.", f"Known are {', '.join(known)}.")
 
 
-def verdict(results: Iterable[GateResult]) -> Verdict:
-    """FAIL if any gate failed, else PASS if any passed."""
-    outcomes = {result.outcome for result in results}
-    if Outcome.FAIL in outcomes:
-        return Verdict.FAIL
-    return Verdict.PASS if Outcome.PASS in outcomes else Verdict.UNGATED
+def verdict(outcomes: Iterable[str]) -> Verdict:
+    """The worst of `outcomes`, which may be of gates or stages; UNGATED if all were skipped."""
+    found = set(outcomes)
+    for outcome in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS):
+        if outcome.value in found:
+            return outcome
+    return Verdict.UNGATED
 
 
-def _judge(metric: str, bound: Range, task: Task, panel: str, values: Mapping[str, float]) -> GateResult:
-    value = values.get(metric)
-    outcome, reason = _outcome(metric, bound, task, value)
-    return GateResult(metric, panel, value, bound.min, bound.max, outcome, reason)
-
-
-def _outcome(metric: str, bound: Range, task: Task, value: float | None) -> tuple[Outcome, str]:
+def _judge(metric: str, bound: Range, task: Task, panel: str, measured: Measured) -> GateResult:
+    value, interval = measured.values.get(metric), measured.intervals.get(metric)
     if metric not in METRICS[task]:
-        return Outcome.SKIPPED, f"no metric of the task {task.value}"
-    if value is None:
-        return Outcome.SKIPPED, _why_absent(metric)
-    # Written so that NaN fails.
-    if bound.min is not None and not value >= bound.min:
-        return Outcome.FAIL, f"{value:.4g} is below {bound.min:g}"
-    if bound.max is not None and not value <= bound.max:
-        return Outcome.FAIL, f"{value:.4g} is above {bound.max:g}"
-    return Outcome.PASS, f"{value:.4g} is within bounds"
+        outcome, reason = Outcome.SKIPPED, f"no metric of the task {task.value}"
+    elif value is None:
+        outcome, reason = Outcome.SKIPPED, _why_absent(metric)
+    else:
+        outcome, reason = _held(bound, value, interval or Interval(value, value))
+        queries = measured.queries.get(metric, LEAST_QUERIES)
+        if outcome is Outcome.PASS and metric in RANKING and queries < LEAST_QUERIES:
+            outcome, reason = Outcome.INCONCLUSIVE, f"within bounds, on {queries} queries: it takes {LEAST_QUERIES}"
+    return GateResult(metric, panel, value, interval, bound.min, bound.max, outcome, reason)
+
+
+def _held(bound: Range, value: float, interval: Interval) -> tuple[Outcome, str]:
+    least = -float("inf") if bound.min is None else bound.min
+    most = float("inf") if bound.max is None else bound.max
+    if least <= interval.low and interval.high <= most:
+        return Outcome.PASS, f"{value:.4g} is within bounds"
+    if interval.high < least:
+        return Outcome.FAIL, f"{_shown(value, interval, 'high')} is below {least:g}"
+    if interval.low > most:
+        return Outcome.FAIL, f"{_shown(value, interval, 'low')} is above {most:g}"
+    if not interval.low <= interval.high:  # not a number
+        return Outcome.FAIL, f"{value} is no number"
+    return Outcome.INCONCLUSIVE, f"{value:.4g} may be {interval.low:.4g} to {interval.high:.4g}"
+
+
+def _shown(value: float, interval: Interval, end: str) -> str:
+    if interval.low == interval.high:
+        return f"{value:.4g}"
+    return f"{value:.4g} (at {'most' if end == 'high' else 'least'} {getattr(interval, end):.4g})"
 
 
 def _why_absent(metric: str) -> str:
-    if metric.startswith("ndcg"):
+    if metric.startswith(("ndcg", "mrr", "recovery")):
         return "the panel has no relevant document"
-    return "the panel has no query that ranks two documents"
+    if metric == "decisive_flips":
+        return "no noise floor was measured, or no documents are further apart than it"
+    if "_mrl" in metric:
+        return "the vectors are no longer than that"
+    return "the panel has no query that ranks enough documents"

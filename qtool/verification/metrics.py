@@ -6,26 +6,36 @@ panel cannot give (no labels, no query of two documents) is absent rather than g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qtool.arch.spec import Task
-from qtool.verification.rank import Scores, kendall_tau, ndcg, top1_agreement
+from qtool.verification import rank
+from qtool.verification.intervals import Interval, Sums, bca_interval
+from qtool.verification.rank import Scores
 
-RANKING: Final = ("kendall_tau", "top1_agreement", "ndcg10_reference", "ndcg10_artefact", "ndcg10_drop")
+MRL_DIMENSIONS: Final = (64, 128, 256, 512, 1024, 2048)
+"""Prefixes of an embedder's vectors that are compared too, where the vectors are longer."""
+
+RANKING: Final = (
+    "kendall_tau", "weighted_tau", "top1_agreement", "top5_agreement", "decisive_flips", "ndcg10_reference",
+    "ndcg10_artefact", "ndcg10_drop", "recovery", "mrr_reference", "mrr_artefact", "mrr_drop",
+)  # fmt: skip
+_DISTANCES: Final = ("rmse", "bias", "slope", "p50", "p95", "p99", "max")
+_VECTORS: Final = ("cosine_p50", "cosine_p1", "cosine_min", "similarity_spearman")
 METRICS: Final[Mapping[Task, tuple[str, ...]]] = {
-    Task.RERANK: (
-        "log_odds_rmse", "log_odds_bias", "log_odds_p50", "log_odds_p95", "log_odds_p99", "log_odds_max", *RANKING,
-    ),
+    Task.RERANK: (*(f"log_odds_{name}" for name in _DISTANCES), *RANKING),
     Task.EMBED: (
-        "cosine_p50", "cosine_p1", "cosine_min", "similarity_rmse", "similarity_bias", "similarity_p50",
-        "similarity_p95", "similarity_p99", "similarity_max", *RANKING,
+        *_VECTORS,
+        *(f"{name}_mrl{dimensions}" for dimensions in MRL_DIMENSIONS for name in _VECTORS),
+        *(f"similarity_{name}" for name in _DISTANCES),
+        *RANKING,
     ),
-}  # fmt: skip
+}
 """Every metric of a task, in the order of the report."""
 
 
@@ -38,55 +48,153 @@ class QueryScores:
     labels: Scores | None
 
 
-def rerank_metrics(queries: Sequence[QueryScores]) -> dict[str, float]:
-    """The metrics of a reranker."""
-    return {**_distances("log_odds", queries), **_ranking(queries)}
+@dataclass(frozen=True)
+class Measured:
+    """Metrics, the intervals of those that have one, and over how many queries each of these was taken."""
+
+    values: Mapping[str, float]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    queries: Mapping[str, int] = field(default_factory=dict)
 
 
-def embed_metrics(queries: Sequence[QueryScores], cosines: NDArray[np.float64]) -> dict[str, float]:
-    """The metrics of an embedder; `cosines` [n] compare its vector of each item with the reference's."""
-    rows = {
+@dataclass(frozen=True)
+class _Ratio:
+    """A metric made of sums over queries: what each query adds, or None where it has no say, and the value of the sums."""
+
+    terms: Callable[[QueryScores], tuple[float, ...] | None]
+    value: Callable[[Sums], Any]
+
+
+def _mean(of: Callable[[QueryScores], float | None]) -> _Ratio:
+    def terms(query: QueryScores) -> tuple[float, ...] | None:
+        value = of(query)
+        return None if value is None else (value, 1.0)
+
+    return _Ratio(terms, lambda sums: sums[0] / sums[1])
+
+
+def _labelled(of: Callable[[Scores, Scores], float | None], side: str) -> Callable[[QueryScores], float | None]:
+    return lambda query: None if query.labels is None else of(query.labels, getattr(query, side))
+
+
+def _drop(of: Callable[[Scores, Scores], float | None]) -> _Ratio:
+    def lost(query: QueryScores) -> float | None:
+        before, after = _labelled(of, "reference")(query), _labelled(of, "artefact")(query)
+        return None if before is None or after is None else before - after
+
+    return _mean(lost)
+
+
+def _squares(query: QueryScores) -> tuple[float, ...]:
+    delta = query.artefact - query.reference
+    return float(delta @ delta), float(delta.sum()), float(len(delta))
+
+
+def _moments(query: QueryScores) -> tuple[float, ...]:
+    x, y = query.reference, query.artefact
+    return float(len(x)), float(x.sum()), float(y.sum()), float(x @ x), float(x @ y)
+
+
+def _slope(sums: Sums) -> Any:
+    n, x, y, xx, xy = sums
+    spread = n * xx - x * x
+    # Of a constant reference rounding leaves a little spread, which means nothing.
+    return (n * xy - x * y) / np.where(spread > 1e-12 * n * xx, spread, np.nan)
+
+
+def _ndcg_terms(query: QueryScores) -> tuple[float, ...] | None:
+    before, after = (_labelled(rank.ndcg, side)(query) for side in ("reference", "artefact"))
+    return None if before is None or after is None else (after, before)
+
+
+_DISTANCE_RATIOS: Final = {
+    "rmse": _Ratio(_squares, lambda sums: np.sqrt(sums[0] / sums[2])),
+    "bias": _Ratio(_squares, lambda sums: sums[1] / sums[2]),
+    "slope": _Ratio(_moments, _slope),
+}
+_RANKING_RATIOS: Final = {
+    "kendall_tau": _mean(lambda query: rank.kendall_tau(query.reference, query.artefact)),
+    "weighted_tau": _mean(lambda query: rank.weighted_tau(query.reference, query.artefact)),
+    "top1_agreement": _mean(lambda query: rank.top_agreement(query.reference, query.artefact, 1)),
+    "top5_agreement": _mean(lambda query: rank.top_agreement(query.reference, query.artefact, rank.TOP)),
+    "ndcg10_reference": _mean(_labelled(rank.ndcg, "reference")),
+    "ndcg10_artefact": _mean(_labelled(rank.ndcg, "artefact")),
+    "ndcg10_drop": _drop(rank.ndcg),
+    "recovery": _Ratio(_ndcg_terms, lambda sums: 100 * sums[0] / sums[1]),
+    "mrr_reference": _mean(_labelled(rank.reciprocal_rank, "reference")),
+    "mrr_artefact": _mean(_labelled(rank.reciprocal_rank, "artefact")),
+    "mrr_drop": _drop(rank.reciprocal_rank),
+}
+
+
+def measure(what: str, queries: Sequence[QueryScores], margin: float | None = None) -> Measured:
+    """Distances called `what`_… and rankings; documents closer than `margin` in the reference count for no flip."""
+    ratios = {f"{what}_{name}": ratio for name, ratio in _DISTANCE_RATIOS.items()} | _RANKING_RATIOS
+    if margin is not None:
+        ratios["decisive_flips"] = _flips(margin)
+    found = {name: _taken(ratio, queries) for name, ratio in ratios.items()}
+    kept = {name: terms for name, terms in found.items() if _is_known(ratios[name], terms)}
+    values = {name: float(ratios[name].value(terms.sum(axis=0))) for name, terms in kept.items()}
+    intervals = {name: bca_interval(terms, ratios[name].value) for name, terms in kept.items()}
+    counts = {name: len(terms) for name, terms in kept.items()}
+    return Measured({**values, **_quantiles(what, queries)}, intervals, counts)
+
+
+def distances(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
+    """The distances alone, without intervals."""
+    taken = {name: (ratio, _taken(ratio, queries)) for name, ratio in _DISTANCE_RATIOS.items()}
+    known = {name: ratio.value(terms.sum(axis=0)) for name, (ratio, terms) in taken.items() if _is_known(ratio, terms)}
+    return {**{f"{what}_{name}": float(value) for name, value in known.items()}, **_quantiles(what, queries)}
+
+
+def vector_metrics(reference: Scores, artefact: Scores) -> dict[str, float]:
+    """How alike two models' unit vectors [items, dim] are, item by item, and as matrices of similarities.
+
+    The matrices are compared by Spearman correlation over all pairs of distinct items; with fewer than three items it is absent.
+    """
+    cosines = np.einsum("nd,nd->n", reference, artefact)
+    found = {
         "cosine_p50": float(np.percentile(cosines, 50)),
         "cosine_p1": float(np.percentile(cosines, 1)),
         "cosine_min": float(cosines.min()),
     }
-    return {**rows, **_distances("similarity", queries), **_ranking(queries)}
-
-
-def _distances(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
-    delta = np.concatenate([query.artefact - query.reference for query in queries])
-    p50, p95, p99 = np.percentile(np.abs(delta), [50, 95, 99])
-    return {
-        f"{what}_rmse": float(np.sqrt(np.mean(delta**2))),
-        f"{what}_bias": float(delta.mean()),
-        f"{what}_p50": float(p50),
-        f"{what}_p95": float(p95),
-        f"{what}_p99": float(p99),
-        f"{what}_max": float(np.abs(delta).max()),
-    }
-
-
-def _ranking(queries: Sequence[QueryScores]) -> dict[str, float]:
-    means = {
-        "kendall_tau": _mean(queries, kendall_tau),
-        "top1_agreement": _mean(queries, top1_agreement),
-        "ndcg10_reference": _mean_ndcg(queries, lambda query: query.reference),
-        "ndcg10_artefact": _mean_ndcg(queries, lambda query: query.artefact),
-    }
-    found = {name: mean for name, mean in means.items() if mean is not None}
-    if "ndcg10_reference" in found:
-        found["ndcg10_drop"] = found["ndcg10_reference"] - found["ndcg10_artefact"]
+    correlation = _spearman(reference, artefact)
+    if correlation is not None:
+        found["similarity_spearman"] = correlation
     return found
 
 
-def _mean(queries: Sequence[QueryScores], compare: Callable[[Scores, Scores], float | None]) -> float | None:
-    return _mean_of(compare(query.reference, query.artefact) for query in queries)
+def _spearman(reference: Scores, artefact: Scores) -> float | None:
+    from scipy.stats import spearmanr
+
+    above = np.triu_indices(len(reference), k=1)
+    similarities = [(vectors @ vectors.T)[above] for vectors in (reference, artefact)]
+    if len(reference) < 3 or any(np.ptp(each) == 0 for each in similarities):
+        return None
+    return float(spearmanr(*similarities).statistic)
 
 
-def _mean_ndcg(queries: Sequence[QueryScores], scores: Callable[[QueryScores], Scores]) -> float | None:
-    return _mean_of(ndcg(query.labels, scores(query)) for query in queries if query.labels is not None)
+def _flips(margin: float) -> _Ratio:
+    def terms(query: QueryScores) -> tuple[float, ...] | None:
+        flipped, decisive = rank.flips(query.reference, query.artefact, margin)
+        return (float(flipped), float(decisive)) if decisive else None
+
+    return _Ratio(terms, lambda sums: sums[0] / sums[1])
 
 
-def _mean_of(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _taken(ratio: _Ratio, queries: Sequence[QueryScores]) -> NDArray[np.float64]:
+    terms = [terms for query in queries if (terms := ratio.terms(query)) is not None]
+    return np.array(terms, dtype=np.float64)
+
+
+def _is_known(ratio: _Ratio, terms: NDArray[np.float64]) -> bool:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return len(terms) > 0 and bool(np.isfinite(ratio.value(terms.sum(axis=0))))
+
+
+def _quantiles(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
+    delta = np.abs(np.concatenate([query.artefact - query.reference for query in queries]))
+    p50, p95, p99 = np.percentile(delta, [50, 95, 99])
+    return {
+        f"{what}_p50": float(p50), f"{what}_p95": float(p95), f"{what}_p99": float(p99), f"{what}_max": float(delta.max()),
+    }  # fmt: skip

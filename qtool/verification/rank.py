@@ -6,6 +6,7 @@ tied documents counts the same.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 Scores = NDArray[np.float64]
 
 CUTOFF: Final = 10
+TOP: Final = 5
 
 
 def kendall_tau(reference: Scores, artefact: Scores) -> float | None:
@@ -28,12 +30,46 @@ def kendall_tau(reference: Scores, artefact: Scores) -> float | None:
     return float(wanted @ found / np.sqrt((wanted @ wanted) * (found @ found)))
 
 
-def top1_agreement(reference: Scores, artefact: Scores) -> float | None:
-    """Probability that the artefact's first document is one that the reference puts first; None for a single one."""
-    if len(reference) < 2:
+def weighted_tau(reference: Scores, artefact: Scores) -> float | None:
+    """Vigna's weighted τ (hyperbolic weights, by both rankings): an exchange at the top costs more than one at the end."""
+    from scipy.stats import weightedtau
+
+    if np.ptp(reference) == 0:
         return None
-    ours = artefact == artefact.max()
-    return float((reference == reference.max())[ours].mean())
+    return 0.0 if np.ptp(artefact) == 0 else float(weightedtau(reference, artefact).statistic)
+
+
+def top_agreement(reference: Scores, artefact: Scores, top: int) -> float | None:
+    """The expected share of the artefact's first `top` documents that the reference has there; None for no more than that."""
+    if len(reference) <= top:
+        return None
+    wanted = reference >= np.sort(reference)[-top]
+    return float(_chance_of_top(artefact, top)[wanted].sum() / top)
+
+
+def _chance_of_top(scores: Scores, top: int) -> Scores:
+    """Each document's probability of standing among the first `top`: below 1 only where a tie straddles that place."""
+    last = np.sort(scores)[-top]
+    above, tied = scores > last, scores == last
+    return above + tied * ((top - above.sum()) / tied.sum())
+
+
+def flips(reference: Scores, artefact: Scores, margin: float) -> tuple[int, int]:
+    """How many pairs of documents the reference orders by more than `margin`, and how many of them stand otherwise."""
+    above, below = np.nonzero(reference[:, None] - reference > margin)
+    return int((artefact[above] <= artefact[below]).sum()), len(above)
+
+
+def reciprocal_rank(labels: Scores, scores: Scores) -> float | None:
+    """One over the place of the first relevant document, in expectation over ties; None where there is none."""
+    if not (labels > 0).any():
+        return None
+    best = scores[labels > 0].max()
+    before, tied = int((scores > best).sum()), scores == best
+    size, relevant = int(tied.sum()), int((labels[tied] > 0).sum())
+    # The first of `relevant` in a tie of `size` stands at place k when the others all stand behind it.
+    chances = ((k, math.comb(size - k, relevant - 1)) for k in range(1, size - relevant + 2))
+    return sum(ways / (before + k) for k, ways in chances) / math.comb(size, relevant)
 
 
 def ndcg(labels: Scores, scores: Scores, cutoff: int = CUTOFF) -> float | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from qtool.inspection.finding import Finding
-from qtool.verification.gate import GateResult, Verdict
+from qtool.verification.gate import GateResult, Outcome, Verdict
+from qtool.verification.intervals import Interval
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,13 +31,7 @@ class Side:
     prompt_sha256: str
 
 
-class StageOutcome(str, Enum):
-    """What became of one stage."""
-
-    PASS = "pass"
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
-    SKIPPED = "skipped"
+StageOutcome = Outcome
 
 
 @dataclass(frozen=True)
@@ -73,14 +67,6 @@ class RederivedFile:
     def is_equal(self) -> bool:
         """Whether both hold the same bytes."""
         return self.sha256 == self.rederived_sha256
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A two-sided 90 % BCa interval, so that each end is a one-sided 95 % bound."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

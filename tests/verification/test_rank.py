@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from qtool.verification.rank import kendall_tau, ndcg, top1_agreement
+from qtool.verification.rank import flips, kendall_tau, ndcg, reciprocal_rank, top_agreement, weighted_tau
 
 COARSE = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=12)
 
@@ -36,7 +36,7 @@ def test_rank_metrics_see_order_only(rows: list[tuple[int, int]]) -> None:
     reference, artefact = columns(rows)
     stretched = 3 * artefact**3 + artefact - 7
     assert kendall_tau(reference, stretched) == kendall_tau(reference, artefact)
-    assert top1_agreement(reference, stretched) == top1_agreement(reference, artefact)
+    assert top_agreement(reference, stretched, 1) == top_agreement(reference, artefact, 1)
     assert ndcg(np.abs(reference), stretched) == ndcg(np.abs(reference), artefact)
 
 
@@ -46,19 +46,53 @@ def test_the_panels_order_does_not_matter(rows: list[tuple[int, int]], random: o
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     before, after = columns(rows), columns(shuffled)
     assert kendall_tau(*after) == pytest.approx(kendall_tau(*before))
-    assert top1_agreement(*after) == pytest.approx(top1_agreement(*before))
+    assert top_agreement(*after, 1) == pytest.approx(top_agreement(*before, 1))
     assert ndcg(np.abs(after[0]), after[1]) == pytest.approx(ndcg(np.abs(before[0]), before[1]))
 
 
 def test_top1_agreement_by_hand() -> None:
-    def agreement(reference: list[float], artefact: list[float]) -> float | None:
-        return top1_agreement(np.array(reference), np.array(artefact))
+    def agreement(reference: list[float], artefact: list[float], top: int = 1) -> float | None:
+        return top_agreement(np.array(reference), np.array(artefact), top)
 
     assert agreement([3, 2, 1], [9, 8, 7]) == 1
     assert agreement([3, 2, 1], [7, 8, 9]) == 0
     assert agreement([3, 3, 1], [1, 2, 0]) == 1  # either of the reference's best will do
     assert agreement([3, 2, 1, 0], [5, 5, 5, 5]) == 0.25  # a constant model agrees by chance
     assert agreement([3], [1]) is None
+    assert agreement([4, 3, 2, 1], [1, 4, 3, 2], top=2) == 0.5
+    assert agreement([4, 3, 2, 1], [4, 2, 2, 2], top=2) == pytest.approx((1 + 1 / 3) / 2)
+
+
+def test_flips_count_orders_that_the_reference_was_sure_of() -> None:
+    reference = np.array([0.0, 1, 3])
+    assert flips(reference, np.array([0.0, 1, 3]), 0.5) == (0, 3)
+    assert flips(reference, np.array([1.0, 0, 3]), 0.5) == (1, 3)
+    assert flips(reference, np.array([1.0, 0, 3]), 1) == (0, 2)
+    assert flips(reference, np.array([5.0, 5, 5]), 0.5) == (3, 3)  # a tie is no order
+
+
+def test_weighted_tau_minds_the_top_most() -> None:
+    reference = np.array([4.0, 3, 2, 1])
+    top, end = (weighted_tau(reference, np.array(other)) for other in ([3.0, 4, 2, 1], [4.0, 3, 1, 2]))
+    assert top < end < 1
+    assert weighted_tau(reference, reference) == pytest.approx(1)
+    assert weighted_tau(np.ones(3), reference[:3]) is None
+    assert weighted_tau(reference, np.ones(4)) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), min_size=1, max_size=6))
+def test_reciprocal_rank_of_ties_is_the_mean_over_their_orders(rows: list[tuple[int, int]]) -> None:
+    labels, scores = columns(rows)
+
+    def first(order: tuple[int, ...]) -> float:
+        ranked = labels[np.argsort(-(scores + 1e-3 * np.array(order)))]
+        return float(1 / (1 + np.argmax(ranked > 0)))
+
+    ours = reciprocal_rank(labels, scores)
+    if labels.any():
+        assert ours == pytest.approx(np.mean([first(order) for order in permutations(range(len(rows)))]))
+    else:
+        assert ours is None
 
 
 def test_ndcg_by_hand() -> None:

@@ -1,0 +1,118 @@
+"""Two models' answers to one panel, side by side.
+
+Rule: both models got the same items in the same order; an embedder's vectors are compared item by item, and its
+rankings are those of cosine similarities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from qtool.errors import ModelError
+from qtool.inputs.items import ImageSource, Item, Pair
+from qtool.inputs.panels import Panel
+from qtool.verification.answers import Answers, by_query
+from qtool.verification.metrics import MRL_DIMENSIONS, Measured, QueryScores, distances, measure, vector_metrics
+from qtool.verification.rank import Scores
+from qtool.verification.report import PairDelta, PanelReport
+
+WORST_KEPT: Final = 10
+_EXCERPT: Final = 60
+
+
+def compare(panel: Panel, reference: Answers, artefact: Answers, margin: float | None = None) -> Measured:
+    """Every metric of a panel that both models answered; `margin` is the least difference that decides an order."""
+    queries = _by_query(panel, reference.scores, artefact.scores)
+    if reference.vectors is None or artefact.vectors is None:
+        return measure("log_odds", queries, margin)
+    measured = measure("similarity", queries, margin)
+    return Measured({**_vector_metrics(reference, artefact), **measured.values}, measured.intervals, measured.queries)
+
+
+def panel_report(panel: Panel, reference: Answers, artefact: Answers, measured: Measured) -> PanelReport:
+    """What the report says of a panel."""
+    return PanelReport(
+        name=panel.name,
+        sha256=panel.sha256,
+        license=panel.license,
+        modality=panel.modality,
+        queries=len(panel.queries),
+        pairs=len(panel.pairs),
+        metrics=measured.values,
+        worst=_worst(panel, reference.scores, artefact.scores),
+        intervals=measured.intervals,
+        by_modality=_by_modality(panel, reference, artefact),
+        scores=tuple(zip(reference.scores.tolist(), artefact.scores.tolist(), strict=True)),
+    )
+
+
+def _vector_metrics(reference: Answers, artefact: Answers) -> dict[str, float]:
+    found = _matched(reference, artefact)
+    for dimensions in MRL_DIMENSIONS:
+        if dimensions < np.shape(reference.vectors)[1]:
+            cut = _matched(reference.shortened(dimensions), artefact.shortened(dimensions))
+            found |= {f"{name}_mrl{dimensions}": value for name, value in cut.items()}
+    return found
+
+
+def _matched(reference: Answers, artefact: Answers) -> dict[str, float]:
+    one, other = reference.vectors, artefact.vectors
+    if one is None or other is None or one.shape != other.shape:
+        raise ModelError(f"The artefact's vectors have shape {np.shape(other)}, the reference's {np.shape(one)}.")
+    return vector_metrics(one, other)
+
+
+def _by_query(panel: Panel, reference: Scores, artefact: Scores) -> list[QueryScores]:
+    labels = (None if query.labels is None else np.array(query.labels) for query in panel.queries)
+    sides = (by_query(panel, scores) for scores in (reference, artefact))
+    return [QueryScores(*scores) for scores in zip(*sides, labels, strict=True)]
+
+
+def _by_modality(panel: Panel, reference: Answers, artefact: Answers) -> Mapping[str, Mapping[str, float]]:
+    kinds = np.array([modality_of(pair) for pair in panel.pairs])
+    what = "log_odds" if reference.vectors is None else "similarity"
+    return {
+        str(kind): distances(what, [QueryScores(reference.scores[kinds == kind], artefact.scores[kinds == kind], None)])
+        for kind in np.unique(kinds)
+    }
+
+
+def _worst(panel: Panel, reference: Scores, artefact: Scores) -> tuple[PairDelta, ...]:
+    delta = artefact - reference
+    order: Sequence[int] = np.argsort(-np.abs(delta), kind="stable")[:WORST_KEPT].tolist()
+    pairs = panel.pairs
+    return tuple(
+        PairDelta(
+            query_id=pairs[index].query.id,
+            document_id=pairs[index].document.id,
+            query=excerpt(pairs[index].query),
+            document=excerpt(pairs[index].document),
+            label=pairs[index].document.label,
+            modality=modality_of(pairs[index]),
+            reference=float(reference[index]),
+            artefact=float(artefact[index]),
+            delta=float(delta[index]),
+        )
+        for index in order
+    )
+
+
+def modality_of(pair: Pair) -> str:
+    """`text`, or the one other thing that the pair holds, or `mixed` of pictures and videos."""
+    kinds = {kind for item in (pair.query, pair.document) for kind in ("image", "video") if getattr(item, kind)}
+    return "mixed" if len(kinds) > 1 else next(iter(kinds), "text")
+
+
+def excerpt(item: Item) -> str:
+    """A few words or a file's name by which a person knows the item."""
+    shown = " ".join((*map(_picture_name, item.image), *item.joined_text.split()))
+    return shown if len(shown) <= _EXCERPT else f"{shown[: _EXCERPT - 1]}…"
+
+
+def _picture_name(source: ImageSource) -> str:
+    if not isinstance(source, str) or source.startswith("data:"):
+        return "[picture]"
+    return f"[{source.rsplit('/', 1)[-1]}]"
