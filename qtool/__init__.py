@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qtool.inspection.run import inspect as inspect
     from qtool.quantization.job import QuantizeOptions as QuantizeOptions
     from qtool.quantization.run import quantize as quantize
-    from qtool.verification.run import VerifyOptions as VerifyOptions
+    from qtool.verification.case import VerifyOptions as VerifyOptions
     from qtool.verification.run import verify as verify
 
 _HOMES: Final = {
@@ -27,7 +27,7 @@ _HOMES: Final = {
     "QtoolError": "qtool.errors",
     "QuantizeOptions": "qtool.quantization.job",
     "RepairOptions": "qtool.convert.repair",
-    "VerifyOptions": "qtool.verification.run",
+    "VerifyOptions": "qtool.verification.case",
     "convert_gguf": "qtool.convert.run",
     "inspect": "qtool.inspection.run",
     "quantize": "qtool.quantization.run",

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from qtool import console
-from qtool.cli import checkpoints, gguf
+from qtool.cli import checkpoints, gguf, verification
 from qtool.errors import QtoolError
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ app.command()(checkpoints.quantize)
 app.command("convert-gguf")(gguf.convert_gguf)
 app.command()(gguf.inspect)
 app.command("repair-gguf")(gguf.repair_gguf)
-app.command()(checkpoints.verify)
+app.command()(verification.verify)
 app.command()(checkpoints.demo)
 app.command()(checkpoints.recipes)
 app.command()(checkpoints.doctor)

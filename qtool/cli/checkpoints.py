@@ -1,4 +1,4 @@
-"""The commands that make and judge checkpoints: quantize, verify, demo, recipes, doctor.
+"""The commands that make checkpoints and show what there is: quantize, demo, recipes, doctor.
 
 Rule: no work happens here, and heavy imports wait until a command runs.
 """
@@ -77,42 +77,6 @@ def doctor(*, json: Json = False) -> None:
         findings_table(findings),
         as_json=json,
     )
-
-
-def verify(
-    artefact: Annotated[Path, typer.Argument(help="The quantized model: a folder.")],
-    *,
-    reference: Annotated[str, typer.Option(metavar="MODEL", help="What it was made from.")],
-    panel: Annotated[
-        list[str] | None, typer.Option(help="A JSONL file or a built-in panel; may be repeated.", show_default=False)
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Take the gates from here instead of the artefact's own recipe.", show_default=False),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Score only the first N queries of each panel.", show_default=False)
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    task: TaskOption = None,
-    revision: Revision = None,
-    token: Token = None,
-    json: Json = False,
-) -> None:
-    """Score an artefact and its reference on the same panels and judge the difference."""
-    from qtool.checkpoint.source import resolve
-    from qtool.verification.run import VerifyOptions
-    from qtool.verification.run import verify as run
-
-    source = resolve(reference, revision, token)
-    options = VerifyOptions(
-        artefact, source.directory, tuple(panel or ()), parse_task(task), recipe, dtype, limit=limit
-    )
-    with console.stage_bar("items") as progress:
-        report = run(options, progress)
-    show(report.to_dict(), report, as_json=json)
-    if not report.passed:
-        raise typer.Exit(EXIT_GATE_FAILED)
 
 
 def demo(

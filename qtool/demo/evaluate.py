@@ -23,7 +23,7 @@ from qtool.demo.panels import PANELS
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import Panel, load_panel
 from qtool.scoring.reference import ScorerOptions, open_scorer
-from qtool.scoring.scorer import Scorer, unheard
+from qtool.scoring.scorer import Scorer
 from qtool.verification.answers import Answers, answer, by_query
 from qtool.verification.rank import Scores, ndcg
 
@@ -33,7 +33,7 @@ OPTIONS = ScorerOptions(device="cpu")
 
 def measure(scorer: Scorer, task: Task, panel: Panel) -> dict[str, float]:
     """The nDCG@10 on a panel, that of random orders and of Matryoshka prefixes, and the spread of the scores."""
-    whole = answer(panel, scorer, task, unheard)
+    whole = answer(panel, scorer, task, scorer.query_instruction)
     low, high = np.percentile(whole.scores, [1, 99])
     return {
         "nDCG@10": _ndcg(panel, whole.scores),

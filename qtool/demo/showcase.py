@@ -13,14 +13,14 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 
-from qtool import resources
 from qtool.progress import StageProgress
 from qtool.quantization.job import QuantizeOptions
 from qtool.quantization.present import summary_table
 from qtool.quantization.run import quantize
 from qtool.quantization.summary import QuantizationSummary
+from qtool.verification.case import VerifyOptions
 from qtool.verification.report import Report
-from qtool.verification.run import VerifyOptions, verify
+from qtool.verification.run import verify
 
 MODELS: Final = ("qtool-demo-reranker", "qtool-demo-embedder")
 
@@ -62,7 +62,7 @@ def showcase(folder: Path, say: Callable[[str], None], progress: StageProgress) 
         say(f"qtool quantize {name} --recipe nvfp4-w4a16 -o {output} --force")
         summaries[name] = quantize(QuantizeOptions(name, output, force=True))
         say(f"qtool verify {output} --reference {name}")
-        options = VerifyOptions(output, resources.demo_model(name))
+        options = VerifyOptions(str(output), name)
         reports[name] = verify(options, _named(name, progress))
     return Showcase(outputs, summaries, reports)
 

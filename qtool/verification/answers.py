@@ -15,7 +15,7 @@ from qtool.errors import UsageError
 from qtool.inputs.items import Item
 from qtool.inputs.panels import Panel
 from qtool.scoring.contents import query_content
-from qtool.scoring.scorer import Answered, Scorer
+from qtool.scoring.scorer import Answered, Scorer, unheard
 from qtool.verification.rank import Scores
 
 Places = Sequence[tuple[int, int]]
@@ -49,11 +49,13 @@ def work(panel: Panel, task: Task, query_instruction: str | None) -> int:
     return len(panel.pairs) if task is Task.RERANK else len(_distinct(panel, query_instruction)[0])
 
 
-def answer(panel: Panel, scorer: Scorer, task: Task, answered: Answered) -> Answers:
-    """Score or embed everything in the panel."""
+def answer(
+    panel: Panel, scorer: Scorer, task: Task, query_instruction: str | None = None, answered: Answered = unheard
+) -> Answers:
+    """Score or embed everything in the panel; an embedder's queries get `query_instruction` where the panel gives none."""
     if task is Task.RERANK:
         return Answers(np.asarray(scorer.score(panel.pairs, answered), dtype=np.float64))
-    items, places = _distinct(panel, scorer.query_instruction)
+    items, places = _distinct(panel, query_instruction)
     return Answers.of_vectors(scorer.embed(items, answered).astype(np.float64), places)
 
 

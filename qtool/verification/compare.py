@@ -52,7 +52,7 @@ def panel_report(panel: Panel, reference: Answers, artefact: Answers, measured: 
 def _vector_metrics(reference: Answers, artefact: Answers) -> dict[str, float]:
     found = _matched(reference, artefact)
     for dimensions in MRL_DIMENSIONS:
-        if dimensions < np.shape(reference.vectors)[1]:
+        if reference.vectors is not None and dimensions < reference.vectors.shape[1]:
             cut = _matched(reference.shortened(dimensions), artefact.shortened(dimensions))
             found |= {f"{name}_mrl{dimensions}": value for name, value in cut.items()}
     return found
@@ -60,8 +60,10 @@ def _vector_metrics(reference: Answers, artefact: Answers) -> dict[str, float]:
 
 def _matched(reference: Answers, artefact: Answers) -> dict[str, float]:
     one, other = reference.vectors, artefact.vectors
-    if one is None or other is None or one.shape != other.shape:
-        raise ModelError(f"The artefact's vectors have shape {np.shape(other)}, the reference's {np.shape(one)}.")
+    if one is None or other is None:
+        raise ModelError("One of the two models gives vectors and the other does not.")
+    if one.shape != other.shape:
+        raise ModelError(f"The artefact's vectors have {other.shape[1]} dimensions, the reference's {one.shape[1]}.")
     return vector_metrics(one, other)
 
 

@@ -42,7 +42,7 @@ class Outcome(str, Enum):
 
 
 class Verdict(str, Enum):
-    """What stages and gates say together; UNGATED where scores were compared and no gate could be held against them."""
+    """What the stages say together; UNGATED where scores were compared and no gate could be held against them."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -78,13 +78,10 @@ def check_names(gates: Iterable[str]) -> None:
         raise UsageError(f"The recipe's gate {unknown[0]!r} names no metric.", f"Known are {', '.join(known)}.")
 
 
-def verdict(outcomes: Iterable[str]) -> Verdict:
-    """The worst of `outcomes`, which may be of gates or stages; UNGATED if all were skipped."""
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """What several outcomes come to; SKIPPED if all were."""
     found = set(outcomes)
-    for outcome in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS):
-        if outcome.value in found:
-            return outcome
-    return Verdict.UNGATED
+    return next((each for each in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS) if each in found), Outcome.SKIPPED)
 
 
 def _judge(metric: str, bound: Range, task: Task, panel: str, measured: Measured) -> GateResult:

@@ -51,7 +51,7 @@ def _chance_of_top(scores: Scores, top: int) -> Scores:
     """Each document's probability of standing among the first `top`: below 1 only where a tie straddles that place."""
     last = np.sort(scores)[-top]
     above, tied = scores > last, scores == last
-    return above + tied * ((top - above.sum()) / tied.sum())
+    return np.asarray(above + tied * ((top - above.sum()) / tied.sum()), dtype=np.float64)
 
 
 def flips(reference: Scores, artefact: Scores, margin: float) -> tuple[int, int]:

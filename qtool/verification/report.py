@@ -122,13 +122,14 @@ class PanelReport:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole verification."""
+    """A whole verification; `settings` are those that another part of it must share, and which part this is."""
 
     artefact: Side
     reference: Side
     task: str
     task_source: str
     recipe: str
+    settings: Mapping[str, Any]
     stages: tuple[Stage, ...]
     panels: tuple[PanelReport, ...]
     gates: tuple[GateResult, ...]

@@ -41,7 +41,12 @@ _LABELS: Final = {
     "ndcg10_artefact": "nDCG@10, artefact",
     "ndcg10_drop": "nDCG@10, drop",
 }
-_STYLE: Final = {Outcome.PASS: "green", Outcome.FAIL: "bold red", Outcome.SKIPPED: "dim"}
+_STYLE: Final = {
+    Outcome.PASS: "green",
+    Outcome.FAIL: "bold red",
+    Outcome.INCONCLUSIVE: "yellow",
+    Outcome.SKIPPED: "dim",
+}
 _WORST_SHOWN: Final = 5
 
 
@@ -62,6 +67,11 @@ def verdict_line(report: Report) -> Text:
         return Text(f"UNGATED: {pairs} pairs compared; the recipe sets no gate for them.", style="yellow")
     skipped = f", {counts[Outcome.SKIPPED]} skipped" if counts[Outcome.SKIPPED] else ""
     judged = counts[Outcome.PASS] + counts[Outcome.FAIL]
+    if report.verdict is Verdict.INCONCLUSIVE:
+        return Text(
+            f"INCONCLUSIVE: {counts[Outcome.INCONCLUSIVE]} gates cannot be decided on {pairs} pairs{skipped}.",
+            style="yellow",
+        )
     if report.verdict is Verdict.FAIL:
         return Text(
             f"FAIL: {counts[Outcome.FAIL]} of {judged} gates failed on {pairs} pairs{skipped}.", style="bold red"

@@ -5,7 +5,7 @@ import pytest
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.recipe import Bound
-from qtool.verification.gate import Outcome, Verdict, evaluate, verdict
+from qtool.verification.gate import Outcome, evaluate, worst
 from qtool.verification.intervals import Interval
 from qtool.verification.metrics import Measured
 
@@ -44,11 +44,11 @@ def test_a_ranking_never_passes_on_few_queries_but_may_fail() -> None:
     assert outcome_of(0.1, 0.1, Bound(max=0.2), "log_odds_rmse", 10) is Outcome.PASS
 
 
-def test_the_verdict_is_the_worst_outcome() -> None:
-    assert verdict(["pass", "inconclusive", "skipped"]) is Verdict.INCONCLUSIVE
-    assert verdict(["pass", "inconclusive", "fail"]) is Verdict.FAIL
-    assert verdict(["pass", "skipped"]) is Verdict.PASS
-    assert verdict(["skipped"]) is Verdict.UNGATED
+def test_the_worst_outcome_counts() -> None:
+    assert worst([Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.SKIPPED]) is Outcome.INCONCLUSIVE
+    assert worst([Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.FAIL]) is Outcome.FAIL
+    assert worst([Outcome.PASS, Outcome.SKIPPED]) is Outcome.PASS
+    assert worst([Outcome.SKIPPED]) is worst([]) is Outcome.SKIPPED
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,6 @@ def test_gates_go_by_recipe_then_by_panel() -> None:
         ("log_odds_rmse", "image", "pass"),
     ]
     assert results[1].reason == "0.5 is below 0.8"
-    assert verdict(result.outcome.value for result in results) is Verdict.FAIL
 
 
 def test_a_gate_of_another_task_or_without_its_number_is_skipped_with_a_reason() -> None:
@@ -96,11 +95,6 @@ def test_a_gate_of_another_task_or_without_its_number_is_skipped_with_a_reason()
         "the panel has no relevant document",
         "the panel has no query that ranks enough documents",
     ]
-    assert verdict(result.outcome.value for result in results) is Verdict.UNGATED
-
-
-def test_no_gate_no_verdict() -> None:
-    assert verdict([]) is Verdict.UNGATED
 
 
 def test_an_unknown_metric_is_an_error_that_lists_the_known_ones() -> None:

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.builtin import find_panel
+from qtool.verification.case import VerifyOptions
 from qtool.verification.gate import Verdict
 from qtool.verification.report import Report
-from qtool.verification.run import VerifyOptions, verify
+from qtool.verification.run import verify
 from tests.scoring import tiny
 
 RECIPE = """
@@ -64,14 +65,24 @@ def recipe(folder: Path, gates: str) -> str:
 
 
 def run(artefact: Path, reference: Path, panel: Path, **options: object) -> Report:
-    return verify(VerifyOptions(artefact, reference, (str(panel),), device="cpu", **{"task": Task.RERANK, **options}))
+    defaults = {"task": Task.RERANK, "device": "cpu", "noise_queries": 0}
+    return verify(VerifyOptions(str(artefact), str(reference), (str(panel),), **{**defaults, **options}))
 
 
-def test_a_model_against_itself_passes_every_gate(model: Path, panel: Path, tmp_path: Path) -> None:
-    gates = "  log_odds_max: {max: 0}\n  kendall_tau: {min: 1}\n  cosine_min: {min: 1}"
+def test_a_model_against_itself_passes_every_gate_but_no_ranking_on_four_queries(
+    model: Path, panel: Path, tmp_path: Path
+) -> None:
+    gates = "  log_odds_max: {max: 0}\n  log_odds_rmse: {max: 0}\n  cosine_min: {min: 1}"
     report = run(model, model, panel, recipe=recipe(tmp_path, gates))
     assert report.verdict is Verdict.PASS
-    assert report.passed
+    assert [(stage.name, stage.outcome.value) for stage in report.stages if stage.name in ("scores", "ranking")] == [
+        ("scores", "pass"),
+        ("ranking", "skipped"),
+    ]
+    ranked = run(model, model, panel, recipe=recipe(tmp_path, gates + "\n  kendall_tau: {min: 0.5}"))
+    assert ranked.verdict is Verdict.INCONCLUSIVE
+    assert ranked.gates[-1].reason == "within bounds, on 4 queries: it takes 100"
+    assert ranked.passed
     assert report.panels[0].metrics["ndcg10_drop"] == 0
     assert (report.panels[0].queries, report.panels[0].pairs) == (4, 12)
 
@@ -93,20 +104,20 @@ def test_embedders_are_compared_by_cosine_and_each_content_is_embedded_once(
     model: Path, noisy: Path, panel: Path
 ) -> None:
     seen: list[tuple[str, int, int]] = []
-    options = VerifyOptions(noisy, model, (str(panel),), task=Task.EMBED, device="cpu")
+    options = VerifyOptions(str(noisy), str(model), (str(panel),), task=Task.EMBED, device="cpu", noise_queries=0)
     report = verify(options, lambda *progress: seen.append(progress))
     assert 0.5 < report.panels[0].metrics["cosine_min"] < 1
     assert "log_odds_rmse" not in report.panels[0].metrics
     assert seen[-1] == ("artefact", 7, 7)  # four queries and three documents
     assert ("reference", 7, 7) in seen
-    assert verify(VerifyOptions(model, model, (str(panel),), task=Task.EMBED, device="cpu")).panels[0].metrics[
-        "cosine_min"
-    ] == (pytest.approx(1))
+    assert run(model, model, panel, task=Task.EMBED).panels[0].metrics["cosine_min"] == pytest.approx(1)
 
 
 def test_the_artefacts_own_recipe_brings_the_gates(model: Path, panel: Path, tmp_path: Path) -> None:
     artefact = Path(shutil.copytree(model, tmp_path / "m"))
-    assert run(artefact, model, panel).verdict is Verdict.UNGATED
+    assert run(artefact, model, panel).recipe == "nvfp4-w4a16"
+    none = run(artefact, model, panel, recipe=recipe(tmp_path, "  cosine_p1: {min: 0.5}"))
+    assert none.verdict is Verdict.UNGATED
     (artefact / "qtool.json").write_text(json.dumps({"recipe": {"text": RECIPE + "  log_odds_rmse: {max: 1}"}}))
     report = run(artefact, model, panel)
     assert (report.verdict, report.recipe) == (Verdict.PASS, "tiny")
@@ -154,7 +165,7 @@ def test_panels_are_files_or_built_in_names(model: Path, panel: Path) -> None:
         find_panel("demo-taste")
     assert find_panel("./mine.jsonl") == Path("mine.jsonl")
     with pytest.raises(UsageError, match="Two panels are called 'balls'"):
-        verify(VerifyOptions(model, model, (str(panel), str(panel)), task=Task.RERANK))
+        verify(VerifyOptions(str(model), str(model), (str(panel), str(panel)), task=Task.RERANK))
 
 
 def test_the_report_is_json_and_a_table_with_every_promised_column(

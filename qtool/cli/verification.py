@@ -1,0 +1,101 @@
+"""The commands that compare: verify, merge-reports.
+
+Rule: no work happens here, and heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qtool import console
+from qtool.arguments import parse_task
+from qtool.cli.options import Force, Json, Revision, TaskOption, Token, show
+from qtool.errors import EXIT_GATE_FAILED
+
+if TYPE_CHECKING:
+    from qtool.verification.report import Report
+
+Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 when the verdict is inconclusive, too.")]
+
+
+def verify(
+    artefact: Annotated[
+        str, typer.Argument(metavar="ARTEFACT", help="A folder, a GGUF file, org/name, or the URL of a running server.")
+    ],
+    *,
+    reference: Annotated[str, typer.Option(metavar="MODEL", help="What it was made from.")],
+    panel: Annotated[
+        list[str] | None, typer.Option(help="A JSONL file or a built-in panel; may be repeated.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the reports and for every answer as it comes; an interrupted run goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Take the gates from here instead of the artefact's own recipe.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Score only the first N queries of each panel.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    mmproj: Annotated[
+        Path | None, typer.Option(help="A GGUF file's projector.", show_default="the one beside it")
+    ] = None,
+    structure_only: Annotated[bool, typer.Option("--structure-only", help="Look at headers and stop.")] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Compare each dequantized weight with its source.")
+    ] = False,
+    rederive: Annotated[
+        bool, typer.Option("--rederive", help="Make the artefact again by its own recipe and compare the bytes.")
+    ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Score even what an earlier stage found broken.")
+    ] = False,
+    noise_queries: Annotated[
+        int, typer.Option(min=0, help="Queries of each panel that the reference also answers in bf16.")
+    ] = 20,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep answers for later runs, and use them.")
+    ] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when the verdict is inconclusive, too.")] = False,
+    force: Force = False,
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Prove that an artefact scores as its reference does: structure, prompt, scores, ranking, verdict."""
+    from qtool.verification.case import VerifyOptions
+    from qtool.verification.folder import prepare
+    from qtool.verification.run import verify as run
+
+    options = VerifyOptions(
+        artefact, reference, tuple(panel or ()), parse_task(task), recipe, dtype, limit=limit, mmproj=mmproj,
+        revision=revision, token=token, structure_only=structure_only, weights=weights, rederive=rederive,
+        keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
+    )  # fmt: skip
+    if output is not None:
+        prepare(output, force=force)
+    with console.stage_bar("items") as progress:
+        report = run(options, progress)
+    _finish(report, output, strict=strict, as_json=json)
+
+
+def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:
+    from qtool.verification.gate import Verdict
+
+    if output is not None:
+        (output / "report.json").write_text(report.to_json())
+    show(report.to_dict(), report, as_json=as_json)
+    failing = {Verdict.FAIL, Verdict.INCONCLUSIVE} if strict else {Verdict.FAIL}
+    if report.verdict in failing:
+        raise typer.Exit(EXIT_GATE_FAILED)

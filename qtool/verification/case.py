@@ -1,0 +1,158 @@
+"""What is verified: two models, their task, the panels, the gates.
+
+Rule: whatever can be refused is refused here, before a weight is read or a server asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from qtool.arch.detect import Detection, detect
+from qtool.arch.prompts import embedder_prompt
+from qtool.arch.spec import Task
+from qtool.checkpoint.source import resolve
+from qtool.errors import ModelError, UsageError
+from qtool.inputs.builtin import default_panels, load_panels
+from qtool.inputs.panels import Panel
+from qtool.jsonfile import read_json
+from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
+from qtool.verification.gate import check_names
+
+DEFAULT_RECIPE: Final = "nvfp4-w4a16"
+"""Whose gates hold where an artefact brings no recipe: what may be lost does not depend on how it was lost."""
+
+_URL: Final = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to compare on what.
+
+    `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server; `panels` are files or
+    built-in names, by default those that the model can read; `limit` takes the first queries of each; `recipe` overrides
+    the artefact's own; `noise_queries` of each panel are also asked of the reference in bf16. With `output` every answer
+    is kept in that folder as it comes, and an interrupted run goes on from there.
+    """
+
+    artefact: str
+    reference: str
+    panels: tuple[str, ...] = ()
+    task: Task | None = None
+    recipe: str | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    limit: int | None = None
+    mmproj: Path | None = None
+    revision: str | None = None
+    token: str | None = None
+    structure_only: bool = False
+    weights: bool = False
+    rederive: bool = False
+    keep_going: bool = False
+    noise_queries: int = 20
+    use_cache: bool = True
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A verification that may begin; `artefact` is None of a server, which shows no files.
+
+    An embedder's queries get `query_instruction`, the publisher's, where the panel gives none.
+    """
+
+    options: VerifyOptions
+    reference: Path
+    artefact: Path | None
+    task: Task
+    task_source: str
+    query_instruction: str | None
+    recipe: LoadedRecipe
+    panels: tuple[Panel, ...]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the parts of one verification must have in common."""
+        options = self.options
+        return {
+            "artefact": options.artefact, "reference": options.reference, "task": self.task.value,
+            "panels": [panel.sha256 for panel in self.panels], "limit": options.limit, "dtype": options.dtype,
+            "noise_queries": options.noise_queries, "recipe_sha256": self.recipe.sha256,
+        }  # fmt: skip
+
+
+def open_case(options: VerifyOptions) -> Case:
+    """Find the models, read what they declare, check recipe and panels."""
+    reference = resolve(options.reference, options.revision, options.token).directory
+    declared = detect(reference, options.task)
+    artefact = _located(options)
+    task, task_source = _task(declared, artefact, options.task)
+    recipe = _recipe(options, artefact)
+    check_names(recipe.recipe.gates)
+    panels = () if options.structure_only else tuple(_panels(options, declared))
+    instruction = embedder_prompt(is_vision=declared.architecture.is_vision).query_instruction or None
+    return Case(options, reference, artefact, task, task_source, instruction, recipe, panels)
+
+
+def _located(options: VerifyOptions) -> Path | None:
+    if options.artefact.startswith(_URL):
+        return None
+    path = Path(options.artefact)
+    return path if path.is_file() else resolve(options.artefact, None, options.token).directory
+
+
+def _task(reference: Detection, artefact: Path | None, asked: Task | None) -> tuple[Task, str]:
+    """The reference's task, else the artefact's; where both are checkpoints that say so, they must agree."""
+    if artefact is None or not (artefact / "config.json").is_file():
+        return reference.require_task(), reference.task_source
+    found = detect(artefact, asked)
+    if reference.architecture.family != found.architecture.family:
+        raise ModelError(f"The artefact is a {found.architecture.name}, the reference a {reference.architecture.name}.")
+    if None not in (reference.task, found.task) and reference.task is not found.task:
+        raise ModelError(
+            f"The artefact is for {found.task_source}, the reference for {reference.task_source}.",
+            "One of the two folders is not what it was meant to be; --task overrides both.",
+        )
+    source = reference if reference.task else found
+    return source.require_task(), source.task_source
+
+
+def _recipe(options: VerifyOptions, artefact: Path | None) -> LoadedRecipe:
+    """What --recipe names, else the recipe that the artefact was made by, else the default's gates."""
+    if options.recipe is not None:
+        return load_recipe(options.recipe)
+    manifest = artefact / MANIFEST if artefact is not None else None
+    if manifest is None or not manifest.is_file():
+        return load_recipe(DEFAULT_RECIPE)
+    facts = read_json(manifest)
+    if facts.get("kind") not in (None, "quantize"):
+        return load_recipe(DEFAULT_RECIPE)
+    recipe = facts.get("recipe")
+    text = recipe.get("text") if isinstance(recipe, dict) else None
+    if not isinstance(text, str):
+        raise ModelError(f"{manifest} does not hold the recipe's text.", "Name a recipe with --recipe.")
+    return parse_recipe(text, f"the recipe in {manifest}")
+
+
+def _panels(options: VerifyOptions, reference: Detection) -> list[Panel]:
+    is_vision = reference.architecture.is_vision
+    panels = load_panels(options.panels or default_panels(is_vision=is_vision), options.limit)
+    if not is_vision:
+        for panel in panels:
+            _refuse_pictures(panel, reference)
+    return panels
+
+
+def _refuse_pictures(panel: Panel, reference: Detection) -> None:
+    for pair in panel.pairs:
+        for item in (pair.query, pair.document):
+            if item.image or item.video:
+                raise UsageError(
+                    f"Panel {panel.name}, query {pair.query.id!r}: item {item.id!r} holds a picture, and "
+                    f"{reference.architecture.name} reads text only.",
+                    "Choose a text panel for this model.",
+                )

@@ -1,0 +1,136 @@
+"""From answers to a verdict: noise, scores, ranking, gates.
+
+Rule: pure; the same answers give the same report, whether one run gathered them or several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from qtool.arch.spec import Task
+from qtool.inputs.panels import Panel
+from qtool.verification.answers import Answers
+from qtool.verification.case import Case
+from qtool.verification.checks import Checked
+from qtool.verification.compare import compare, panel_report
+from qtool.verification.gate import GateResult, Outcome, Verdict, evaluate, worst
+from qtool.verification.metrics import RANKING, Measured
+from qtool.verification.noise import decisive_margin, noise_floor
+from qtool.verification.report import NoiseFloor, PanelReport, Report, Side, Stage
+from qtool.verification.voices import NOISE_DTYPE, Heard, Voice
+
+SCORED = ("noise", "scores", "ranking")
+"""The stages that need answers, in order."""
+
+
+def conclude(
+    case: Case,
+    checked: Checked,
+    heard: Mapping[Voice, Heard],
+    seconds: float,
+    versions: Mapping[str, str | None],
+) -> Report:
+    """The report on `case`; without answers in `heard` it is about files alone."""
+    noise = _noise(heard)
+    measured = _measured(case, heard, noise)
+    gates = evaluate(case.recipe.recipe.gates, case.task, list(measured.items())) if measured else ()
+    stages = (*checked.stages, *(_scored_stages(case, noise, measured, gates) if measured else _unscored(checked)))
+    return Report(
+        artefact=_side(case.options.artefact, heard.get(Voice.ARTEFACT)),
+        reference=_side(case.options.reference, heard.get(Voice.REFERENCE)),
+        task=case.task.value,
+        task_source=case.task_source,
+        recipe=case.recipe.recipe.name,
+        settings=case.settings,
+        stages=stages,
+        panels=_panel_reports(case, heard, measured),
+        gates=gates,
+        verdict=_verdict(stages, gates, is_scored=bool(measured)),
+        seconds=seconds,
+        versions=versions,
+        noise=noise,
+        weights=checked.weights,
+        rederived=checked.rederived,
+    )
+
+
+def _side(name: str, heard: Heard | None) -> Side:
+    return heard.side if heard else Side(name, "", "", None, "")
+
+
+def _noise(heard: Mapping[Voice, Heard]) -> NoiseFloor | None:
+    if Voice.NOISE not in heard:
+        return None
+    return noise_floor(NOISE_DTYPE, heard[Voice.REFERENCE].answers, heard[Voice.NOISE].answers)
+
+
+def _measured(case: Case, heard: Mapping[Voice, Heard], noise: NoiseFloor | None) -> dict[str, Measured]:
+    if Voice.ARTEFACT not in heard:
+        return {}
+    margin = decisive_margin(noise) if noise else None
+    return {
+        panel.name: compare(panel, one, other, margin)
+        for panel, one, other in zip(*_answered(case, heard), strict=True)
+    }
+
+
+def _panel_reports(
+    case: Case, heard: Mapping[Voice, Heard], measured: Mapping[str, Measured]
+) -> tuple[PanelReport, ...]:
+    if not measured:
+        return ()
+    return tuple(
+        panel_report(panel, one, other, measured[panel.name])
+        for panel, one, other in zip(*_answered(case, heard), strict=True)
+    )
+
+
+def _answered(case: Case, heard: Mapping[Voice, Heard]) -> tuple[Sequence[Panel], Sequence[Answers], Sequence[Answers]]:
+    return case.panels, heard[Voice.REFERENCE].answers, heard[Voice.ARTEFACT].answers
+
+
+def _scored_stages(
+    case: Case, noise: NoiseFloor | None, measured: Mapping[str, Measured], gates: Sequence[GateResult]
+) -> tuple[Stage, ...]:
+    distances = [gate for gate in gates if gate.metric not in RANKING]
+    rankings = [gate for gate in gates if gate.metric in RANKING]
+    return (
+        _noise_stage(noise),
+        Stage("scores", worst(gate.outcome for gate in distances), _summary(_headline(case.task), measured)),
+        Stage("ranking", worst(gate.outcome for gate in rankings), _summary("kendall_tau", measured)),
+    )
+
+
+def _unscored(checked: Checked) -> tuple[Stage, ...]:
+    failed = next((stage.name for stage in checked.stages if stage.outcome is Outcome.FAIL), None)
+    why = f"not run: the stage {failed} failed" if failed else "not run: only the structure was asked for"
+    return tuple(Stage(name, Outcome.SKIPPED, why) for name in SCORED)
+
+
+def _noise_stage(noise: NoiseFloor | None) -> Stage:
+    if noise is None:
+        return Stage("noise", Outcome.SKIPPED, "not measured, so no order counts as decisive")
+    return Stage(
+        "noise",
+        Outcome.SKIPPED,
+        f"{noise.dtype} moves the reference's own scores by {noise.p50:.4g} (median), {noise.p99:.4g} (p99), "
+        f"{noise.max:.4g} at most, over {noise.pairs} pairs",
+    )
+
+
+def _verdict(stages: Sequence[Stage], gates: Sequence[GateResult], *, is_scored: bool) -> Verdict:
+    outcome = worst(stage.outcome for stage in stages)
+    is_judged = any(gate.outcome is not Outcome.SKIPPED for gate in gates)
+    if outcome in (Outcome.PASS, Outcome.SKIPPED) and is_scored and not is_judged:
+        return Verdict.UNGATED
+    return Verdict.PASS if outcome is Outcome.SKIPPED else Verdict(outcome.value)
+
+
+def _headline(task: Task) -> str:
+    return "log_odds_rmse" if task is Task.RERANK else "cosine_p1"
+
+
+def _summary(metric: str, measured: Mapping[str, Measured]) -> str:
+    values = ((panel, found.values.get(metric)) for panel, found in measured.items())
+    shown = ", ".join(f"{panel} {value:.4g}" for panel, value in values if value is not None)
+    return f"{metric}: {shown or 'none of the panels gives it'}"
