@@ -14,7 +14,7 @@ from typing import Final
 
 from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress
-from qtool.scoring.reference import ScorerOptions, open_scorer
+from qtool.scoring.runtime import RuntimeOptions, gguf_file, open_runtime
 from qtool.scoring.scorer import Identity, Scorer
 from qtool.verification.answers import Answers, answer, work
 from qtool.verification.case import Case
@@ -43,10 +43,18 @@ class Heard:
 def open_voice(case: Case, voice: Voice) -> Scorer:
     """The runtime behind a voice; no weight is read yet."""
     options = case.options
-    if voice is Voice.ARTEFACT and case.artefact is not None:
-        return open_scorer(case.artefact, ScorerOptions(case.task, options.dtype, options.device))
+    if voice is Voice.ARTEFACT:
+        target = options.artefact if case.artefact is None else str(case.artefact)
+        return open_runtime(target, _runtime_options(case))
     dtype = NOISE_DTYPE if voice is Voice.NOISE else options.dtype
-    return open_scorer(case.reference, ScorerOptions(case.task, dtype, options.device))
+    return open_runtime(str(case.reference), RuntimeOptions(case.task, dtype, options.device))
+
+
+def _runtime_options(case: Case) -> RuntimeOptions:
+    options = case.options
+    if gguf_file(str(case.artefact)) is not None:  # runs as the file says
+        return RuntimeOptions(case.task, mmproj=options.mmproj)
+    return RuntimeOptions(case.task, options.dtype, options.device, mmproj=options.mmproj)
 
 
 def hear(case: Case, voice: Voice, panels: Sequence[Panel], progress: StageProgress) -> Heard:
