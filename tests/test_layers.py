@@ -13,7 +13,7 @@ ROWS = (
     ("demo",),
     ("arguments", "reporting"),
     ("verification",),
-    ("inspection",),
+    ("inspection", "answers"),
     ("quantization", "scoring", "convert"),
     ("inventory", "gguf_file"),
     ("arch", "checkpoint", "recipe", "inputs"),
