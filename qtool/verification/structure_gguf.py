@@ -1,0 +1,141 @@
+"""A GGUF file against what converting the reference would write: fields, tokens, names, shapes and protected types.
+
+Rule: a field that no score depends on (names, licences, sampling) is not compared; what upstream's converter writes passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from gguf.constants import TokenType
+
+from qtool.arch.prompts import reranker_prompt
+from qtool.arch.spec import Task
+from qtool.checkpoint.writer import manifest_of
+from qtool.convert.mmproj import ARCHITECTURE as PROJECTOR
+from qtool.convert.templates import DEFAULT_KEY, NAMES_KEY, RERANK_KEY, baked_instruction
+from qtool.formats.ggml import BF16, F16, F32
+from qtool.gguf_file.values import Value
+from qtool.inspection.catalogue import listed, listed_are
+from qtool.inspection.finding import Finding
+from qtool.jsonfile import read_json
+from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.verification.catalogue import finding
+from qtool.verification.sides import GgufSide, Planned
+from qtool.verification.structure_config import fact_findings
+from qtool.verification.structure_tokenizer import vocabulary_problem
+
+_TOKENS: Final = "tokenizer.ggml."
+_LISTS: Final = ("tokens", "token_type", "merges")
+_FLOATS: Final = (F32, F16, BF16)
+_SCALES: Final = (".scale", ".input_scale")
+_PIXELS: Final = ("clip.vision.image_mean", "clip.vision.image_std")
+_JUDGED_ALONE: Final = (".pooling_type", ".classifier.output_labels")
+"""What the inspection has judged without the reference."""
+_ADDED: Final = (TokenType.CONTROL, TokenType.USER_DEFINED)
+
+
+def language_findings(side: GgufSide, planned: Planned, task: Task | None, *, is_vision: bool) -> Iterator[Finding]:
+    """Everything in which the language model is not what converting the reference gives."""
+    architecture = _data(planned.metadata, "general.architecture")
+    found = _data(side.metadata, "general.architecture")
+    if found != architecture:
+        yield finding("other-architecture", side.path, found=str(found), expected=architecture)
+        return
+    yield from _field_findings(side, planned, f"{architecture}.")
+    yield from _token_findings(side, planned)
+    yield from _template_findings(side, planned)
+    if task is Task.RERANK:
+        yield from _instruction_findings(side, is_vision=is_vision)
+    yield from _tensor_findings(side, planned)
+
+
+def projector_findings(side: GgufSide, planned: Planned) -> Iterator[Finding]:
+    """Likewise of the vision projector."""
+    yield from _field_findings(side, planned, f"{PROJECTOR}.vision.")
+    yield from _tensor_findings(side, planned)
+
+
+def _field_findings(side: GgufSide, planned: Planned, prefix: str) -> Iterator[Finding]:
+    keys = [k for k in planned.metadata if k.startswith(prefix) and not k.endswith(_JUDGED_ALONE)]
+    for key in (key for key in keys if key in _PIXELS and _data(side.metadata, key) != planned.metadata[key].data):
+        yield finding(
+            "other-side-file", side.path, name=key, effect="pictures are normalized by it", maker="convert-gguf"
+        )
+    expected = {key.removeprefix(prefix): planned.metadata[key].data for key in keys if key not in _PIXELS}
+    mine = {field: _data(side.metadata, prefix + field) for field in expected}
+    yield from fact_findings(side.path, mine, expected)
+
+
+def _data(metadata: Mapping[str, Value], key: str) -> Any:
+    return metadata[key].data if key in metadata else None
+
+
+def _token_findings(side: GgufSide, planned: Planned) -> Iterator[Finding]:
+    mine, theirs = (
+        {part: _data(m, _TOKENS + part) or [] for part in _LISTS} for m in (side.metadata, planned.metadata)
+    )
+    lost = [
+        text
+        for place, (text, kind) in enumerate(zip(theirs["tokens"], theirs["token_type"], strict=True))
+        if kind in _ADDED
+        and (mine["tokens"][place : place + 1], mine["token_type"][place : place + 1]) != ([text], [kind])
+    ]
+    plain = [[t for t, kind in zip(theirs["tokens"], theirs["token_type"], strict=True) if kind not in _ADDED]]
+    plain.insert(0, [each for each in mine["tokens"] if each in set(plain[0])])
+    problem = vocabulary_problem(*plain) or vocabulary_problem(mine["merges"], theirs["merges"])
+    if problem:
+        yield finding("other-tokenizer", side.path, problem=problem, maker="convert-gguf")
+    elif lost:
+        yield finding("added-token-missing", side.path, tokens=listed_are(lost), maker="convert-gguf")
+    for key, value in planned.metadata.items():
+        field = key.removeprefix(_TOKENS)
+        if field != key and field not in _LISTS and _data(side.metadata, key) != value.data:
+            found = str(_data(side.metadata, key))
+            yield finding("other-special-tokens", side.path, field=key, found=found, expected=str(value.data))
+
+
+def _template_findings(side: GgufSide, planned: Planned) -> Iterator[Finding]:
+    for key, value in planned.metadata.items():
+        is_template = key.startswith(DEFAULT_KEY) and key not in (RERANK_KEY, NAMES_KEY)
+        if is_template and _data(side.metadata, key) != value.data:
+            yield finding("other-chat-template", side.path, field=key)
+
+
+def _instruction_findings(side: GgufSide, *, is_vision: bool) -> Iterator[Finding]:
+    """Another instruction in the official prompt, unless the file's manifest says that it was asked for."""
+    official = reranker_prompt(is_vision=is_vision)
+    template = _data(side.metadata, RERANK_KEY)
+    instruction = baked_instruction(template, official) if isinstance(template, str) else None
+    if instruction not in (None, official.default_instruction) and template != _declared_template(side.path):
+        yield finding("other-instruction", side.path, instruction=instruction)
+
+
+def _declared_template(path: Path) -> Any:
+    for manifest in (manifest_of(path), path.with_name(MANIFEST)):
+        if manifest.is_file():
+            prompt = read_json(manifest).get("prompt")
+            return prompt.get("template") if isinstance(prompt, dict) else None
+    return None
+
+
+def _tensor_findings(side: GgufSide, planned: Planned) -> Iterator[Finding]:
+    expected = {tensor.output.gguf_name: tensor.output for tensor in planned.file.tensors}
+    missing = [name for name in expected if name not in side.tensors]
+    if missing:
+        yield finding("missing-tensor", side.path, tensors=listed_are(missing), maker="convert-gguf")
+    extra = [name for name in side.tensors if name not in expected and not name.endswith(_SCALES)]
+    if extra:
+        yield finding("extra-tensor", side.path, tensors=listed(extra), maker="convert-gguf")
+    present = [(side.tensors[name][1], output) for name, output in expected.items() if name in side.tensors]
+    for tensor, output in present:
+        if tensor.shape != output.shape:
+            facts = {"found": list(tensor.shape), "expected": list(output.shape), "maker": "convert-gguf"}
+            yield finding("other-shape", side.path, tensor=output.gguf_name, **facts)
+            break
+    for tensor, output in present:
+        if output.type in _FLOATS and tensor.type not in _FLOATS:
+            yield finding("protected-type", side.path, tensor=output.gguf_name, found=tensor.type.name)
+            break
