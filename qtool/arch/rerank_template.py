@@ -1,4 +1,4 @@
-"""The chat template with which vLLM renders a reranker's official prompt: `vllm serve --chat-template`.
+"""The chat template with which vLLM and SGLang render a reranker's official prompt: their `--chat-template`.
 
 Rule: it is derived from the prompt's data, so that template and scorer cannot drift apart. Without such a template vLLM
 warns once and scores the bare concatenation of query and document.
@@ -14,17 +14,25 @@ from qtool.arch.prompts import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, P
 
 FILE_NAME: Final = "rerank_template.jinja"
 
-# vLLM sends the two sides as messages of the roles query and document, other callers as user and assistant.
-_ROLES: Final = {"instruction": ("system",), "query": ("query", "user"), "document": ("document", "assistant")}
+# vLLM sends the sides as messages of the roles query and document, SGLang's text path as two of the role user and its
+# picture path as variables. What a request gives as its instruction arrives as `instruction` or, from SGLang, `instruct`.
+_INITIAL: Final = """\
+{{%- set sides = namespace(instruction=instruction|default(instruct|default({instruction})), query={empty}, \
+document={empty}, asked=false) -%}}
+{{%- if query is defined and document is defined -%}}\
+{{%- set sides.query = side(query) -%}}{{%- set sides.document = side(document) -%}}{{%- endif -%}}"""
+_MESSAGES: Final = """\
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{%- set sides.instruction = side(message.content) -%}
+{%- elif message.role in ['document', 'assistant'] or sides.asked -%}{%- set sides.document = side(message.content) -%}
+{%- else -%}{%- set sides.query = side(message.content) -%}{%- set sides.asked = true -%}{%- endif -%}
+{%- endfor -%}"""
 
 
 def rerank_template(prompt: PromptSpec) -> str:
-    """A Jinja chat template that renders messages of query, document and (as `system`) instruction as `prompt`."""
-    defaults = {"instruction": prompt.default_instruction, "query": prompt.empty_side, "document": prompt.empty_side}
-    initial = ", ".join(f"{name}={_literal(value)}" for name, value in defaults.items())
-    branches = " ".join(_branch(name, roles) for name, roles in _ROLES.items())
-    messages = f"{{%- for message in messages -%}} {branches} {{%- endfor -%}}"
-    return "\n".join((_side_macro(prompt), f"{{%- set sides = namespace({initial}) -%}}", messages, _output(prompt)))
+    """A Jinja chat template that renders query, document and instruction as `prompt`, whichever way an engine gives them."""
+    initial = _INITIAL.format(instruction=_literal(prompt.default_instruction), empty=_literal(prompt.empty_side))
+    return "\n".join((_side_macro(prompt), initial, _MESSAGES, _output(prompt)))
 
 
 def _side_macro(prompt: PromptSpec) -> str:
@@ -46,11 +54,6 @@ def _side_macro(prompt: PromptSpec) -> str:
     )
 
 
-def _branch(name: str, roles: tuple[str, ...]) -> str:
-    condition = f"message.role in {json.dumps(roles)}"
-    return f"{{%- if {condition} -%}}{{%- set sides.{name} = side(message.content) -%}}{{%- endif -%}}"
-
-
 def _output(prompt: PromptSpec) -> str:
     parts = re.split(r"\{(instruction|query|document)\}", prompt.template)
     values = [f"sides.{part}" if index % 2 else _literal(part) for index, part in enumerate(parts)]
@@ -58,4 +61,6 @@ def _output(prompt: PromptSpec) -> str:
 
 
 def _literal(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """Between single quotes: SGLang knows a reranker's template by the words "yes" and "no", double quotes included."""
+    escaped = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"').replace("'", "\\'")
+    return f"'{escaped}'"

@@ -7,7 +7,6 @@ head here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -32,6 +31,7 @@ from qtool.scoring.llama_cpp_prompts import (
     side_text,
 )
 from qtool.scoring.llama_cpp_server import VERIFYING, LlamaCppOptions, Pooling, engine_version, import_engine
+from qtool.scoring.probability import log_odds
 from qtool.scoring.scorer import Answered, Identity, PromptSeen, unheard
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 
 _DOCUMENTS_AT_ONCE: Final = 16
 """Bounds how long Ctrl-C waits: Python hears nothing while llama.cpp computes."""
-
-_SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
-_LARGEST: Final = 1 - 2.0**-25
 
 
 def open_llama_cpp(gguf: Path, mmproj: Path | None = None, options: LlamaCppOptions = VERIFYING) -> LlamaCppScorer:
@@ -193,12 +190,6 @@ class LlamaCppScorer:
             )
         _check_finite(prompt.name, hidden)
         return hidden
-
-
-def log_odds(probability: float) -> float:
-    """Log p/(1-p), finite where a float32 has rounded to 0 or 1."""
-    kept = min(max(probability, _SMALLEST), _LARGEST)
-    return math.log(kept) - math.log1p(-kept)
 
 
 def _check_finite(name: str, answer: float | NDArray[np.float64]) -> None:

@@ -5,18 +5,16 @@ Rule: one builder writes the prompts of all runtimes; here only the tokenizer un
 
 from __future__ import annotations
 
-import base64
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from qtool.arch.prompts import IMAGE_PAD, VISION_END, VISION_START, PromptSpec
-from qtool.inputs.vision import load_image, resize_image
 from qtool.scoring.llama_cpp_file import DOCUMENT, QUERY, GgufModel
+from qtool.scoring.pictures import png_base64
 from qtool.scoring.prompt import Prompt, PromptBuilder
 from qtool.scoring.tokenizer import PromptTokenizer
 
@@ -120,11 +118,4 @@ def request_of(prompt: TextPrompt, sources: Sequence[ImageSource], marker: str) 
     if not sources:
         return list(prompt.token_ids)
     text = _PICTURE.sub(marker, normalized(prompt.text))
-    return {"prompt_string": text, "multimodal_data": [_png(source) for source in sources]}
-
-
-def _png(source: ImageSource) -> str:
-    """A picture, resized by the official rule (llama.cpp's own pads with black), as base64."""
-    target = BytesIO()
-    resize_image(load_image(source)).save(target, "PNG")
-    return base64.b64encode(target.getvalue()).decode()
+    return {"prompt_string": text, "multimodal_data": [png_base64(source) for source in sources]}

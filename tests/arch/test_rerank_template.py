@@ -18,14 +18,14 @@ PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 FILM = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
-def render(prompt, query, document, instruction=None):
+def render(prompt, query, document, instruction=None, kwargs=None):
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True
     )  # transformers' and vLLM's settings
     messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
     system = [] if instruction is None else [{"role": "system", "content": instruction}]
     return environment.from_string(rerank_template(prompt)).render(
-        messages=system + messages, add_generation_prompt=True
+        messages=system + messages, add_generation_prompt=True, **(kwargs or {})
     )
 
 
@@ -42,6 +42,21 @@ def test_texts_stand_in_the_prompt_as_they_are(prompt, text):
 
 def test_an_instruction_replaces_the_default():
     assert "<Instruct>: Find it.<Query>:" in render(VL_RERANKER, "q", "d", "Find it.")
+    assert "<Instruct>: Find it.<Query>:q\n<Document>:d<" in render(
+        VL_RERANKER, "q", "d", kwargs={"instruction": "Find it."}
+    )
+
+
+@pytest.mark.parametrize("prompt", [VL_RERANKER, TEXT_RERANKER], ids=["vl", "text"])
+def test_sglang_renders_the_official_prompt_too(prompt):
+    """With the arguments that its /v1/rerank passes: two messages of one role for texts, variables for pictures."""
+    template = ImmutableSandboxedEnvironment().from_string(rerank_template(prompt).replace("\\n", "\n"))
+    expected = prompt.template.format(instruction="Find it.", query="Q's", document='"d"')
+    texts = [{"role": "user", "content": text} for text in ("Q's", '"d"')]
+    assert template.render(messages=texts, instruct="Find it.") == expected
+    sides = {name: [{"type": "text", "text": text}] for name, text in (("query", "Q's"), ("document", '"d"'))}
+    assert template.render(**sides, instruct="Find it.") == expected
+    assert 'answer can only be "yes" or "no"' in rerank_template(prompt)  # by which it knows a reranker
 
 
 def test_sides_are_in_the_official_order_and_null_when_empty():

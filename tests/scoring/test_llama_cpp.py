@@ -22,9 +22,10 @@ from qtool.errors import ModelError, SetupError, UsageError
 from qtool.gguf_file.values import Kind, array, string, uint32
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import load_panel
-from qtool.scoring.llama_cpp import LlamaCppScorer, log_odds, open_llama_cpp
+from qtool.scoring.llama_cpp import LlamaCppScorer, open_llama_cpp
 from qtool.scoring.llama_cpp_file import read_model
 from qtool.scoring.llama_cpp_server import LlamaCppOptions
+from qtool.scoring.probability import log_odds
 from qtool.scoring.prompt import PromptBuilder
 from qtool.scoring.reference import TransformersScorer, open_scorer
 from qtool.scoring.tokenizer import PromptTokenizer

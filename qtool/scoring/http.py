@@ -1,0 +1,183 @@
+"""The HTTP runtime: a running server behind the scorer protocol.
+
+Rule: what is scored is what the server's users get. Whatever has been answered is told before an error ends the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from qtool.errors import ModelError, QtoolError
+from qtool.inputs.items import Item, Pair
+from qtool.scoring.contents import distinct_pairs, query_content
+from qtool.scoring.http_client import HttpClient
+from qtool.scoring.http_crowd import ask_all
+from qtool.scoring.http_detect import Server, ServerKind, detect_server
+from qtool.scoring.http_engine import DOCUMENTS_AT_ONCE, HttpEngine
+from qtool.scoring.http_llama_server import LlamaServer
+from qtool.scoring.http_text import Jina, Tei
+from qtool.scoring.http_vllm import Vllm
+from qtool.scoring.identity import prompt_sha256
+from qtool.scoring.scorer import Answered, Identity, PromptSeen, unheard
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from qtool.arch.prompts import PromptSpec
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """How to ask a server.
+
+    `engine` and `model` override what it says of itself. `prompt` is the model's official one, which no server tells: it is
+    needed to embed, and for empty sides. `concurrency` requests are under way at once; one may take `timeout` seconds;
+    one that finds no connection, 429 or 502 to 504 is repeated `retries` times, with pauses from half a second that double.
+    """
+
+    engine: ServerKind | None = None
+    model: str | None = None
+    prompt: PromptSpec | None = None
+    concurrency: int = 8
+    timeout: float = 300.0
+    retries: int = 5
+
+
+_DEFAULT: Final = HttpOptions()
+
+
+def open_http(url: str, options: HttpOptions = _DEFAULT) -> HttpScorer:
+    """Find out what answers at `url`. Raises NetworkError where nothing does."""
+    client = HttpClient(url, options.timeout, options.retries)
+    try:
+        return HttpScorer(client, detect_server(client, options.engine, options.model), options)
+    except QtoolError:
+        client.close()
+        raise
+
+
+class HttpScorer:
+    """One server behind the scorer protocol."""
+
+    def __init__(self, client: HttpClient, server: Server, options: HttpOptions) -> None:
+        self.server = server
+        self._client = client
+        self._options = options
+        self._engine = _engine(client, server, options.prompt)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connections; the server goes on."""
+        self._client.close()
+
+    @property
+    def identity(self) -> Identity:
+        """See Scorer. In which precision a server computes, it does not say."""
+        prompt = prompt_sha256(self._options.prompt) if self._options.prompt else "the server's"
+        return Identity(
+            self.server.engine,
+            f"{self._client.url} {self.server.model}".strip(),
+            prompt,
+            "the server's",
+            is_pinned=False,
+        )
+
+    @property
+    def query_instruction(self) -> str | None:
+        """See Scorer."""
+        return (self._options.prompt.query_instruction if self._options.prompt else "") or None
+
+    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
+        """See Scorer. NetworkError or ModelError name the pair; what was answered until then has been told."""
+        for pair in pairs:
+            self._engine.check_pair(pair)
+        self._engine.prepare(pairs)
+        scores: dict[int, float] = {}
+
+        def tell(places: Sequence[int], score: float) -> None:
+            for place in places:
+                scores[place] = score
+                answered(place, score)
+
+        workers = self._options.concurrency
+        ask_all(
+            _batches(pairs),
+            lambda batch: self._rank([pairs[same[0]] for same in batch]),
+            tell,
+            workers,
+            self._client.stop,
+        )
+        return [scores[place] for place in range(len(pairs))]
+
+    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
+        """See Scorer. NetworkError or ModelError name the item; what was answered until then has been told."""
+        for item in items:
+            self._engine.check_item(item)
+        vectors: dict[int, NDArray[np.float32]] = {}
+
+        def tell(place: int, vector: NDArray[np.float32]) -> None:
+            vectors[place] = vector
+            answered(place, vector)
+
+        places = [[place] for place in range(len(items))]
+        workers = self._options.concurrency
+        ask_all(places, lambda batch: [self._embed(items[place]) for place in batch], tell, workers, self._client.stop)
+        return np.stack([vectors[place] for place in range(len(items))])
+
+    def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
+        """See Scorer."""
+        return self._engine.prompt_seen(question)
+
+    def _rank(self, pairs: Sequence[Pair]) -> list[float | QtoolError]:
+        """A score or an error for each; a document that spoils the request of several is found by asking for each."""
+        try:
+            found = self._engine.rank(pairs)
+        except ModelError as error:
+            if len(pairs) == 1:
+                return [error]
+            return [answer for pair in pairs for answer in self._rank([pair])]
+        except QtoolError as error:
+            return [error] * len(pairs)
+        return [_finite(pair, score) for pair, score in zip(pairs, found, strict=True)]
+
+    def _embed(self, item: Item) -> NDArray[np.float32] | QtoolError:
+        try:
+            return self._engine.embed(item).astype(np.float32)
+        except QtoolError as error:
+            return error
+
+
+def _engine(client: HttpClient, server: Server, prompt: PromptSpec | None) -> HttpEngine:
+    if server.kind is ServerKind.LLAMA_SERVER:
+        return LlamaServer(client, server.media_marker, prompt)
+    dialects: dict[ServerKind, type[Vllm | Jina]] = {ServerKind.VLLM: Vllm, ServerKind.TEI: Tei, ServerKind.JINA: Jina}
+    return dialects[server.kind](client, server.model, prompt)
+
+
+def _batches(pairs: Sequence[Pair]) -> list[list[list[int]]]:
+    """Requests, each for some documents of one query; a document stands for the places of all pairs that equal it."""
+    batches = []
+    for _, group in groupby(distinct_pairs(pairs), lambda same: query_content(pairs[same[0]].query)):
+        places = list(group)
+        batches += [places[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(places), DOCUMENTS_AT_ONCE)]
+    return batches
+
+
+def _finite(pair: Pair, score: float) -> float | ModelError:
+    if math.isfinite(score):
+        return score
+    return ModelError(
+        f"{pair.name}: the server's score is not a finite number.", "Its weights or its kernels are broken."
+    )

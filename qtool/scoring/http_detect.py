@@ -1,0 +1,68 @@
+"""Which engine answers at an address.
+
+Rule: an engine is known by a page that only it has, asked for in this order: /props (llama-server), /info (TEI), /version
+(vLLM). What has none of them is taken for a server of Jina's /rerank and OpenAI's /v1/embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from qtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from qtool.scoring.http_client import HttpClient
+
+
+class ServerKind(Enum):
+    """The engines that qtool can ask; `JINA` stands for all that speak like Jina's and OpenAI's services."""
+
+    LLAMA_SERVER = "llama-server"
+    TEI = "tei"
+    VLLM = "vllm"
+    JINA = "jina"
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a server says of itself; `model` is empty where it names none, `media_marker` llama-server's."""
+
+    kind: ServerKind
+    version: str
+    model: str
+    media_marker: str = ""
+
+    @property
+    def engine(self) -> str:
+        """Its name and version."""
+        return f"{self.kind.value} {self.version}".strip()
+
+
+_PAGES: Final = (
+    (ServerKind.LLAMA_SERVER, "/props", "default_generation_settings", "build_info"),
+    (ServerKind.TEI, "/info", "model_id", "version"),
+    (ServerKind.VLLM, "/version", "version", "version"),
+)
+"""An engine, a page of it, the field that proves it, and the one that holds its version."""
+
+
+def detect_server(client: HttpClient, kind: ServerKind | None, model: str | None) -> Server:
+    """Ask who is there; `kind` and `model` override the answers. Raises NetworkError where nobody is."""
+    for engine, path, proof, version in _PAGES:
+        found = client.find(path) if kind in (None, engine) else None
+        page = found if isinstance(found, dict) else {}
+        if kind is engine or proof in page:
+            name = model or page.get("model_id") or _listed_model(client)
+            return Server(engine, str(page.get(version, "")), str(name), str(page.get("media_marker", "")))
+    return Server(ServerKind.JINA, "", model or _listed_model(client))
+
+
+def _listed_model(client: HttpClient) -> str:
+    listed = client.find("/v1/models")
+    entries = listed.get("data") if isinstance(listed, dict) else None
+    names = [str(entry["id"]) for entry in entries or [] if isinstance(entry, dict) and "id" in entry]
+    if len(names) > 1:
+        raise UsageError(f"{client.url} serves several models: {', '.join(names)}.", "Say which one is meant.")
+    return names[0] if names else ""

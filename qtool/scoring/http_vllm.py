@@ -1,0 +1,170 @@
+"""vLLM over HTTP: /score for pairs, /v1/embeddings for items.
+
+Rule: the server's own chat template writes the prompt, since that is what its users get; sides, pictures and instruction
+are handed to it as data. Pictures come on the official grid, with the official pixel limits.
+
+Read in vLLM's source (0.32), `entrypoints/pooling`: /score renders messages of the roles query and document with
+--chat-template, or concatenates them without one; `use_activation: false` gives log-odds; texts of one side are joined
+by newlines, so a side has one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from qtool.errors import ModelError, UsageError
+from qtool.inputs.items import Item, Pair
+from qtool.inputs.vision import OFFICIAL_LIMITS, load_image, smart_resize
+from qtool.scoring.http_answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
+from qtool.scoring.http_engine import check_no_video, item_name, known_prompt, picture_url, request_name
+from qtool.scoring.probability import sigmoid
+from qtool.scoring.prompt import embed_instruction
+from qtool.scoring.scorer import PromptSeen
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from qtool.arch.prompts import PromptSpec
+    from qtool.scoring.http_client import HttpClient
+
+_PIXELS: Final = {"min_pixels": OFFICIAL_LIMITS.min_pixels, "max_pixels": OFFICIAL_LIMITS.max_pixels}
+_ACTIVATION_ERROR: Final = 0.01
+"""bf16 rounds a probability by up to 0.002; another activation than the sigmoid is further off."""
+
+
+class Vllm:
+    """See HttpEngine. `prompt` is needed for items only: how a pair is asked is the server's template to know."""
+
+    def __init__(self, client: HttpClient, model: str, prompt: PromptSpec | None) -> None:
+        self._client = client
+        self._model = {"model": model} if model else {}
+        self._prompt = prompt
+        self._gives_log_odds = False
+
+    def check_pair(self, pair: Pair) -> None:
+        """See HttpEngine."""
+        for side in (pair.query, pair.document):
+            check_no_video(side)
+
+    def check_item(self, item: Item) -> None:
+        """See HttpEngine."""
+        check_no_video(item)
+        prompt = known_prompt(self._prompt, "An item's prompt depends on the model")
+        if item.image and not prompt.sees_pictures:
+            raise UsageError(f"Item {item.id!r} holds a picture, and the model reads text only.")
+
+    def prepare(self, pairs: Sequence[Pair]) -> None:
+        """Find out whether the server gives log-odds when asked to, and whether its prompt takes an instruction."""
+        if pairs:
+            self._gives_log_odds = self._scale_is_log_odds(pairs[0])
+        asking = next((pair for pair in pairs if pair.query.instruction), None)
+        if asking is not None and not self._takes_instructions(asking):
+            raise UsageError(
+                f"{asking.name}: the server at {self._client.url} does not put an instruction into its prompt.",
+                "Serve it with the chat template that qtool writes, which reads `instruction`; vLLM must be 0.22 or later.",
+            )
+
+    def rank(self, pairs: Sequence[Pair]) -> list[float]:
+        """See HttpEngine."""
+        name = request_name(pairs)
+        scores = scores_of(name, self._score(pairs, use_activation=not self._gives_log_odds), len(pairs))
+        return scores if self._gives_log_odds else probabilities_as_log_odds(name, scores)
+
+    def embed(self, item: Item) -> NDArray[np.float64]:
+        """See HttpEngine."""
+        return vector_of(item_name(item), self._embedding(item))
+
+    def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
+        """The ids that /tokenize gives for a prompt with as many tokens as the scored one had; None if there is no such."""
+        if isinstance(question, Pair):
+            name, asked = question.name, tokens_read(self._score([question]))
+            pictures = question.query.image + question.document.image
+        else:
+            name, asked, pictures = item_name(question), tokens_read(self._embedding(question)), question.image
+        for body in self._tokenizations(question):
+            answer = self._client.ask_if_there(name, "/tokenize", self._model | body)
+            ids = answer.get("tokens") if isinstance(answer, dict) else None
+            if isinstance(ids, list) and len(ids) == asked:
+                return PromptSeen(tuple(ids), tuple(_grid(source) for source in pictures))
+        return None
+
+    def _scale_is_log_odds(self, pair: Pair) -> bool:
+        (given,) = scores_of(pair.name, self._score([pair]), 1)
+        (raw,) = scores_of(pair.name, self._score([pair], use_activation=False), 1)
+        if given == raw or math.isnan(given):  # an older vLLM, or no number, which `rank` will report
+            return False
+        if abs(sigmoid(raw) - given) > _ACTIVATION_ERROR:
+            raise ModelError(
+                f"{pair.name}: {self._client.url} scores {given:g}, and {raw:g} without its activation, "
+                "which is not a probability and its log-odds.",
+                "Serve with the classifier made from the tokens [no, yes]: see `qtool serve-command`.",
+            )
+        return True
+
+    def _takes_instructions(self, pair: Pair) -> bool:
+        """Whether one of a single letter makes the prompt shorter or longer than the template's own."""
+        lengths = [
+            tokens_read(self._score([Pair(pair.query.with_instruction(instruction), pair.document)]))
+            for instruction in (None, "x")
+        ]
+        return lengths[0] != lengths[1]
+
+    def _score(self, pairs: Sequence[Pair], **more: Any) -> Any:
+        query, documents = pairs[0].query, [pair.document for pair in pairs]
+        body = {"text_1": _side(query), "text_2": [_side(document) for document in documents], **_instructed(query)}
+        pictured = any(item.image for item in (query, *documents))
+        return self._client.ask(request_name(pairs), "/score", self._model | body | more | _limits(pictured=pictured))
+
+    def _embedding(self, item: Item) -> Any:
+        body = {**self._item_body(item), "encoding_format": "float", **_limits(pictured=bool(item.image))}
+        return self._client.ask(item_name(item), "/v1/embeddings", self._model | body)
+
+    def _item_body(self, item: Item) -> Mapping[str, Any]:
+        prompt = known_prompt(self._prompt, "An item's prompt depends on the model")
+        instruction = embed_instruction(item.instruction, prompt)
+        if not prompt.sees_pictures:
+            template = prompt.template if instruction else prompt.bare_template
+            return {"input": template.format(instruction=instruction, content=item.joined_text)}
+        content = _parts(item) or [{"type": "text", "text": prompt.empty_side}]
+        system = {"role": "system", "content": [{"type": "text", "text": instruction}]}
+        return {"messages": [system, {"role": "user", "content": content}], "add_generation_prompt": True}
+
+    def _tokenizations(self, question: Pair | Item) -> list[dict[str, Any]]:
+        """What /tokenize may be asked: the served template's rendering, and the bare sides that /score takes without one."""
+        if isinstance(question, Item):
+            body = dict(self._item_body(question))
+            return [{"prompt": body["input"]}] if "input" in body else [body | _limits(pictured=bool(question.image))]
+        query, document = question.query, question.document
+        roles = (("query", query), ("document", document))
+        messages = [{"role": role, "content": _parts(item) or [{"type": "text", "text": ""}]} for role, item in roles]
+        options = {"add_generation_prompt": False, "add_special_tokens": True, **_instructed(query)}
+        rendered = {"messages": messages, **options, **_limits(pictured=bool(query.image or document.image))}
+        return [rendered, {"prompt": query.joined_text + document.joined_text}]
+
+
+def _side(item: Item) -> Any:
+    return {"content": _parts(item)} if item.image else item.joined_text
+
+
+def _parts(item: Item) -> list[Mapping[str, Any]]:
+    """Its pictures, then its text, as parts of a message."""
+    urls = (picture_url(item, source) for source in item.image)
+    pictures: list[Mapping[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [*pictures, *([{"type": "text", "text": item.joined_text}] if item.joined_text else [])]
+
+
+def _instructed(query: Item) -> Mapping[str, Any]:
+    return {"chat_template_kwargs": {"instruction": query.instruction}} if query.instruction else {}
+
+
+def _limits(*, pictured: bool) -> dict[str, Any]:
+    return {"mm_processor_kwargs": _PIXELS} if pictured else {}
+
+
+def _grid(source: Any) -> tuple[int, int, int]:
+    picture = load_image(source)
+    rows, columns = smart_resize(picture.height, picture.width)
+    return 1, rows // OFFICIAL_LIMITS.patch, columns // OFFICIAL_LIMITS.patch
