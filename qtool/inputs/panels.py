@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from qtool.inputs.shards import Shard
+
 Modality = Literal["text", "image", "mixed"]
 Labels = Literal["graded", "binary", "none"]
 
@@ -65,6 +67,14 @@ class Panel:
     def first(self, queries: int | None) -> Panel:
         """The panel cut to its first queries, under the same name and hash; all of them for None."""
         return self if queries is None else replace(self, queries=self.queries[:queries])
+
+    def shard(self, shard: Shard | None) -> Panel:
+        """The panel cut to a shard's queries, under the same name and hash; all of them for None."""
+        if shard is None:
+            return self
+        if shard.index > len(self.queries):
+            raise UsageError(f"Panel {self.name} has {len(self.queries)} queries, none for shard {shard}.")
+        return replace(self, queries=self.queries[shard.index - 1 :: shard.count])
 
     @property
     def has_pictures(self) -> bool:
