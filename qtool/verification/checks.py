@@ -5,34 +5,68 @@ Rule: here is decided which of them run and in what order; what they look at is 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Final
 
+from qtool.arch.spec import Task
+from qtool.inputs.items import Item, Pair
 from qtool.progress import StageProgress
 from qtool.verification.case import Case
+from qtool.verification.gate import Outcome
+from qtool.verification.rederive import rederive
 from qtool.verification.report import RederivedFile, Stage, TensorError
+from qtool.verification.stages import PROMPT, REDERIVE, STRUCTURE, WEIGHTS, skipped
+from qtool.verification.structure import check_structure
+from qtool.verification.voices import Voice, open_voice
+from qtool.verification.weights import compare_weights
+
+_QUESTIONS: Final = 4
+"""Of each panel: a prompt that is wrong is wrong everywhere."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the files alone say."""
+    """What was found without asking for a score."""
 
     stages: tuple[Stage, ...] = ()
     weights: tuple[TensorError, ...] = ()
     rederived: tuple[RederivedFile, ...] = ()
 
-    def with_stages(self, stages: Sequence[Stage]) -> Checked:
-        """The same with more stages behind them."""
-        return replace(self, stages=(*self.stages, *stages))
+    @property
+    def failed(self) -> bool:
+        """Whether any stage did."""
+        return any(stage.outcome is Outcome.FAIL for stage in self.stages)
+
+    def with_stage(self, stage: Stage) -> Checked:
+        """The same with one stage more."""
+        return replace(self, stages=(*self.stages, stage))
 
 
 def check_files(case: Case, progress: StageProgress) -> Checked:
-    """Structure, and what was asked for of weights and rederivation."""
-    del case, progress
-    return Checked()
+    """Structure, and what was asked for of weights and rederivation; a server shows no files."""
+    if case.artefact is None:
+        return Checked((skipped(STRUCTURE, "a server shows no files"),))
+    options, artefact = case.options, case.artefact
+    checked = Checked((check_structure(artefact, case.reference, case.task, options.mmproj),))
+    if options.weights and (options.keep_going or not checked.failed):
+        stage, errors = compare_weights(artefact, case.reference, case.task, options.mmproj, progress)
+        checked = replace(checked.with_stage(stage), weights=errors)
+    if options.rederive and (options.keep_going or not checked.failed):
+        with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
+            stage, files = rederive(artefact, case.reference, Path(folder), case.task, options.mmproj)
+        checked = replace(checked.with_stage(stage), rederived=files)
+    return checked
 
 
-def check_prompts(case: Case) -> list[Stage]:
-    """The prompt, as both sides read it."""
-    del case
-    return []
+def check_prompts(case: Case) -> Stage:
+    """What both sides read for the first questions of each panel."""
+    return skipped(PROMPT, "soon")
+
+
+def _questions(case: Case, pairs: Sequence[Pair]) -> Sequence[Pair | Item]:
+    return pairs if case.task is Task.RERANK else [pair.document for pair in pairs]

@@ -6,17 +6,15 @@ Rule: the cheapest stage that can find a fault comes first, and what it finds br
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Final
 
 from qtool.manifest import versions
 from qtool.progress import StageProgress
 from qtool.verification.case import Case, VerifyOptions, open_case
-from qtool.verification.checks import check_files, check_prompts
+from qtool.verification.checks import Checked, check_files, check_prompts
 from qtool.verification.conclude import conclude
-from qtool.verification.gate import Outcome
 from qtool.verification.noise import noise_panels
-from qtool.verification.report import Report, Stage
+from qtool.verification.report import Report
 from qtool.verification.voices import Heard, Voice, hear
 
 PACKAGES: Final = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pillow", "xllamacpp")
@@ -31,16 +29,16 @@ def verify(options: VerifyOptions, progress: StageProgress = _unheard) -> Report
     started = time.monotonic()
     case = open_case(options)
     checked = check_files(case, progress)
-    if not options.structure_only and _may_go_on(case, checked.stages):
-        checked = checked.with_stages(check_prompts(case))
     heard: dict[Voice, Heard] = {}
-    if not options.structure_only and _may_go_on(case, checked.stages):
+    if _may_go_on(options, checked):
+        checked = checked.with_stage(check_prompts(case))
+    if _may_go_on(options, checked):
         heard = _hear_all(case, progress)
     return conclude(case, checked, heard, round(time.monotonic() - started, 3), versions(*PACKAGES))
 
 
-def _may_go_on(case: Case, stages: Sequence[Stage]) -> bool:
-    return case.options.keep_going or all(stage.outcome is not Outcome.FAIL for stage in stages)
+def _may_go_on(options: VerifyOptions, checked: Checked) -> bool:
+    return not options.structure_only and (options.keep_going or not checked.failed)
 
 
 def _hear_all(case: Case, progress: StageProgress) -> dict[Voice, Heard]:

@@ -5,23 +5,26 @@ Rule: one model is in memory at a time, and every answer is on the disk before t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from qtool.answers.cache import cached
+from qtool.answers.ledger import open_ledger
+from qtool.answers.remembering import Remembering
 from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress
 from qtool.scoring.runtime import RuntimeOptions, gguf_file, open_runtime
 from qtool.scoring.scorer import Identity, Scorer
 from qtool.verification.answers import Answers, answer, work
 from qtool.verification.case import Case
+from qtool.verification.folder import ANSWERS
 from qtool.verification.report import Side
 
 NOISE_DTYPE: Final = "bfloat16"
-_FOLDER: Final = "answers"
 
 
 class Voice(str, Enum):
@@ -59,16 +62,13 @@ def _runtime_options(case: Case) -> RuntimeOptions:
 
 def hear(case: Case, voice: Voice, panels: Sequence[Panel], progress: StageProgress) -> Heard:
     """Ask a voice everything in `panels`, except what it has answered before."""
-    scorer = open_voice(case, voice)
-    side = side_of(case, voice, scorer.identity)
-    with _remembering(scorer) as remembering:
+    with closing(_remembering(case, voice, open_voice(case, voice))) as scorer:
         counter = _Counter(voice.value, panels, case, progress)
-        return Heard(
-            side, tuple(answer(panel, remembering, case.task, case.query_instruction, counter) for panel in panels)
-        )
+        answers = (answer(panel, scorer, case.task, case.query_instruction, counter) for panel in panels)
+        return Heard(_side(case, voice, scorer.identity), tuple(answers))
 
 
-def side_of(case: Case, voice: Voice, identity: Identity) -> Side:
+def _side(case: Case, voice: Voice, identity: Identity) -> Side:
     """How the report names a voice."""
     name = case.options.artefact if voice is Voice.ARTEFACT else case.options.reference
     sha256 = identity.model if identity.is_pinned else None
@@ -77,14 +77,14 @@ def side_of(case: Case, voice: Voice, identity: Identity) -> Side:
 
 def answer_file(folder: Path, voice: Voice) -> Path:
     """Where a verification keeps the answers of a voice."""
-    return folder / _FOLDER / f"{voice.value}.jsonl"
+    return folder / ANSWERS / f"{voice.value}.jsonl"
 
 
-@contextmanager
-def _remembering(scorer: Scorer) -> Iterator[Scorer]:
-    with ExitStack() as stack:
-        stack.callback(scorer.close)
-        yield scorer
+def _remembering(case: Case, voice: Voice, scorer: Scorer) -> Scorer:
+    remembering = cached(scorer) if case.options.use_cache else scorer
+    if case.options.output is None:
+        return remembering
+    return Remembering(remembering, open_ledger(answer_file(case.options.output, voice), scorer.identity))
 
 
 class _Counter:
