@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +18,8 @@ from qtool.verification.case import Case
 from qtool.verification.gate import Outcome
 from qtool.verification.rederive import rederive
 from qtool.verification.report import RederivedFile, Stage, TensorError
-from qtool.verification.stages import PROMPT, REDERIVE, STRUCTURE, WEIGHTS, skipped
+from qtool.verification.stages import PROMPT, STRUCTURE, skipped
 from qtool.verification.structure import check_structure
-from qtool.verification.voices import Voice, open_voice
 from qtool.verification.weights import compare_weights
 
 _QUESTIONS: Final = 4
@@ -65,7 +62,7 @@ def check_files(case: Case, progress: StageProgress) -> Checked:
 
 def check_prompts(case: Case) -> Stage:
     """What both sides read for the first questions of each panel."""
-    return skipped(PROMPT, "soon")
+    return skipped(PROMPT, f"{case.artefact} is not asked yet")
 
 
 def _questions(case: Case, pairs: Sequence[Pair]) -> Sequence[Pair | Item]:
