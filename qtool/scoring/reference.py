@@ -33,6 +33,8 @@ from qtool.scoring.tokenizer import PromptTokenizer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from qtool.arch.prompts import PromptSpec
+
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -108,6 +110,13 @@ class TransformersScorer:
         """See Scorer."""
         prompt = self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
         return PromptSeen(prompt.token_ids, tuple(picture.grid_thw for picture in prompt.pictures))
+
+    def under(self, prompt: PromptSpec) -> TransformersScorer:
+        """The same model, loaded, reading its questions under another prompt."""
+        builder = PromptBuilder(self._opened.tokenizer, prompt)
+        other = TransformersScorer(self._opened, builder, self._options, self._dtype, self._device)
+        other._model = self._loaded
+        return other
 
     def close(self) -> None:
         """Free the model; another question would load it again."""
