@@ -91,11 +91,13 @@ def verify(
 
 
 def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:
+    from qtool.reporting.console import render
+    from qtool.reporting.write import write_reports
     from qtool.verification.gate import Verdict
 
     if output is not None:
-        (output / "report.json").write_text(report.to_json())
-    show(report.to_dict(), report, as_json=as_json)
+        write_reports(report, output)
+    show(report.to_dict(), render(report), as_json=as_json)
     failing = {Verdict.FAIL, Verdict.INCONCLUSIVE} if strict else {Verdict.FAIL}
     if report.verdict in failing:
         raise typer.Exit(EXIT_GATE_FAILED)

@@ -18,6 +18,7 @@ from qtool.quantization.job import QuantizeOptions
 from qtool.quantization.present import summary_table
 from qtool.quantization.run import quantize
 from qtool.quantization.summary import QuantizationSummary
+from qtool.reporting.console import render
 from qtool.verification.case import VerifyOptions
 from qtool.verification.report import Report
 from qtool.verification.run import verify
@@ -50,7 +51,7 @@ class Showcase:
         parts: list[RenderableType] = []
         for name, report in self.reports.items():
             parts += [Rule(f"{name}: quantize"), summary_table(self.summaries[name], self.outputs[name], dry_run=False)]
-            parts += [Rule(f"{name}: verify"), report]
+            parts += [Rule(f"{name}: verify"), render(report)]
         return Group(*parts)
 
 

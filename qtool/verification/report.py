@@ -8,14 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from qtool.inspection.finding import Finding
 from qtool.verification.gate import GateResult, Outcome, Verdict
 from qtool.verification.intervals import Interval
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 SCHEMA_VERSION: Final = 2
 
@@ -153,8 +150,3 @@ class Report:
     def to_json(self) -> str:
         """The report as one JSON document."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-
-    def __rich__(self) -> RenderableType:
-        from qtool.verification.table import render
-
-        return render(self)

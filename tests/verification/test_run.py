@@ -14,6 +14,7 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.builtin import find_panel
 from qtool.verification.case import VerifyOptions
+from qtool.reporting.console import render
 from qtool.verification.gate import Verdict
 from qtool.verification.report import Report
 from qtool.verification.run import verify
@@ -180,7 +181,7 @@ def test_the_report_is_json_and_a_table_with_every_promised_column(
     assert loaded["panels"][0]["metrics"] == dict(report.panels[0].metrics)
     assert loaded["gates"][1]["outcome"] == "fail"
     console = Console(width=120, record=True, file=(tmp_path / "out").open("w", encoding="utf-8"))
-    console.print(report)
+    console.print(render(report))
     console.file.close()
     text = console.export_text()
     for phrase in ("log-odds, RMSE", "Kendall τ-b", "Worst pairs of balls", "a [red] ball", "≤ 0.5", "is below 1.1"):

@@ -1,0 +1,165 @@
+"""The plots of a report: scores against scores, the differences, the modalities, the layers.
+
+Rule: what has no numbers gives no plot (None); what is drawn is all pairs and all layers, never a sample of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from markupsafe import Markup
+
+from qtool.reporting.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Frame, box, drawing, join, line, path, ring, text
+from qtool.reporting.words import number
+from qtool.verification.report import NoiseFloor, PanelReport, Report, TensorError
+
+_BINS: Final = 41
+_HEIGHT: Final = 260
+_ROW: Final = 40
+
+
+def scatter(panel: PanelReport, unit: str) -> Markup | None:
+    """Every pair: the reference's score across, the artefact's up; equal scores lie on the diagonal."""
+    scores = _finite(panel)
+    if not scores:
+        return None
+    flat = [score for pair in scores for score in pair]
+    pad = (max(flat) - min(flat)) * 0.04
+    ends = (min(flat) - pad, max(flat) + pad)
+    frame = Frame.around(ends, ends)
+    ticks = frame.x.ticks()
+    diagonal = line((frame.x.start, frame.y.start), (frame.x.end, frame.y.end), "diagonal")
+    worst = [
+        ring(frame.x.at(pair.reference), frame.y.at(pair.artefact), "worst", f"{pair.query} ⟶ {pair.document}")
+        for pair in panel.worst
+        if math.isfinite(pair.reference) and math.isfinite(pair.artefact)
+    ]
+    axes = frame.axes(f"reference, {unit}", f"artefact, {unit}", ticks)
+    said = f"{len(scores)} pairs between {number(min(flat))} and {number(max(flat))}; the worst are ringed."
+    return drawing(f"Scores of {panel.name}", said, _HEIGHT, axes, diagonal, frame.dots(scores, "a"), *worst)
+
+
+def histogram(panel: PanelReport, unit: str, noise: NoiseFloor | None) -> Markup | None:
+    """How many pairs differ by how much, with the reference's own noise (p99) behind them."""
+    deltas = [artefact - reference for reference, artefact in _finite(panel)]
+    if not deltas:
+        return None
+    reach = max(*map(abs, deltas), noise.p99 if noise else 0) or 1.0
+    counts = [0] * _BINS
+    for delta in deltas:
+        counts[min(int((delta + reach) / (2 * reach) * _BINS), _BINS - 1)] += 1
+    frame = Frame.around((-reach, reach), (0, max(counts)))
+    parts = [_noise_band(frame, noise)] if noise else []
+    parts.append(frame.axes(f"artefact minus reference, {unit}", "pairs"))
+    for index, count in enumerate(counts):
+        if count:
+            parts.append(_bar(frame, reach, index, count))
+    said = f"{len(deltas)} differences between {number(min(deltas))} and {number(max(deltas))}."
+    return drawing(f"Differences of {panel.name}", said, _HEIGHT, *parts)
+
+
+def _bar(frame: Frame, reach: float, index: int, count: int) -> Markup:
+    low = -reach + 2 * reach * index / _BINS
+    left, right, top = frame.x.at(low), frame.x.at(low + 2 * reach / _BINS), frame.y.at(count)
+    title = f"{number(low)} … {number(low + 2 * reach / _BINS)}: {count}"
+    return box(left + 0.5, top, right - left - 1, frame.y.start - top, "a", title)
+
+
+def _noise_band(frame: Frame, noise: NoiseFloor) -> Markup:
+    left, right = frame.x.at(-noise.p99), frame.x.at(noise.p99)
+    return box(
+        left, TOP, right - left, frame.y.start - TOP, "noise", f"noise of {noise.dtype}, p99: {number(noise.p99)}"
+    )
+
+
+def modalities(report: Report) -> Markup | None:
+    """Each panel's distances by what its pairs hold: a bar of the RMSE, a whisker to the 95th percentile."""
+    rows = [
+        (panel.name, modality, *_distances(values))
+        for panel in report.panels
+        for modality, values in panel.by_modality.items()
+        if _distances(values)[0] is not None
+    ]
+    if not rows:
+        return None
+    height = TOP + _ROW * len(rows) + BOTTOM
+    reach = max(value for _, _, *values in rows for value in values if value is not None)
+    frame = Frame.around((0, reach * 1.02), (0, 1), height)
+    parts = [_modality(frame, TOP + _ROW * place, *row) for place, row in enumerate(rows)]
+    ticks = [text(frame.x.at(value), height - BOTTOM + 15, f"{value:.10g}") for value in frame.x.ticks()]
+    title = text((LEFT + WIDTH) / 2, height - 6, "|Δ|, artefact minus reference", kind="title")
+    said = "; ".join(f"{name}, {kind}: RMSE {number(rmse)}, p95 {number(p95)}" for name, kind, rmse, p95 in rows)
+    below = line((LEFT, height - BOTTOM), (WIDTH - RIGHT, height - BOTTOM), "axis")
+    return drawing("Differences by modality", said, height, below, *parts, *ticks, title)
+
+
+def _modality(frame: Frame, top: float, panel: str, modality: str, rmse: float | None, p95: float | None) -> Markup:
+    start, middle = frame.x.start, top + 26
+    parts = [
+        text(start, top + 14, f"{panel} · {modality}", "start", "name"),
+        text(WIDTH - RIGHT, top + 14, number(rmse), "end", "tick"),
+        box(start, top + 20, frame.x.at(rmse or 0) - start, 12, "a", f"RMSE {number(rmse)}, p95 {number(p95)}"),
+    ]
+    if p95 is not None:
+        end = frame.x.at(p95)
+        parts += [
+            line((start, middle), (end, middle), "whisker"),
+            line((end, middle - 5), (end, middle + 5), "whisker"),
+        ]
+    return join(parts)
+
+
+def _distances(values: Mapping[str, float]) -> tuple[float | None, float | None]:
+    def ending(suffix: str) -> float | None:
+        return next((v for name, v in values.items() if name.endswith(suffix) and math.isfinite(v)), None)
+
+    return ending("_rmse"), ending("_p95")
+
+
+def layers(weights: Sequence[TensorError]) -> list[tuple[str, Markup]]:
+    """For each stack of layers, its name and a dot for each tensor: relative error by layer, under what the format allows."""
+    stacks: dict[str, list[tuple[int, TensorError]]] = defaultdict(list)
+    for tensor in weights:
+        found = re.match(r"(.*?)\.(\d+)\.", tensor.hf_name)
+        if found and math.isfinite(tensor.relative_error):
+            stacks[found[1]].append((int(found[2]), tensor))
+    return [(name, _stack(name, tensors)) for name, tensors in stacks.items()]
+
+
+def _stack(name: str, tensors: Sequence[tuple[int, TensorError]]) -> Markup:
+    last = max(layer for layer, _ in tensors)
+    allowed: dict[int, float] = defaultdict(float)
+    for layer, tensor in tensors:
+        allowed[layer] = max(allowed[layer], tensor.bound)
+    top = max(*(tensor.relative_error for _, tensor in tensors), *allowed.values())
+    frame = Frame.around((-0.5, last + 0.5), (0, top * 1.08))
+    bound = [
+        (frame.x.at(layer + side), frame.y.at(allowed[layer])) for layer in sorted(allowed) for side in (-0.5, 0.5)
+    ]
+    groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for layer, tensor in tensors:
+        groups[_group(tensor)].append((layer + _SHIFT[_group(tensor)], tensor.relative_error))
+    whole = [value for value in frame.x.ticks() if value == int(value)]
+    said = f"{len(tensors)} tensors of {last + 1} layers, errors up to {number(max(t.relative_error for _, t in tensors))}."
+    dots = [frame.dots(points, group) for group, points in groups.items()]
+    axes = frame.axes("layer", "relative error", whole)
+    return drawing(f"Weights of {name}", said, _HEIGHT, axes, path(bound, "bound"), *dots)
+
+
+_SHIFT: Final = {"attention": -0.15, "mlp": 0.15, "other": 0.0, "above": 0.0}
+
+
+def _group(tensor: TensorError) -> str:
+    if tensor.relative_error > tensor.bound:
+        return "above"
+    if "attn" in tensor.hf_name:
+        return "attention"
+    return "mlp" if "mlp" in tensor.hf_name else "other"
+
+
+def _finite(panel: PanelReport) -> list[tuple[float, float]]:
+    return [scores for scores in panel.scores if all(map(math.isfinite, scores))]

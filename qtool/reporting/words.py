@@ -1,0 +1,169 @@
+"""The words and numbers of a report, the same in every form of it.
+
+Rule: an outcome always has a word, a number always as many digits as it can bear.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from qtool.verification.gate import GateResult, Verdict
+from qtool.verification.intervals import Interval
+from qtool.verification.report import Report, Side
+
+_DISTANCES: Final = {
+    "rmse": "RMSE", "bias": "mean shift", "slope": "slope", "p50": "median |Δ|", "p95": "p95 |Δ|", "p99": "p99 |Δ|",
+    "max": "max |Δ|",
+}  # fmt: skip
+_LABELS: Final = {
+    **{f"log_odds_{name}": f"log-odds, {words}" for name, words in _DISTANCES.items()},
+    **{f"similarity_{name}": f"similarity, {words}" for name, words in _DISTANCES.items()},
+    "cosine_p50": "vectors, median cosine",
+    "cosine_p1": "vectors, p1 cosine",
+    "cosine_min": "vectors, least cosine",
+    "similarity_spearman": "similarity matrix, Spearman",
+    "kendall_tau": "Kendall τ-b",
+    "weighted_tau": "weighted τ",
+    "top1_agreement": "same document first",
+    "top5_agreement": "same first five",
+    "decisive_flips": "decisive flips",
+    "ndcg10_reference": "nDCG@10, reference",
+    "ndcg10_artefact": "nDCG@10, artefact",
+    "ndcg10_drop": "nDCG@10, drop",
+    "recovery": "nDCG@10, recovered",
+    "mrr_reference": "MRR, reference",
+    "mrr_artefact": "MRR, artefact",
+    "mrr_drop": "MRR, drop",
+}
+_JUDGED_BY_GATES: Final = ("scores", "ranking")
+_SAID_ELSEWHERE: Final = ("artefact", "reference", "task")
+
+
+@dataclass(frozen=True)
+class Concern:
+    """Why a report is not a plain pass: `about` says which stage or gate, `sentence` what was found there."""
+
+    outcome: str
+    about: str
+    sentence: str
+
+
+def label(metric: str) -> str:
+    """A metric's name for people; one that nobody named keeps its own."""
+    name, _, dimensions = metric.partition("_mrl")
+    return _LABELS.get(name, name) + (f", first {dimensions}" if dimensions else "")
+
+
+def number(value: float | None) -> str:
+    """Four decimals for what is near 1, less for what is large, an exponent for what would vanish."""
+    if value is None:
+        return "-"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}".removeprefix("-") if value == 0 else str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.2f}"
+    return f"{value:.1e}" if abs(value) < 5e-4 else f"{value:.4f}"
+
+
+def interval(ends: Interval | None) -> str:
+    """Both ends, or nothing."""
+    return "" if ends is None else f"{number(ends.low)} … {number(ends.high)}"
+
+
+def bound(gate: GateResult) -> str:
+    """What a gate allows."""
+    return " ".join(f"{sign} {value:g}" for sign, value in (("≥", gate.min), ("≤", gate.max)) if value is not None)
+
+
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def short_name(side: Side) -> str:
+    """The last part of a folder, repository or address."""
+    return re.split(r"[/\\]", side.name.rstrip("/\\"))[-1] or side.name
+
+
+def metric_names(report: Report) -> list[str]:
+    """Every metric that some panel has, in the panels' order."""
+    return list(dict.fromkeys(metric for panel in report.panels for metric in panel.metrics))
+
+
+def pairs(report: Report) -> int:
+    """How many pairs were scored."""
+    return sum(panel.pairs for panel in report.panels)
+
+
+def headline(report: Report) -> str:
+    """What follows from the report, in one sentence."""
+    open_ones = _stages(report, "inconclusive") if report.verdict is Verdict.INCONCLUSIVE else []
+    parts = [
+        f"{_listed(names)} {what}"
+        for names, what in ((_stages(report, "fail"), "failed"), (open_ones, "stayed undecided"))
+        if names
+    ]
+    if gates := _gates_sentence(report):
+        parts.append(gates)
+    elif report.panels:
+        parts.append(f"{pairs(report)} pairs compared; no gate could be held against them")
+    else:
+        held = [] if parts else _stages(report, "pass")
+        parts += [f"{_listed(held)} {'hold' if len(held) > 1 else 'holds'}"] if held else []
+        parts.append("nothing was scored")
+    return "; ".join(parts) + "."
+
+
+def concerns(report: Report) -> list[Concern]:
+    """What failed and then what stayed undecided: stages, then gates."""
+    found = []
+    for wanted in ("fail", "inconclusive"):
+        found += [Concern(wanted, each.name, each.summary) for each in report.stages if each.name in _stages(report, wanted)]
+        found += [
+            Concern(wanted, f"{label(gate.metric)} on {gate.panel}", gate.reason)
+            for gate in report.gates
+            if gate.outcome.value == wanted
+        ]
+    return found
+
+
+def settings(report: Report) -> str:
+    """How the run was set up, as far as the report does not say it elsewhere."""
+    plain = {name: value for name, value in report.settings.items() if isinstance(value, str | int | float)}
+    return ", ".join(f"{name} {value}" for name, value in plain.items() if name not in _SAID_ELSEWHERE)
+
+
+def _stages(report: Report, outcome: str) -> list[str]:
+    """Names of the stages with that outcome, but for those that only say what the gates say."""
+    judged = {gate.outcome.value for gate in report.gates}
+    named = [stage.name for stage in report.stages if stage.outcome.value == outcome]
+    return [name for name in named if not (outcome in judged and name in _JUDGED_BY_GATES)]
+
+
+def _gates_sentence(report: Report) -> str:
+    outcomes = [gate.outcome.value for gate in report.gates]
+    judged = len(outcomes) - outcomes.count("skipped")
+    if not judged:
+        return ""
+    rest = f"on {pairs(report)} pairs" + (f", {outcomes.count('skipped')} skipped" if "skipped" in outcomes else "")
+    open_ones = f", {outcomes.count('inconclusive')} undecided" if "inconclusive" in outcomes else ""
+    if "fail" in outcomes:
+        return f"{outcomes.count('fail')} of {judged} gates failed{open_ones} {rest}"
+    if open_ones:
+        return f"{outcomes.count('inconclusive')} of {judged} gates stayed undecided {rest}"
+    return f"all {judged} gates hold {rest}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
