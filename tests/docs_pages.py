@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -89,7 +90,12 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-PAGES = {"cli.md": cli_page, "findings.md": findings_page}
+def schema_page() -> str:
+    """The whole of docs/report.schema.json."""
+    return json.dumps(report_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+PAGES = {"cli.md": cli_page, "findings.md": findings_page, "report.schema.json": schema_page}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -144,7 +144,10 @@ def _provenance(report: Report) -> list[str]:
 
 
 def _side(role: str, side: Side) -> tuple[str, ...]:
-    hashes = (code(side.sha256) if side.sha256 else "not known", code(side.prompt_sha256) if side.prompt_sha256 else "not known")
+    hashes = (
+        code(side.sha256) if side.sha256 else "not known",
+        code(side.prompt_sha256) if side.prompt_sha256 else "not known",
+    )
     return (role, escaped(side.name), escaped(side.engine), escaped(side.numbers), *hashes)
 
 

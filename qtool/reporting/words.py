@@ -40,7 +40,7 @@ _LABELS: Final = {
     "mrr_drop": "MRR, drop",
 }
 _JUDGED_BY_GATES: Final = ("scores", "ranking")
-_SAID_ELSEWHERE: Final = ("artefact", "reference", "task")
+_SETTINGS: Final = ("limit", "shard", "dtype", "noise_queries")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def concerns(report: Report) -> list[Concern]:
     """What failed and then what stayed undecided: stages, then gates."""
     found = []
     for wanted in ("fail", "inconclusive"):
-        found += [Concern(wanted, each.name, each.summary) for each in report.stages if each.name in _stages(report, wanted)]
+        found += [
+            Concern(wanted, each.name, each.summary) for each in report.stages if each.name in _stages(report, wanted)
+        ]
         found += [
             Concern(wanted, f"{label(gate.metric)} on {gate.panel}", gate.reason)
             for gate in report.gates
@@ -137,9 +139,8 @@ def concerns(report: Report) -> list[Concern]:
 
 
 def settings(report: Report) -> str:
-    """How the run was set up, as far as the report does not say it elsewhere."""
-    plain = {name: value for name, value in report.settings.items() if isinstance(value, str | int | float)}
-    return ", ".join(f"{name} {value}" for name, value in plain.items() if name not in _SAID_ELSEWHERE)
+    """How the run was set up, as far as it was set up at all and the report does not say it elsewhere."""
+    return ", ".join(f"{name} {report.settings[name]}" for name in _SETTINGS if report.settings.get(name) is not None)
 
 
 def _stages(report: Report, outcome: str) -> list[str]:
@@ -160,10 +161,9 @@ def _gates_sentence(report: Report) -> str:
         return f"{outcomes.count('fail')} of {judged} gates failed{open_ones} {rest}"
     if open_ones:
         return f"{outcomes.count('inconclusive')} of {judged} gates stayed undecided {rest}"
-    return f"all {judged} gates hold {rest}"
+    return f"{f'all {judged} gates hold' if judged > 1 else 'the gate holds'} {rest}"
 
 
 def _listed(names: Iterable[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
-

@@ -40,7 +40,9 @@ def panel(name: str = "balls", **changes) -> PanelReport:
 def whole() -> Report:
     """A report that has every part, and fails."""
     gates = (
-        GateResult("log_odds_rmse", "balls", 0.0353, Interval(0.0312, 0.0399), None, 0.03, Outcome.FAIL, "0.0353 is above 0.03"),
+        GateResult(
+            "log_odds_rmse", "balls", 0.0353, Interval(0.0312, 0.0399), None, 0.03, Outcome.FAIL, "0.0353 is above 0.03"
+        ),
         GateResult("kendall_tau", "balls", 0.986, None, 0.9, None, Outcome.PASS, "0.986 is within bounds"),
         GateResult("cosine_p1", "balls", None, None, 0.99, None, Outcome.SKIPPED, "no metric of the task rerank"),
     )
@@ -48,9 +50,7 @@ def whole() -> Report:
         Stage("structure", Outcome.PASS, "13 tensors", (), 0.25),
         Stage("prompt", Outcome.INCONCLUSIVE, "the server shows no token ids"),
         Stage("noise", Outcome.SKIPPED, "not asked for"),
-        Stage(
-            "weights", Outcome.FAIL, "one is wrong", (Finding("far", Severity.BROKEN, "Too far.", "qtool x"),), 2
-        ),
+        Stage("weights", Outcome.FAIL, "one is wrong", (Finding("far", Severity.BROKEN, "Too far.", "qtool x"),), 2),
     )
     weights = tuple(
         TensorError(f"model.layers.{n}.{part}.weight", "NVFP4", 0.09 + n / 100, 0.11)

@@ -46,12 +46,12 @@ def test_headlines_say_what_follows():
     whole = reports.whole()
     held = tuple(replace(stage, outcome=Outcome.PASS) for stage in whole.stages)
     passed = replace(whole, stages=held, gates=whole.gates[1:], verdict=Verdict.PASS)
-    assert words.headline(passed) == "all 1 gates hold on 3 pairs, 1 skipped."
+    assert words.headline(passed) == "the gate holds on 3 pairs, 1 skipped."
     assert words.headline(replace(passed, gates=())) == "3 pairs compared; no gate could be held against them."
     assert words.headline(reports.structure_only()) == "structure holds; nothing was scored."
     assert words.headline(reports.empty()) == "nothing was scored."
     open_one = replace(passed, stages=whole.stages[:3], verdict=Verdict.INCONCLUSIVE)
-    assert words.headline(open_one) == "prompt stayed undecided; all 1 gates hold on 3 pairs, 1 skipped."
+    assert words.headline(open_one) == "prompt stayed undecided; the gate holds on 3 pairs, 1 skipped."
     judged = (replace(whole.stages[3], name="scores"),)
     assert words.headline(replace(whole, stages=judged)) == "1 of 2 gates failed on 3 pairs, 1 skipped."
 

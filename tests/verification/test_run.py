@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.builtin import find_panel
-from qtool.verification.case import VerifyOptions
 from qtool.reporting.console import render
+from qtool.verification.case import VerifyOptions
 from qtool.verification.gate import Verdict
 from qtool.verification.report import Report
 from qtool.verification.run import verify
