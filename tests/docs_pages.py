@@ -14,6 +14,7 @@ from pathlib import Path
 
 from qtool import errors
 from qtool.inspection.catalogue import CODES, Code
+from qtool.reporting.schema import report_schema
 from qtool.verification.catalogue import CODES as COMPARED
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -42,7 +42,8 @@ def render(report: Report) -> str:
     properties = {"verdict": report.verdict.value, "summary": headline(report), "reference": report.reference.name}
     _add_properties(root, properties)
     ET.indent(root)
-    return ET.tostring(root, encoding="utf-8", xml_declaration=True).decode() + "\n"
+    document: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document.decode() + "\n"
 
 
 def _add_properties(root: ET.Element, properties: dict[str, str]) -> None:
