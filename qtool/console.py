@@ -36,6 +36,11 @@ def show_result(result: RenderableType) -> None:
     _result.print(result)
 
 
+def show_line(result: str) -> None:
+    """The result, to be copied: one line, however long."""
+    sys.stdout.write(result + "\n")
+
+
 def show_json(result: Mapping[str, Any]) -> None:
     """The result, for a program."""
     sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")

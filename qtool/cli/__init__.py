@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from qtool import console
-from qtool.cli import checkpoints, gguf, verification
+from qtool.cli import checkpoints, gguf, serving, verification
 from qtool.errors import QtoolError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command("convert-gguf")(gguf.convert_gguf)
 app.command()(gguf.inspect)
 app.command("repair-gguf")(gguf.repair_gguf)
 app.command()(verification.verify)
+app.command("serve-command")(serving.serve_command)
 app.command()(checkpoints.demo)
 app.command()(checkpoints.recipes)
 app.command()(checkpoints.doctor)

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from qtool.errors import ModelError, QtoolError
+from qtool.arch.detect import ARCHITECTURES
+from qtool.arch.prompts import embedder_prompt, reranker_prompt
+from qtool.arch.spec import Task
+from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.contents import distinct_pairs, query_content
 from qtool.scoring.http_client import HttpClient
@@ -37,19 +40,21 @@ if TYPE_CHECKING:
 class HttpOptions:
     """How to ask a server.
 
-    `engine` and `model` override what it says of itself. `prompt` is the model's official one, which no server tells: it is
-    needed to embed, and for empty sides. `concurrency` requests are under way at once; one may take `timeout` seconds;
+    `engine`, `model` and `task` override what it says of itself. `family` (as `arch` names it) no server tells; it decides
+    the official prompt, which is needed to embed, and for empty sides. `concurrency` requests are under way at once; one may take `timeout` seconds;
     one that finds no connection, 429 or 502 to 504 is repeated `retries` times, with pauses from half a second that double.
     """
 
     engine: ServerKind | None = None
     model: str | None = None
-    prompt: PromptSpec | None = None
+    task: Task | None = None
+    family: str | None = None
     concurrency: int = 8
     timeout: float = 300.0
     retries: int = 5
 
 
+_IS_VISION: Final = {known.family: known.is_vision for known in ARCHITECTURES.values()}
 _DEFAULT: Final = HttpOptions()
 
 
@@ -57,7 +62,7 @@ def open_http(url: str, options: HttpOptions = _DEFAULT) -> HttpScorer:
     """Find out what answers at `url`. Raises NetworkError where nothing does."""
     client = HttpClient(url, options.timeout, options.retries)
     try:
-        return HttpScorer(client, detect_server(client, options.engine, options.model), options)
+        return HttpScorer(client, detect_server(client, options.engine, options.model, options.task), options)
     except QtoolError:
         client.close()
         raise
@@ -70,7 +75,8 @@ class HttpScorer:
         self.server = server
         self._client = client
         self._options = options
-        self._engine = _engine(client, server, options.prompt)
+        self._prompt = _official_prompt(server.task, options.family)
+        self._engine = _engine(client, server, self._prompt)
 
     def __enter__(self) -> Self:
         return self
@@ -83,9 +89,19 @@ class HttpScorer:
         self._client.close()
 
     @property
+    def task(self) -> Task:
+        """See Scorer."""
+        return self.server.task
+
+    @property
+    def family(self) -> str | None:
+        """See Scorer."""
+        return self._options.family
+
+    @property
     def identity(self) -> Identity:
         """See Scorer. In which precision a server computes, it does not say."""
-        prompt = prompt_sha256(self._options.prompt) if self._options.prompt else "the server's"
+        prompt = prompt_sha256(self._prompt) if self._prompt else "the server's"
         return Identity(
             self.server.engine,
             f"{self._client.url} {self.server.model}".strip(),
@@ -97,10 +113,12 @@ class HttpScorer:
     @property
     def query_instruction(self) -> str | None:
         """See Scorer."""
-        return (self._options.prompt.query_instruction if self._options.prompt else "") or None
+        return (self._prompt.query_instruction if self._prompt else "") or None
 
     def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """See Scorer. NetworkError or ModelError name the pair; what was answered until then has been told."""
+        if self.task is not Task.RERANK:
+            raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
         for pair in pairs:
             self._engine.check_pair(pair)
         self._engine.prepare(pairs)
@@ -123,6 +141,8 @@ class HttpScorer:
 
     def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
         """See Scorer. NetworkError or ModelError name the item; what was answered until then has been told."""
+        if self.task is not Task.EMBED:
+            raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
         for item in items:
             self._engine.check_item(item)
         vectors: dict[int, NDArray[np.float32]] = {}
@@ -157,6 +177,14 @@ class HttpScorer:
             return self._engine.embed(item).astype(np.float32)
         except QtoolError as error:
             return error
+
+
+def _official_prompt(task: Task, family: str | None) -> PromptSpec | None:
+    if family is None:
+        return None
+    if family not in _IS_VISION:
+        raise UsageError(f"Unknown family {family!r}.", f"Known are {', '.join(_IS_VISION)}.")
+    return (reranker_prompt if task is Task.RERANK else embedder_prompt)(is_vision=_IS_VISION[family])
 
 
 def _engine(client: HttpClient, server: Server, prompt: PromptSpec | None) -> HttpEngine:

@@ -71,6 +71,10 @@ class HttpClient:
         except ValueError:
             return None
 
+    def takes(self, path: str) -> bool:
+        """Whether the server does something at `path`: it then finds fault with an empty question."""
+        return self._sent("POST", path, {}, "qtool").status_code not in (*_NO_SUCH_PAGE, HTTPStatus.NOT_IMPLEMENTED)
+
     def ask(self, name: str, path: str, body: Any) -> Any:
         """The JSON answer to `body`, asked for `name`. Raises NetworkError or ModelError."""
         answer = self.ask_if_there(name, path, body)

@@ -1,4 +1,4 @@
-"""Which engine answers at an address.
+"""Which engine answers at an address, and for which task.
 
 Rule: an engine is known by a page that only it has, asked for in this order: /props (llama-server), /info (TEI), /version
 (vLLM). What has none of them is taken for a server of Jina's /rerank and OpenAI's /v1/embeddings.
@@ -6,10 +6,12 @@ Rule: an engine is known by a page that only it has, asked for in this order: /p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from qtool.arch.spec import Task
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Server:
     kind: ServerKind
     version: str
     model: str
+    task: Task
     media_marker: str = ""
 
     @property
@@ -39,6 +42,9 @@ class Server:
         """Its name and version."""
         return f"{self.kind.value} {self.version}".strip()
 
+
+RERANK_PATHS: Final = ("/v1/rerank", "/rerank", "/v2/rerank")
+"""Where servers of Jina's shape rank."""
 
 _PAGES: Final = (
     (ServerKind.LLAMA_SERVER, "/props", "default_generation_settings", "build_info"),
@@ -48,15 +54,24 @@ _PAGES: Final = (
 """An engine, a page of it, the field that proves it, and the one that holds its version."""
 
 
-def detect_server(client: HttpClient, kind: ServerKind | None, model: str | None) -> Server:
-    """Ask who is there; `kind` and `model` override the answers. Raises NetworkError where nobody is."""
+def detect_server(client: HttpClient, kind: ServerKind | None, model: str | None, task: Task | None) -> Server:
+    """Ask who is there; `kind`, `model` and `task` override the answers. Raises NetworkError where nobody is."""
     for engine, path, proof, version in _PAGES:
         found = client.find(path) if kind in (None, engine) else None
         page = found if isinstance(found, dict) else {}
         if kind is engine or proof in page:
             name = model or page.get("model_id") or _listed_model(client)
-            return Server(engine, str(page.get(version, "")), str(name), str(page.get("media_marker", "")))
-    return Server(ServerKind.JINA, "", model or _listed_model(client))
+            marker, said = str(page.get("media_marker", "")), task or _task(client, engine, page)
+            return Server(engine, str(page.get(version, "")), str(name), said, marker)
+    return Server(ServerKind.JINA, "", model or _listed_model(client), task or _task(client, ServerKind.JINA, {}))
+
+
+def _task(client: HttpClient, kind: ServerKind, page: Mapping[str, Any]) -> Task:
+    """TEI says it; the others rank at pages that embedders lack (vLLM's /score compares vectors too, /classify does not)."""
+    if "model_type" in page:
+        return Task.RERANK if "reranker" in page["model_type"] else Task.EMBED
+    pages = {ServerKind.VLLM: ("/classify",), ServerKind.LLAMA_SERVER: ("/v1/rerank",)}
+    return Task.RERANK if any(client.takes(path) for path in pages.get(kind, RERANK_PATHS)) else Task.EMBED
 
 
 def _listed_model(client: HttpClient) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.http_answers import probabilities_as_log_odds, scores_of, vector_of
+from qtool.scoring.http_detect import RERANK_PATHS
 from qtool.scoring.http_engine import check_text_only, item_name, known_prompt, request_name
 from qtool.scoring.prompt import embed_instruction
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from qtool.arch.prompts import PromptSpec
     from qtool.scoring.http_client import HttpClient
 
-_RERANK_PATHS: Final = ("/v1/rerank", "/rerank", "/v2/rerank")
 _TEXTS_ONLY: Final = "this server's interface takes texts."
 
 
@@ -53,11 +53,11 @@ class Jina:
         """See HttpEngine."""
         name, documents = request_name(pairs), [pair.document.joined_text for pair in pairs]
         body = self._model | {"query": pairs[0].query.joined_text, "documents": documents, "return_documents": False}
-        for path in _RERANK_PATHS:
+        for path in RERANK_PATHS:
             answer = self._client.ask_if_there(name, path, body)
             if answer is not None:
                 return probabilities_as_log_odds(name, scores_of(name, answer, len(pairs)))
-        raise ModelError(f"{name}: {self._client.url} has none of {', '.join(_RERANK_PATHS)}.")
+        raise ModelError(f"{name}: {self._client.url} has none of {', '.join(RERANK_PATHS)}.")
 
     def embed(self, item: Item) -> NDArray[np.float64]:
         """See HttpEngine."""

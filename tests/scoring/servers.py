@@ -34,7 +34,8 @@ class LoopbackServer:
     asked: list[tuple[str, Any, Any]] = field(default_factory=list)
 
     def bodies(self, path: str) -> list[Any]:
-        return [body for asked, _, body in self.asked if asked == path]
+        """What was asked at `path`, but for the empty question that finds out whether it is there."""
+        return [body for asked, _, body in self.asked if asked == path and body]
 
 
 @contextmanager
@@ -89,7 +90,9 @@ def jina(rank: Callable[[str, list[str]], Any]) -> Callable[[str, Any], Any]:
     def answer(path: str, body: Any) -> Any:
         if path == "/v1/models":
             return {"data": [{"id": "some-reranker"}]}
-        return rank(body["query"], body["documents"]) if path == "/rerank" else None
+        if path != "/rerank":
+            return None
+        return rank(body["query"], body["documents"]) if body else Reply({"message": "empty"}, 422)
 
     return answer
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from qtool.arch.prompts import TEXT_EMBEDDER, TEXT_RERANKER, VL_EMBEDDER
+from qtool.arch.spec import Task
 from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.http import HttpOptions, open_http
@@ -212,7 +213,7 @@ def test_a_base_that_ends_in_v1_is_the_same_server():
 
 PAGES = {
     "/props": {"default_generation_settings": {}, "build_info": "b1-abc", "media_marker": "<m>"},
-    "/info": {"model_id": "BAAI/some", "version": "1.9.0"},
+    "/info": {"model_id": "BAAI/some", "version": "1.9.0", "model_type": {"reranker": {}}},
     "/version": {"version": "0.33.0"},
 }
 
@@ -239,6 +240,24 @@ def test_a_web_site_is_no_engine_and_the_engine_can_be_said():
             assert scorer.server.kind is ServerKind.JINA
         with open_http(server.url, HttpOptions(engine=ServerKind.VLLM, model="m")) as scorer:
             assert scorer.identity.engine == "vllm"
+
+
+def test_the_task_is_what_a_server_has_pages_for():
+    refused = Reply({"message": "empty"}, 400)
+    rerankers = (
+        {"/version": PAGES["/version"], "/classify": refused},
+        {"/props": PAGES["/props"], "/v1/rerank": refused},
+    )
+    embedders = (
+        {"/version": PAGES["/version"], "/score": refused, "/v1/embeddings": refused},
+        {"/props": PAGES["/props"], "/v1/rerank": Reply({"message": "not supported"}, 501)},
+        {"/info": PAGES["/info"] | {"model_type": {"embedding": {}}}, "/rerank": refused},
+    )
+    for pages, task in [*((each, Task.RERANK) for each in rerankers), *((each, Task.EMBED) for each in embedders)]:
+        with serving(lambda path, _: pages.get(path)) as server, open_http(server.url, QUICK) as scorer:  # noqa: B023
+            assert scorer.task is task
+            with pytest.raises(UsageError, match="does not"):
+                scorer.embed([]) if task is Task.RERANK else scorer.score([])
 
 
 def test_of_several_models_one_must_be_named():
@@ -270,7 +289,10 @@ ASKED = Pair(Item("q", ("q",), instruction="Judge the colour."), Item("d", ("d",
     ],
 )
 def test_what_an_engine_cannot_take_is_refused_before_anything_is_sent(kind, pair, message):
-    with serving(lambda *_: None) as server, open_http(server.url, HttpOptions(engine=kind, model="m")) as scorer:
+    with (
+        serving(lambda *_: None) as server,
+        open_http(server.url, HttpOptions(engine=kind, model="m", task=Task.RERANK)) as scorer,
+    ):
         before = len(server.asked)
         with pytest.raises(UsageError, match=message):
             scorer.score([*many(3), pair])
@@ -283,7 +305,7 @@ def test_embedding_needs_the_prompt_and_one_vector_of_some_length():
     def answer(path, body):
         return {"data": [{"embedding": vectors[body["input"]]}]} if path == "/v1/embeddings" else None
 
-    options = HttpOptions(model="m", prompt=TEXT_EMBEDDER, retries=0, concurrency=1)
+    options = HttpOptions(model="m", family="qwen3", retries=0, concurrency=1)
     with serving(answer) as server:
         with (
             open_http(server.url, HttpOptions(model="m")) as scorer,
@@ -310,9 +332,9 @@ def test_tei_gets_the_official_prompt_in_two_halves_and_answers_in_log_odds():
 
     asked = [Pair(Item("q", ("Q",), instruction="Find."), Item(name, (name,))) for name in ("a", " b")]
     with serving(answer) as server:
-        with open_http(server.url, HttpOptions(prompt=TEXT_RERANKER)) as scorer:
+        with open_http(server.url, HttpOptions(family="qwen3")) as scorer:
             assert scorer.score(asked) == [12.25, -3.5]
-        with open_http(server.url, HttpOptions(prompt=VL_EMBEDDER)) as scorer:
+        with open_http(server.url, HttpOptions(family="qwen3_vl", task=Task.EMBED)) as scorer:
             assert scorer.embed([Item("i", ("text",))]).tolist() == [[1, 0]]
         (body,) = server.bodies("/rerank")
         (embedded,) = server.bodies("/embed")

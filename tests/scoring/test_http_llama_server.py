@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from qtool import resources
-from qtool.arch.prompts import TEXT_EMBEDDER, VL_EMBEDDER, VL_RERANKER
+from qtool.arch.spec import Task
 from qtool.errors import ModelError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import load_panel
@@ -55,9 +55,10 @@ def test_texts_rank_over_http_as_in_process_and_as_the_reference(folder):
         Pair(Item("q", ("q",)), Item("none")),
     ]
     told = {}
-    with serving(gguf, Pooling.RANK) as url, open_http(url, HttpOptions(prompt=VL_RERANKER)) as scorer:
+    with serving(gguf, Pooling.RANK) as url, open_http(url, HttpOptions(family="qwen3_vl")) as scorer:
         scores = scorer.score(pairs, told.__setitem__)
         assert scorer.identity.engine.startswith("llama-server ")
+        assert scorer.task is Task.RERANK
         assert scorer.prompt_seen(pairs[0]) is None
     with open_llama_cpp(gguf, options=ALONE) as inside:
         expected = inside.score(pairs)
@@ -82,11 +83,11 @@ def test_a_document_that_is_too_long_is_named_and_the_others_are_kept(folder):
     assert set(told) == {0, 2}
 
 
-def test_a_server_for_the_other_task_says_so(folder):
+def test_a_server_is_asked_for_its_task_and_says_so_when_told_another(folder):
     embedder = gguf_of(EMBEDDER, "f16", folder)
     with (
         serving(embedder, Pooling.LAST) as url,
-        open_http(url) as scorer,
+        open_http(url, HttpOptions(task=Task.RERANK)) as scorer,
         pytest.raises(ModelError, match=r"query .*: .*does not support reranking"),
     ):
         scorer.score(TEXT.pairs[:1])
@@ -98,7 +99,8 @@ def test_texts_and_pictures_embed_over_http_as_in_process(folder):
     both = Item("both", ("x",), (Image.fromarray(pixels).resize((90, 70)),))
     items = [*PICTURES.queries[0].documents[:2], *TEXT.queries[0].documents[:4], both, Item("empty")]
     items.append(Item("asked", ("cafe\u0301",), instruction="Find the same"))
-    with serving(gguf, Pooling.LAST, projector) as url, open_http(url, HttpOptions(prompt=VL_EMBEDDER)) as scorer:
+    with serving(gguf, Pooling.LAST, projector) as url, open_http(url, HttpOptions(family="qwen3_vl")) as scorer:
+        assert scorer.task is Task.EMBED
         vectors = scorer.embed(items)
         seen = [scorer.prompt_seen(item) for item in items]
     with open_llama_cpp(gguf, projector, ALONE) as inside:
@@ -111,7 +113,7 @@ def test_texts_and_pictures_embed_over_http_as_in_process(folder):
 def test_the_text_family_embeds_over_http_as_in_process(folder):
     gguf = gguf_of(text_family_of(EMBEDDER, folder, ends_texts=True), "f32", folder)
     items = [TEXT.queries[0].item, *TEXT.queries[0].documents[:2], Item("asked", ("it",), instruction="Find it")]
-    with serving(gguf, Pooling.LAST) as url, open_http(url, HttpOptions(prompt=TEXT_EMBEDDER)) as scorer:
+    with serving(gguf, Pooling.LAST) as url, open_http(url, HttpOptions(family="qwen3")) as scorer:
         vectors, seen = scorer.embed(items), scorer.prompt_seen(items[-1])
     with open_llama_cpp(gguf, options=ALONE) as inside:
         np.testing.assert_allclose(vectors, inside.embed(items), rtol=0, atol=1e-6)
@@ -125,7 +127,7 @@ def test_a_server_that_cuts_pictures_by_its_own_rule_is_refused(folder, monkeypa
     picture = Item("d", image=(Image.new("RGB", (256, 256)),))
     with (
         serving(gguf, Pooling.LAST, projector) as url,
-        open_http(url, HttpOptions(prompt=VL_EMBEDDER)) as scorer,
+        open_http(url, HttpOptions(family="qwen3_vl")) as scorer,
         pytest.raises(ModelError, match=r"item 'd': the server read \d+ tokens, the official prompt has \d+") as caught,
     ):
         scorer.embed([picture])

@@ -1,0 +1,43 @@
+"""The command around servers: serve-command.
+
+Rule: no work happens here, and heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtool import console
+from qtool.arguments import parse_task
+from qtool.cli.options import Json, TaskOption
+
+
+def serve_command(
+    artefact: Annotated[str, typer.Argument(metavar="ARTEFACT", help="A checkpoint's folder or a GGUF file.")],
+    *,
+    engine: Annotated[str, typer.Option(help="vllm, llama-server or sglang.")],
+    port: Annotated[int | None, typer.Option(help="Serve there.", show_default="the engine's own")] = None,
+    write_template: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the official chat template of a reranker that lacks it.", show_default=False
+        ),
+    ] = None,
+    task: TaskOption = None,
+    json: Json = False,
+) -> None:
+    """Print the command that serves an artefact as qtool scores it, chat template included."""
+    from qtool.scoring.serve_command import parse_engine, with_template
+    from qtool.scoring.serve_command import serve_command as run
+
+    command = run(artefact, parse_engine(engine), port, parse_task(task), write_template)
+    command = with_template(command, write=write_template is not None)
+    if json:
+        console.show_json(command.to_json())
+        return
+    for note in command.notes:
+        console.show_status(note)
+    console.show_line(command.line)
