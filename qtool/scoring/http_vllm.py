@@ -1,7 +1,8 @@
 """vLLM over HTTP: /score for pairs, /v1/embeddings for items.
 
 Rule: the server's own chat template writes the prompt, since that is what its users get; sides, pictures and instruction
-are handed to it as data. Pictures come on the official grid, with the official pixel limits.
+are handed to it as data. Pictures come on the official grid; pixel limits in a request are refused (400), so the
+server keeps its own, which `qtool serve-command` sets.
 
 Read in vLLM's source (0.32), `entrypoints/pooling`: /score renders messages of the roles query and document with
 --chat-template, or concatenates them without one; `use_activation: false` gives log-odds; texts of one side are joined
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from qtool.arch.prompts import PromptSpec
     from qtool.scoring.http_client import HttpClient
 
-_PIXELS: Final = {"min_pixels": OFFICIAL_LIMITS.min_pixels, "max_pixels": OFFICIAL_LIMITS.max_pixels}
 _ACTIVATION_ERROR: Final = 0.01
 """bf16 rounds a probability by up to 0.002; another activation than the sigmoid is further off."""
 
@@ -115,11 +115,10 @@ class Vllm:
     def _score(self, pairs: Sequence[Pair], **more: Any) -> Any:
         query, documents = pairs[0].query, [pair.document for pair in pairs]
         body = {"text_1": _side(query), "text_2": [_side(document) for document in documents], **_instructed(query)}
-        pictured = any(item.image for item in (query, *documents))
-        return self._client.ask(request_name(pairs), "/score", self._model | body | more | _limits(pictured=pictured))
+        return self._client.ask(request_name(pairs), "/score", self._model | body | more)
 
     def _embedding(self, item: Item) -> Any:
-        body = {**self._item_body(item), "encoding_format": "float", **_limits(pictured=bool(item.image))}
+        body = {**self._item_body(item), "encoding_format": "float"}
         return self._client.ask(item_name(item), "/v1/embeddings", self._model | body)
 
     def _item_body(self, item: Item) -> Mapping[str, Any]:
@@ -136,13 +135,12 @@ class Vllm:
         """What /tokenize may be asked: the served template's rendering, and the bare sides that /score takes without one."""
         if isinstance(question, Item):
             body = dict(self._item_body(question))
-            return [{"prompt": body["input"]}] if "input" in body else [body | _limits(pictured=bool(question.image))]
+            return [{"prompt": body["input"]} if "input" in body else body]
         query, document = question.query, question.document
         roles = (("query", query), ("document", document))
         messages = [{"role": role, "content": _parts(item) or [{"type": "text", "text": ""}]} for role, item in roles]
         options = {"add_generation_prompt": False, "add_special_tokens": True, **_instructed(query)}
-        rendered = {"messages": messages, **options, **_limits(pictured=bool(query.image or document.image))}
-        return [rendered, {"prompt": query.joined_text + document.joined_text}]
+        return [{"messages": messages, **options}, {"prompt": query.joined_text + document.joined_text}]
 
 
 def _side(item: Item) -> Any:
@@ -158,10 +156,6 @@ def _parts(item: Item) -> list[Mapping[str, Any]]:
 
 def _instructed(query: Item) -> Mapping[str, Any]:
     return {"chat_template_kwargs": {"instruction": query.instruction}} if query.instruction else {}
-
-
-def _limits(*, pictured: bool) -> dict[str, Any]:
-    return {"mm_processor_kwargs": _PIXELS} if pictured else {}
 
 
 def _grid(source: Any) -> tuple[int, int, int]:
