@@ -18,7 +18,17 @@ from qtool.reporting.schema import report_schema
 from qtool.verification.catalogue import CODES as COMPARED
 
 DOCS = Path(__file__).parent.parent / "docs"
-COMMANDS = ("quantize", "convert-gguf", "inspect", "repair-gguf", "verify", "demo", "recipes", "doctor")
+COMMANDS = (
+    "quantize",
+    "convert-gguf",
+    "inspect",
+    "repair-gguf",
+    "verify",
+    "serve-command",
+    "demo",
+    "recipes",
+    "doctor",
+)
 
 INTRODUCTION = """\
 # Command line
