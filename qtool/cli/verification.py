@@ -46,6 +46,10 @@ def verify(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score only the first N queries of each panel.", show_default=False)
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Score only this share, for merge-reports to join.", show_default=False),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     mmproj: Annotated[
         Path | None, typer.Option(help="A GGUF file's projector.", show_default="the one beside it")
@@ -66,7 +70,7 @@ def verify(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep answers for later runs, and use them.")
     ] = True,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when the verdict is inconclusive, too.")] = False,
+    strict: Strict = False,
     force: Force = False,
     task: TaskOption = None,
     revision: Revision = None,
@@ -74,12 +78,13 @@ def verify(
     json: Json = False,
 ) -> None:
     """Prove that an artefact scores as its reference does: structure, prompt, scores, ranking, verdict."""
+    from qtool.inputs.shards import Shard
     from qtool.verification.case import VerifyOptions
     from qtool.verification.folder import prepare
     from qtool.verification.run import verify as run
 
     options = VerifyOptions(
-        artefact, reference, tuple(panel or ()), parse_task(task), recipe, dtype, limit=limit, mmproj=mmproj,
+        artefact, reference, tuple(panel or ()), parse_task(task), recipe, dtype, limit=limit, shard=Shard.parse(shard) if shard else None, mmproj=mmproj,
         revision=revision, token=token, structure_only=structure_only, weights=weights, rederive=rederive,
         keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
     )  # fmt: skip
@@ -88,6 +93,22 @@ def verify(
     with console.stage_bar("items") as progress:
         report = run(options, progress)
     _finish(report, output, strict=strict, as_json=json)
+
+
+def merge_reports(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="The folders of all shards.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the joined answers and reports.")],
+    strict: Strict = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Join what `verify --shard` scored on several machines and judge it as one verification."""
+    from qtool.verification.folder import prepare
+    from qtool.verification.merge import merge_reports as run
+
+    prepare(output, force=force)
+    _finish(run(folders, output), output, strict=strict, as_json=json)
 
 
 def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:

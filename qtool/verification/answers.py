@@ -53,6 +53,8 @@ def answer(
     panel: Panel, scorer: Scorer, task: Task, query_instruction: str | None = None, answered: Answered = unheard
 ) -> Answers:
     """Score or embed everything in the panel; an embedder's queries get `query_instruction` where the panel gives none."""
+    if not panel.queries:
+        return Answers(np.zeros(0))
     if task is Task.RERANK:
         return Answers(np.asarray(scorer.score(panel.pairs, answered), dtype=np.float64))
     items, places = _distinct(panel, query_instruction)

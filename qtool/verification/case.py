@@ -6,7 +6,7 @@ Rule: whatever can be refused is refused here, before a weight is read or a serv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from qtool.checkpoint.source import resolve
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.builtin import default_panels, load_panels
 from qtool.inputs.panels import Panel
+from qtool.inputs.shards import Shard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
@@ -33,7 +34,7 @@ class VerifyOptions:
     """What to compare on what.
 
     `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server; `panels` are files or
-    built-in names, by default those that the model can read; `limit` takes the first queries of each; `recipe` overrides
+    built-in names, by default those that the model can read; `limit` takes the first queries of each and `shard` a share of those; `recipe` overrides
     the artefact's own; `noise_queries` of each panel are also asked of the reference in bf16. With `output` every answer
     is kept in that folder as it comes, and an interrupted run goes on from there.
     """
@@ -46,6 +47,7 @@ class VerifyOptions:
     dtype: str = "float32"
     device: str = "auto"
     limit: int | None = None
+    shard: Shard | None = None
     mmproj: Path | None = None
     revision: str | None = None
     token: str | None = None
@@ -81,7 +83,9 @@ class Case:
         return {
             "artefact": options.artefact, "reference": options.reference, "task": self.task.value,
             "panels": [panel.sha256 for panel in self.panels], "limit": options.limit, "dtype": options.dtype,
-            "noise_queries": options.noise_queries, "recipe_sha256": self.recipe.sha256,
+            "noise_queries": options.noise_queries, "query_instruction": self.query_instruction,
+            "panel_sources": list(options.panels), "recipe_text": self.recipe.text,
+            "shard": str(options.shard) if options.shard else None,
         }  # fmt: skip
 
 
@@ -93,6 +97,7 @@ def open_case(options: VerifyOptions) -> Case:
     task, task_source = _task(declared, artefact, options.task)
     recipe = _recipe(options, artefact)
     check_names(recipe.recipe.gates)
+    options = replace(options, panels=options.panels or default_panels(is_vision=declared.architecture.is_vision))
     panels = () if options.structure_only else tuple(_panels(options, declared))
     instruction = embedder_prompt(is_vision=declared.architecture.is_vision).query_instruction or None
     return Case(options, reference, artefact, task, task_source, instruction, recipe, panels)
@@ -139,9 +144,8 @@ def _recipe(options: VerifyOptions, artefact: Path | None) -> LoadedRecipe:
 
 
 def _panels(options: VerifyOptions, reference: Detection) -> list[Panel]:
-    is_vision = reference.architecture.is_vision
-    panels = load_panels(options.panels or default_panels(is_vision=is_vision), options.limit)
-    if not is_vision:
+    panels = [panel.shard(options.shard) for panel in load_panels(options.panels, options.limit)]
+    if not reference.architecture.is_vision:
         for panel in panels:
             _refuse_pictures(panel, reference)
     return panels

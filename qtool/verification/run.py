@@ -43,7 +43,8 @@ def _may_go_on(options: VerifyOptions, checked: Checked) -> bool:
 
 def _hear_all(case: Case, progress: StageProgress) -> dict[Voice, Heard]:
     heard = {Voice.REFERENCE: hear(case, Voice.REFERENCE, case.panels, progress)}
-    if case.options.noise_queries:
-        heard[Voice.NOISE] = hear(case, Voice.NOISE, noise_panels(case.panels, case.options.noise_queries), progress)
+    noise = noise_panels(case.panels, case.options.noise_queries, case.options.shard)
+    if any(panel.queries for panel in noise):
+        heard[Voice.NOISE] = hear(case, Voice.NOISE, noise, progress)
     heard[Voice.ARTEFACT] = hear(case, Voice.ARTEFACT, case.panels, progress)
     return heard
