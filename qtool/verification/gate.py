@@ -90,6 +90,8 @@ def _judge(metric: str, bound: Range, task: Task, panel: str, measured: Measured
         outcome, reason = Outcome.SKIPPED, f"no metric of the task {task.value}"
     elif value is None:
         outcome, reason = Outcome.SKIPPED, _why_absent(metric)
+    elif interval is None and metric in measured.queries:
+        outcome, reason = Outcome.INCONCLUSIVE, f"{value:.4g}, from a single query"
     else:
         outcome, reason = _held(bound, value, interval or Interval(value, value))
         queries = measured.queries.get(metric, LEAST_QUERIES)

@@ -31,21 +31,21 @@ class Interval:
     high: float
 
 
-def bca_interval(terms: NDArray[np.float64], value: Callable[[Sums], Any]) -> Interval:
-    """The BCa interval of `value` of the summed `terms` [queries, k].
+def bca_interval(terms: NDArray[np.float64], value: Callable[[Sums], Any]) -> Interval | None:
+    """The BCa interval of `value` of the summed `terms` [queries, k]; None of a single query, which has no spread.
 
     Where all resamples agree, as with a perfect score, BCa is undefined and the interval is that one number; the rule
     against verdicts on few queries is what guards such a result.
     """
     point = float(value(terms.sum(axis=0)))
     if len(terms) < 2:
-        return Interval(-np.inf, np.inf)
+        return None
     found = _bootstrap(terms, value)
     low, high = found.confidence_interval
     if not np.isfinite([low, high]).all():
         known = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
         tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (-np.inf, np.inf)
+        low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (point, point)
     return Interval(min(float(low), point), max(float(high), point))
 
 

@@ -136,8 +136,9 @@ def measure(what: str, queries: Sequence[QueryScores], margin: float | None = No
     kept = {name: terms for name, terms in found.items() if _is_known(ratios[name], terms)}
     values = {name: float(ratios[name].value(terms.sum(axis=0))) for name, terms in kept.items()}
     intervals = {name: bca_interval(terms, ratios[name].value) for name, terms in kept.items()}
+    known = {name: interval for name, interval in intervals.items() if interval is not None}
     counts = {name: len(terms) for name, terms in kept.items()}
-    return Measured({**values, **_quantiles(what, queries)}, intervals, counts)
+    return Measured({**values, **_quantiles(what, queries)}, known, counts)
 
 
 def distances(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
