@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +18,12 @@ from qtool.inputs.items import Item, Pair
 from qtool.progress import StageProgress
 from qtool.verification.case import Case
 from qtool.verification.gate import Outcome
+from qtool.verification.prompts import compare_prompts
 from qtool.verification.rederive import rederive
 from qtool.verification.report import RederivedFile, Stage, TensorError
-from qtool.verification.stages import PROMPT, STRUCTURE, skipped
+from qtool.verification.stages import STRUCTURE, skipped
 from qtool.verification.structure import check_structure
+from qtool.verification.voices import Voice, open_voice
 from qtool.verification.weights import compare_weights
 
 _QUESTIONS: Final = 4
@@ -62,7 +66,9 @@ def check_files(case: Case, progress: StageProgress) -> Checked:
 
 def check_prompts(case: Case) -> Stage:
     """What both sides read for the first questions of each panel."""
-    return skipped(PROMPT, f"{case.artefact} is not asked yet")
+    questions = [question for panel in case.panels for question in islice(_questions(case, panel.pairs), _QUESTIONS)]
+    with closing(open_voice(case, Voice.REFERENCE)) as reference, closing(open_voice(case, Voice.ARTEFACT)) as artefact:
+        return compare_prompts(reference, artefact, questions, case.reference, case.options.artefact)
 
 
 def _questions(case: Case, pairs: Sequence[Pair]) -> Sequence[Pair | Item]:

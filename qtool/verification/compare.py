@@ -18,9 +18,11 @@ from qtool.verification.answers import Answers, by_query
 from qtool.verification.metrics import MRL_DIMENSIONS, Measured, QueryScores, distances, measure, vector_metrics
 from qtool.verification.rank import Scores
 from qtool.verification.report import PairDelta, PanelReport
+from qtool.verification.thumbnail import thumbnail
 
 WORST_KEPT: Final = 10
 _EXCERPT: Final = 60
+_PICTURES_SHOWN: Final = 4
 
 
 def compare(panel: Panel, reference: Answers, artefact: Answers, margin: float | None = None) -> Measured:
@@ -97,9 +99,14 @@ def _worst(panel: Panel, reference: Scores, artefact: Scores) -> tuple[PairDelta
             reference=float(reference[index]),
             artefact=float(artefact[index]),
             delta=float(delta[index]),
+            pictures=_pictures(pairs[index]),
         )
         for index in order
     )
+
+
+def _pictures(pair: Pair) -> tuple[str, ...]:
+    return tuple(thumbnail(source) for source in (*pair.query.image, *pair.document.image)[:_PICTURES_SHOWN])
 
 
 def modality_of(pair: Pair) -> str:

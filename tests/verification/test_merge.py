@@ -76,7 +76,7 @@ def test_what_is_no_part_of_one_verification_is_refused(models, panel: Path, tmp
     with pytest.raises(UsageError, match=r"These are the shards 1/2; a whole verification is 1/2, 2/2"):
         merge_reports(folders[:1], output)
     with pytest.raises(UsageError, match=r"shards 1/2, 1/2;"):
-        merge_reports([folders[0], folders[0]][:1] + [shutil.copytree(folders[0], tmp_path / "again")], output)
+        merge_reports([folders[0], shutil.copytree(folders[0], tmp_path / "again")], output)
     with pytest.raises(UsageError, match="holds no finished verification"):
         merge_reports([tmp_path], output)
     panel.write_text(panel.read_text().replace("which", "what"))
