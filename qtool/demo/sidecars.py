@@ -15,7 +15,7 @@ from qtool.arch.prompts import NO, VL_EMBEDDER, VL_RERANKER, YES
 from qtool.arch.rerank_template import rerank_template
 from qtool.demo.architecture import HIDDEN, model_config
 from qtool.demo.tokenizer import SPECIAL_TOKENS
-from qtool.inputs.vision import OFFICIAL_LIMITS
+from qtool.inputs.limits import OFFICIAL_LIMITS
 
 EMBEDDER_TEMPLATE = Path(__file__).parent / "templates" / "embedder.jinja"
 VERSIONS = {"pytorch": "2.13.0", "sentence_transformers": "6.2.0", "transformers": "5.14.1"}

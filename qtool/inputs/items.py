@@ -10,8 +10,34 @@ from typing import TypeAlias
 
 from PIL.Image import Image
 
+from qtool.errors import UsageError
+from qtool.inputs.limits import OFFICIAL_LIMITS, PixelLimits
+
 ImageSource: TypeAlias = str | Image
-"""A file's path, a `data:` URL, or a picture in memory."""
+"""A file's path, an http(s) or `data:` URL, or a picture in memory."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A file (path, http(s) or `data:` URL) of which `fps` frames a second are read, or a list of frames.
+
+    Of both at most `max_frames` are kept, evenly spread; None is the official number. A list has no frame rate: the
+    official classes take it for two frames a second, and `fps` cannot change that.
+    """
+
+    source: str | tuple[ImageSource, ...]
+    fps: float | None = None
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise UsageError("a video without a frame")
+        if self.fps is not None and not isinstance(self.source, str):
+            raise UsageError("fps samples a file; a list of frames is scored as it is")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise UsageError(f"fps is {self.fps}; it must be a positive number")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise UsageError(f"max_frames is {self.max_frames}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -25,14 +51,20 @@ class Item:
     id: str
     text: tuple[str, ...] = ()
     image: tuple[ImageSource, ...] = ()
-    video: tuple[str, ...] = ()
+    video: tuple[Video, ...] = ()
     instruction: str | None = None
     label: float | None = None
+    limits: PixelLimits = OFFICIAL_LIMITS
 
     @property
     def joined_text(self) -> str:
         """The texts as the prompt shows them."""
         return "".join(self.text)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether it holds an image or a video."""
+        return bool(self.image or self.video)
 
     def with_instruction(self, instruction: str | None) -> Item:
         """The same item under another instruction."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from qtool.errors import UsageError
 
@@ -17,6 +17,14 @@ def _as_tuple(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return (value,) if isinstance(value, str) else value
+
+
+def _as_videos(value: Any) -> Any:
+    if isinstance(value, str | dict):
+        value = [value]
+    if isinstance(value, list):
+        return tuple({"file": video} if isinstance(video, str) else video for video in value)
+    return value
 
 
 def _as_sides(value: Any) -> Any:
@@ -34,6 +42,7 @@ def _not_a_flag(value: Any) -> Any:
 Side = Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)]
 Grade = Annotated[float, BeforeValidator(_not_a_flag), Field(ge=0, allow_inf_nan=False)]
 Id = Annotated[str, Field(min_length=1)]
+Pixels = Annotated[int | None, Field(ge=1)]
 
 
 class _Line(BaseModel):
@@ -46,18 +55,40 @@ class HeaderLine(_Line):
     qtool_panel: Literal[1]
     name: Id
     license: str
-    modality: Literal["text", "image", "mixed"]
+    modality: Literal["text", "image", "video", "mixed"]
     labels: Literal["graded", "binary", "none"]
     instruction: str | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class VideoLine(_Line):
+    """A video: a file, or its frames; a plain string stands for a file."""
+
+    file: Id | None = None
+    frames: Annotated[tuple[Id, ...] | None, BeforeValidator(_as_tuple), Field(min_length=1)] = None
+    fps: Annotated[float | None, BeforeValidator(_not_a_flag), Field(gt=0, allow_inf_nan=False)] = None
+    max_frames: Annotated[int | None, Field(ge=1)] = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> VideoLine:
+        if (self.file is None) == (self.frames is None):
+            message = "needs either file or frames"
+            raise ValueError(message)
+        if self.frames is not None and self.fps is not None:
+            message = "fps samples a file; a list of frames is scored as it is"
+            raise ValueError(message)
+        return self
+
+
 class SidesLine(_Line):
-    """The content of a query."""
+    """The content of a query; `min_pixels` and `max_pixels` bound its images, `total_pixels` each list of frames."""
 
     text: Side = None
     image: Side = None
-    video: Side = None
+    video: Annotated[tuple[VideoLine, ...] | None, BeforeValidator(_as_videos)] = None
+    min_pixels: Pixels = None
+    max_pixels: Pixels = None
+    total_pixels: Pixels = None
 
     @property
     def is_blank(self) -> bool:

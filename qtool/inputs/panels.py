@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from qtool.errors import UsageError
-from qtool.inputs.items import Item, Pair
-from qtool.inputs.panel_lines import HeaderLine, QueryLine, SidesLine, parse_line
+from qtool.inputs.items import Item, Pair, Video
+from qtool.inputs.limits import OFFICIAL_LIMITS, PixelLimits
+from qtool.inputs.panel_lines import HeaderLine, QueryLine, SidesLine, VideoLine, parse_line
+from qtool.inputs.sources import is_url, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from qtool.inputs.shards import Shard
 
-Modality = Literal["text", "image", "mixed"]
+Modality = Literal["text", "image", "video", "mixed"]
 Labels = Literal["graded", "binary", "none"]
 
 
@@ -179,16 +181,31 @@ def _item(sides: SidesLine, item_id: str, label: float | None, path: Path, where
         message = f"{where}: no text, image or video"
         raise UsageError(message, hint='for a side that is empty on purpose write "text": []')
     images = tuple(_media(path, source, f"{where}.image") for source in sides.image or ())
-    videos = tuple(_media(path, source, f"{where}.video") for source in sides.video or ())
-    return Item(item_id, sides.text or (), images, videos, label=label)
+    videos = tuple(_video(path, line, f"{where}.video") for line in sides.video or ())
+    return Item(item_id, sides.text or (), images, videos, label=label, limits=_limits(sides, where))
+
+
+def _video(panel: Path, line: VideoLine, where: str) -> Video:
+    if line.file is not None:
+        return Video(_media(panel, line.file, where), line.fps, line.max_frames)
+    return Video(tuple(_media(panel, frame, where) for frame in line.frames or ()), None, line.max_frames)
+
+
+def _limits(sides: SidesLine, where: str) -> PixelLimits:
+    given = sides.model_dump(include={"min_pixels", "max_pixels", "total_pixels"}, exclude_none=True)
+    try:
+        return replace(OFFICIAL_LIMITS, **given) if given else OFFICIAL_LIMITS
+    except UsageError as error:
+        message = f"{where}: {error.message}"
+        raise UsageError(message) from error
 
 
 def _media(panel: Path, source: str, where: str) -> str:
-    if source.startswith(("data:", "http://", "https://")):
+    if is_url(source):
         return source
     resolved = panel.parent / source
     if not _is_file(resolved):
-        message = f"{where}: no such file: {source[:80]}"
+        message = f"{where}: no such file: {shown(source)}"
         raise UsageError(message, hint="relative paths start at the panel's folder")
     return str(resolved)
 
@@ -221,10 +238,13 @@ def _sides(queries: tuple[Query, ...]) -> Iterator[Item]:
 
 
 def _modality(queries: tuple[Query, ...]) -> Modality:
-    if not any(item.image or item.video for item in _sides(queries)):
+    if not any(item.has_pictures for item in _sides(queries)):
         return "text"
-    pictured = all(document.image or document.video for query in queries for document in query.documents)
-    return "image" if pictured else "mixed"
+    documents = [document for query in queries for document in query.documents]
+    if all(document.video for document in documents):
+        return "video"
+    has_video = any(item.video for item in _sides(queries))
+    return "image" if not has_video and all(document.image for document in documents) else "mixed"
 
 
 def _labels(queries: tuple[Query, ...]) -> Labels:

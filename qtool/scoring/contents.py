@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from qtool.inputs.items import Item, Pair
+from qtool.inputs.items import ImageSource, Item, Pair, Video
 
 
 def query_content(query: Item) -> Hashable:
@@ -17,8 +17,18 @@ def query_content(query: Item) -> Hashable:
 
 def document_content(item: Item) -> Hashable:
     """Equal for sides that look alike in a prompt; pictures in memory have no hash and count by identity."""
-    pictures = tuple(source if isinstance(source, str) else id(source) for source in item.image)
-    return item.text, pictures, item.video
+    limits = item.limits if item.has_pictures else None
+    return item.text, tuple(map(_image, item.image)), tuple(map(video_content, item.video)), limits
+
+
+def video_content(video: Video) -> Hashable:
+    """Equal for videos of the same frames."""
+    frames = video.source if isinstance(video.source, str) else tuple(map(_image, video.source))
+    return frames, video.fps, video.max_frames
+
+
+def _image(source: ImageSource) -> Hashable:
+    return source if isinstance(source, str) else id(source)
 
 
 def distinct_pairs(pairs: Sequence[Pair]) -> list[list[int]]:

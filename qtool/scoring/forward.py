@@ -6,14 +6,14 @@ encoded once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from qtool.arch.prompts import IMAGE_PAD
+from qtool.arch.prompts import IMAGE_PAD, VIDEO_PAD
 from qtool.errors import ModelError
 from qtool.scoring.memory import Continuation, Memory
 from qtool.scoring.spans import Span
@@ -28,23 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forward:
-    """The base model on its device; `image_token` is None where the model reads text only."""
+    """The base model on its device; `picture_tokens` (image, video) are none where the model reads text only."""
 
     base: Any
     device: torch.device
-    image_token: int | None
+    picture_tokens: tuple[int, ...]
 
     @classmethod
     def of(cls, loaded: LoadedModel, tokenizer: PromptTokenizer, device: torch.device) -> Forward:
-        """Move the model to `device` and check that config and tokenizer agree on the picture token."""
-        image_token: int | None = getattr(loaded.config, "image_token_id", None)
-        if image_token is not None and image_token != (own := tokenizer.token_id(IMAGE_PAD)):
-            raise ModelError(f"config.json: image_token_id is {image_token}, the tokenizer's {IMAGE_PAD} is {own}.")
+        """Move the model to `device` and check that config and tokenizer agree on the picture tokens."""
+        picture_tokens = tuple(_picture_tokens(loaded.config, tokenizer))
         if getattr(loaded.base, "has_sliding_layers", False):
             raise ModelError(
                 "config.json asks for sliding window attention, which no published model of the family has."
             )
-        return cls(loaded.base.to(device), device, image_token)
+        return cls(loaded.base.to(device), device, picture_tokens)
 
     @property
     def nothing_read(self) -> Memory:
@@ -53,7 +51,7 @@ class Forward:
 
     def span(self, prompt: Prompt) -> Span:
         """The whole prompt, ready to be parted."""
-        return Span.whole(prompt, self.image_token)
+        return Span.whole(prompt, self.picture_tokens)
 
     @torch.inference_mode()
     def remember(self, spans: Sequence[Span], parents: Sequence[int], memory: Memory) -> Memory:
@@ -77,9 +75,9 @@ class Forward:
     def _read(self, spans: Sequence[Span], real: torch.Tensor, cache: Continuation) -> torch.Tensor:
         ids = self._padded([span.ids for span in spans])
         positions = self._padded([span.positions for span in spans])
-        text = self.base if self.image_token is None else self.base.language_model
+        text = self.base.language_model if self.picture_tokens else self.base
         hidden: torch.Tensor = text(
-            position_ids=positions[:, 0] if self.image_token is None else positions.transpose(0, 1),
+            position_ids=positions.transpose(0, 1) if self.picture_tokens else positions[:, 0],
             attention_mask=cache.mask(real),
             past_key_values=cache,
             use_cache=False,
@@ -114,6 +112,15 @@ class Forward:
 
     def _tensor(self, numbers: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(numbers, device=self.device)
+
+
+def _picture_tokens(config: Any, tokenizer: PromptTokenizer) -> Iterator[int]:
+    for field, token in (("image_token_id", IMAGE_PAD), ("video_token_id", VIDEO_PAD)):
+        declared: int | None = getattr(config, field, None)
+        if declared is not None:
+            if declared != (own := tokenizer.token_id(token)):
+                raise ModelError(f"config.json: {field} is {declared}, the tokenizer's {token} is {own}.")
+            yield declared
 
 
 def _feature_rows(spans: Sequence[Span]) -> list[int]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from qtool.errors import QtoolError, UsageError
-from qtool.inputs.items import Item, Pair
+from qtool.errors import UsageError
+from qtool.inputs.items import ImageSource, Item, Pair
 from qtool.scoring.pictures import png_base64
 
 if TYPE_CHECKING:
@@ -55,12 +55,9 @@ def item_name(item: Item) -> str:
     return f"item {item.id!r}"
 
 
-def picture_url(item: Item, source: object) -> str:
-    """A picture of `item`, resized by the official rule, as a `data:` URL. Raises UsageError naming the item."""
-    try:
-        return f"data:image/png;base64,{png_base64(source)}"  # type: ignore[arg-type]
-    except QtoolError as error:
-        raise UsageError(f"Item {item.id!r}: {error.message}", error.hint) from error
+def picture_url(item: Item, source: ImageSource) -> str:
+    """A picture of `item`, resized by the official rule, as a `data:` URL. Raises an error that names the item."""
+    return f"data:image/png;base64,{png_base64(item, source)}"
 
 
 def check_no_video(item: Item) -> None:

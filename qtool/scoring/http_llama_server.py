@@ -73,7 +73,7 @@ class LlamaServer:
     def embed(self, item: Item) -> NDArray[np.float64]:
         """See HttpEngine."""
         prompt = self._official(item)
-        body = {"input": request_of(prompt, item.image, self._marker), "embd_normalize": -1}
+        body = {"input": request_of(prompt, [item], self._marker), "embd_normalize": -1}
         answer = self._client.ask(prompt.name, "/v1/embeddings", body)
         read = tokens_read(answer)
         if read is not None and read != len(prompt.token_ids):

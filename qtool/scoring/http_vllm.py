@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.inputs.vision import OFFICIAL_LIMITS, load_image, smart_resize
+from qtool.inputs.limits import OFFICIAL_LIMITS, smart_resize
+from qtool.inputs.vision import load_image
 from qtool.scoring.http_answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
 from qtool.scoring.http_engine import check_no_video, item_name, known_prompt, picture_url, request_name
 from qtool.scoring.probability import sigmoid

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qtool.checkpoint.hashing import sha256_of
-from qtool.inputs.vision import OFFICIAL_LIMITS
+from qtool.inputs.limits import OFFICIAL_LIMITS
 
 if TYPE_CHECKING:
     from qtool.arch.prompts import PromptSpec

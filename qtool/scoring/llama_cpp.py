@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from qtool.arch.spec import Task
-    from qtool.inputs.items import ImageSource
 
 _DOCUMENTS_AT_ONCE: Final = 16
 """Bounds how long Ctrl-C waits: Python hears nothing while llama.cpp computes."""
@@ -121,7 +120,7 @@ class LlamaCppScorer:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
         vectors = []
         for place, item in enumerate(items):
-            hidden = self._read(self._builder.item(item), item.image)
+            hidden = self._read(self._builder.item(item), [item])
             vectors.append((hidden / np.linalg.norm(hidden)).astype(np.float32))
             answered(place, vectors[-1])
         return np.stack(vectors)
@@ -173,16 +172,18 @@ class LlamaCppScorer:
         return [log_odds(answer) for answer in answers]
 
     def _judge(self, pair: Pair, row: NDArray[np.float64]) -> float:
-        return float(self._read(self._builder.pair(pair), pair.query.image + pair.document.image) @ row)
+        return float(self._read(self._builder.pair(pair), [pair.query, pair.document]) @ row)
 
-    def _read(self, prompt: TextPrompt, sources: Sequence[ImageSource]) -> NDArray[np.float64]:
+    def _read(self, prompt: TextPrompt, items: Sequence[Item]) -> NDArray[np.float64]:
         """The hidden state of the last token."""
-        if sources and self._engines.mmproj is None:
+        if prompt.pictures and self._engines.mmproj is None:
             raise UsageError(
                 f"{prompt.name} holds a picture, which needs the model's projector.", "Pass its mmproj file."
             )
         engine = self._engines.engine(Pooling.LAST, len(prompt.token_ids))
-        hidden, count = engine.read(prompt.name, request_of(prompt, sources, engine.media_marker if sources else ""))
+        hidden, count = engine.read(
+            prompt.name, request_of(prompt, items, engine.media_marker if prompt.pictures else "")
+        )
         if count != len(prompt.token_ids):
             raise ModelError(
                 f"{prompt.name}: llama.cpp read {count:,} tokens, the official prompt has {len(prompt.token_ids):,}.",

@@ -13,14 +13,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from qtool.arch.prompts import IMAGE_PAD, VISION_END, VISION_START, PromptSpec
+from qtool.errors import UsageError
 from qtool.scoring.llama_cpp_file import DOCUMENT, QUERY, GgufModel
 from qtool.scoring.pictures import png_base64
-from qtool.scoring.prompt import Prompt, PromptBuilder
+from qtool.scoring.prompt import Prompt, PromptBuilder, Shown
 from qtool.scoring.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from qtool.inputs.items import ImageSource, Item, Pair
-    from qtool.inputs.vision import PatchedImage
+    from qtool.inputs.items import Item, Pair
 
 _PICTURE: Final = re.compile(f"{re.escape(VISION_START)}(?:{re.escape(IMAGE_PAD)})+{re.escape(VISION_END)}")
 
@@ -43,9 +43,14 @@ class TextPromptBuilder(PromptBuilder):
         """See PromptBuilder."""
         return cast("TextPrompt", super().item(item))
 
-    def _prompt(self, name: str, text: str, pictures: tuple[PatchedImage, ...], group: Hashable) -> TextPrompt:
-        made = super()._prompt(name, text, pictures, group)
+    def _prompt(self, name: str, text: str, shown: Shown, group: Hashable) -> TextPrompt:
+        made = super()._prompt(name, text, shown, group)
         return TextPrompt(made.name, made.token_ids, made.pictures, made.group, text)
+
+    def _load(self, item: Item) -> Shown:
+        if item.video:
+            raise UsageError(f"Item {item.id!r} holds a video, which llama.cpp does not read.", "Choose another panel.")
+        return super()._load(item)
 
 
 class _Encoding(NamedTuple):
@@ -109,13 +114,14 @@ def ranked_text(pair: Pair, model: GgufModel) -> str | None:
     return model.rank_template.replace(QUERY, query).replace(DOCUMENT, document)
 
 
-def request_of(prompt: TextPrompt, sources: Sequence[ImageSource], marker: str) -> Any:
+def request_of(prompt: TextPrompt, items: Sequence[Item], marker: str) -> Any:
     """The prompt as /v1/embeddings takes it: ids, or a text with `marker` for each picture, and the pictures.
 
     llama.cpp itself puts <|vision_start|> before a picture and <|vision_end|> behind it, so both give way to the marker
     with what is between them; what it then reads is the official sequence.
     """
-    if not sources:
+    if not prompt.pictures:
         return list(prompt.token_ids)
     text = _PICTURE.sub(marker, normalized(prompt.text))
-    return {"prompt_string": text, "multimodal_data": [png_base64(source) for source in sources]}
+    pictures = [png_base64(item, source) for item in items for source in item.image]
+    return {"prompt_string": text, "multimodal_data": pictures}

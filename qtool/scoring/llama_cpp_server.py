@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from qtool.errors import ModelError, SetupError
-from qtool.inputs.vision import OFFICIAL_LIMITS
+from qtool.inputs.limits import OFFICIAL_LIMITS
 
 _SPLIT_BATCH: Final = 512  # llama.cpp's own default
 _ERRORS_ONLY: Final = 1

@@ -9,9 +9,10 @@ import unicodedata
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
-from qtool.arch.prompts import IMAGE_PAD, VISION_END, VISION_START, PromptSpec, Truncation
+from qtool.arch.prompts import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START, PromptSpec, Truncation
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.inputs.video import PatchedVideo
 from qtool.inputs.vision import PatchedImage
 from qtool.scoring.contents import query_content
 from qtool.scoring.pictures import PictureCache
@@ -20,12 +21,23 @@ from qtool.scoring.tokenizer import PromptTokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model reads for one pair or item; `name` says which in messages, prompts of a `group` begin alike."""
+    """What the model reads for one pair or item; `name` says which in messages, prompts of a `group` begin alike.
+
+    `pictures` are images and pairs of video frames, as their tokens follow each other.
+    """
 
     name: str
     token_ids: tuple[int, ...]
     pictures: tuple[PatchedImage, ...] = ()
     group: Hashable = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures of a side, and what stands for them in its text."""
+
+    text: str = ""
+    pictures: tuple[PatchedImage, ...] = ()
 
 
 class PromptBuilder:
@@ -40,56 +52,64 @@ class PromptBuilder:
 
     def pair(self, pair: Pair) -> Prompt:
         """The reranker's prompt."""
-        pictures = self._load(pair.query) + self._load(pair.document)
+        query, document = self._load(pair.query), self._load(pair.document)
         text = self.spec.template.format(
             instruction=pair.query.instruction or self.spec.default_instruction,
-            query=self._side(pair.query, pictures[: len(pair.query.image)]),
-            document=self._side(pair.document, pictures[len(pair.query.image) :]),
+            query=self._side(pair.query, query),
+            document=self._side(pair.document, document),
         )
-        return self._prompt(pair.name, text, pictures, query_content(pair.query))
+        shown = Shown(query.text + document.text, query.pictures + document.pictures)
+        return self._prompt(pair.name, text, shown, query_content(pair.query))
 
     def item(self, item: Item) -> Prompt:
         """The embedder's prompt."""
-        pictures = self._load(item)
+        shown = self._load(item)
         instruction = embed_instruction(item.instruction, self.spec)
         template = self.spec.template if instruction else self.spec.bare_template
-        text = template.format(instruction=instruction, content=self._side(item, pictures))
-        return self._prompt(f"item {item.id!r}", text, pictures, instruction)
+        text = template.format(instruction=instruction, content=self._side(item, shown))
+        return self._prompt(f"item {item.id!r}", text, shown, instruction)
 
-    def _side(self, item: Item, pictures: Sequence[PatchedImage]) -> str:
-        if not item.text and not pictures:
-            return self.spec.empty_side
-        placeholders = "".join(f"{VISION_START}{IMAGE_PAD * seen.placeholder_tokens}{VISION_END}" for seen in pictures)
-        return placeholders + item.joined_text
+    def _side(self, item: Item, shown: Shown) -> str:
+        return shown.text + item.joined_text if item.text or shown.pictures else self.spec.empty_side
 
-    def _prompt(self, name: str, text: str, pictures: tuple[PatchedImage, ...], group: Hashable) -> Prompt:
+    def _prompt(self, name: str, text: str, shown: Shown, group: Hashable) -> Prompt:
         ids = self._tokenizer.encode(text)
         # Qwen3-Embedding's own tokenizer appends the end; one that does not gets it here.
         if self.spec.end_token and not self._tokenizer.appends(self.spec.end_token):
             ids.append(self._tokenizer.token_id(self.spec.end_token))
         kept = truncate(ids, self.spec.truncation, self._tail, self._tokenizer.special_ids)
-        if pictures:
-            self._check_placeholders(name, kept, pictures)
-        return Prompt(name, tuple(kept), pictures, group)
+        if shown.pictures:
+            self._check_placeholders(name, kept, shown)
+        return Prompt(name, tuple(kept), shown.pictures, group)
 
-    def _check_placeholders(self, name: str, ids: Sequence[int], pictures: Sequence[PatchedImage]) -> None:
-        found = ids.count(self._tokenizer.token_id(IMAGE_PAD))
-        expected = sum(picture.placeholder_tokens for picture in pictures)
-        if found != expected:
-            raise UsageError(
-                f"{name}: {found} picture tokens in the prompt, the pictures need {expected}.",
-                f"A text holds {IMAGE_PAD}, or the pictures alone exceed the model's length.",
-            )
+    def _check_placeholders(self, name: str, ids: Sequence[int], shown: Shown) -> None:
+        for pad in (IMAGE_PAD, VIDEO_PAD):
+            found, expected = ids.count(self._tokenizer.token_id(pad)), shown.text.count(pad)
+            if found != expected:
+                raise UsageError(
+                    f"{name}: {found} picture tokens {pad} in the prompt, the pictures need {expected}.",
+                    f"A text holds {pad}, or the pictures alone exceed the model's length.",
+                )
 
-    def _load(self, item: Item) -> tuple[PatchedImage, ...]:
-        if item.video:
-            raise UsageError(f"Item {item.id!r} holds a video; this version scores text and pictures.")
-        if item.image and not self.spec.sees_pictures:
+    def _load(self, item: Item) -> Shown:
+        if item.has_pictures and not self.spec.sees_pictures:
             raise UsageError(
-                f"Item {item.id!r} holds a picture, and the model reads text only.",
+                f"Item {item.id!r} holds a picture or video, and the model reads text only.",
                 "Choose a text panel for this model.",
             )
-        return tuple(self._pictures.patched(item, source) for source in item.image)
+        videos = [self._pictures.video(item, video) for video in item.video]
+        images = [self._pictures.image(item, source) for source in item.image]
+        text = "".join(map(_video_text, videos)) + "".join(_tokens(IMAGE_PAD, image) for image in images)
+        return Shown(text, (*(step for video in videos for step in video.steps), *images))
+
+
+def _tokens(pad: str, picture: PatchedImage) -> str:
+    return f"{VISION_START}{pad * picture.placeholder_tokens}{VISION_END}"
+
+
+def _video_text(video: PatchedVideo) -> str:
+    times = zip(video.seconds, video.steps, strict=True)
+    return "".join(f"<{second:.1f} seconds>{_tokens(VIDEO_PAD, step)}" for second, step in times)
 
 
 def embed_instruction(given: str | None, spec: PromptSpec) -> str:

@@ -1,4 +1,4 @@
-"""Parts of prompts: the ids that one forward pass reads, each with its place and picture.
+"""Parts of prompts: the ids that one forward pass reads, each with its place and picture (or pair of video frames).
 
 Rule: a part keeps the positions that it has in the whole prompt, and no picture is ever cut in two.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qtool.inputs.vision import OFFICIAL_LIMITS
+from qtool.inputs.limits import OFFICIAL_LIMITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,10 +30,10 @@ class Span:
     pictures: tuple[PatchedImage, ...]
 
     @classmethod
-    def whole(cls, prompt: Prompt, image_token: int | None) -> Span:
+    def whole(cls, prompt: Prompt, picture_tokens: Sequence[int]) -> Span:
         """All of `prompt`; without pictures, a picture token that its text spells out is an ordinary one."""
         ids = np.array(prompt.token_ids, dtype=np.int64)
-        is_picture = (ids == image_token) if prompt.pictures else np.zeros(len(ids), dtype=np.bool_)
+        is_picture = np.isin(ids, picture_tokens) if prompt.pictures else np.zeros(len(ids), dtype=np.bool_)
         grids = [picture.grid_thw for picture in prompt.pictures]
         return cls(ids, rope_positions(is_picture, grids), is_picture, prompt.pictures)
 

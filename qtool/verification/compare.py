@@ -117,11 +117,14 @@ def modality_of(pair: Pair) -> str:
 
 def excerpt(item: Item) -> str:
     """A few words or a file's name by which a person knows the item."""
-    shown = " ".join((*map(_picture_name, item.image), *item.joined_text.split()))
+    pictures = (*(video.source for video in item.video), *item.image)
+    shown = " ".join((*map(_picture_name, pictures), *item.joined_text.split()))
     return shown if len(shown) <= _EXCERPT else f"{shown[: _EXCERPT - 1]}…"
 
 
-def _picture_name(source: ImageSource) -> str:
+def _picture_name(source: ImageSource | tuple[ImageSource, ...]) -> str:
+    if isinstance(source, tuple):
+        return f"[{len(source)} frames]"
     if not isinstance(source, str) or source.startswith("data:"):
         return "[picture]"
     return f"[{source.rsplit('/', 1)[-1]}]"

@@ -160,7 +160,7 @@ def test_a_header_that_does_not_fit_its_lines_is_refused(tmp_path: Path, fields:
     ("fields", "message"),
     [
         ({"labels": "some"}, "labels: "),
-        ({"modality": "video"}, "modality: "),
+        ({"modality": "sound"}, "modality: "),
         ({"name": ""}, "name: "),
         ({"colour": "red"}, "colour: Extra inputs"),
     ],

@@ -14,7 +14,7 @@ from PIL import Image
 from qtool.arch.prompts import TEXT_EMBEDDER, TEXT_RERANKER, VL_EMBEDDER
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, NetworkError, UsageError
-from qtool.inputs.items import Item, Pair
+from qtool.inputs.items import Item, Pair, Video
 from qtool.scoring.http import HttpOptions, open_http
 from qtool.scoring.http_detect import ServerKind
 from tests.scoring.servers import Reply, jina, results, serving
@@ -270,7 +270,7 @@ def test_of_several_models_one_must_be_named():
 
 
 PICTURED = Pair(Item("q", ("q",)), Item("seen", image=(Image.new("RGB", (64, 64)),)))
-FILMED = Pair(Item("q", ("q",)), Item("film", video=("film.mp4",)))
+FILMED = Pair(Item("q", ("q",)), Item("film", video=(Video("film.mp4"),)))
 ASKED = Pair(Item("q", ("q",), instruction="Judge the colour."), Item("d", ("d",)))
 
 

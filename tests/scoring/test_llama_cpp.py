@@ -20,7 +20,7 @@ from qtool import resources
 from qtool.arch.prompts import TEXT_EMBEDDER, TEXT_RERANKER, VL_EMBEDDER, VL_RERANKER, Truncation
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.gguf_file.values import Kind, array, string, uint32
-from qtool.inputs.items import Item, Pair
+from qtool.inputs.items import Item, Pair, Video
 from qtool.inputs.panels import load_panel
 from qtool.scoring.llama_cpp import LlamaCppScorer, open_llama_cpp
 from qtool.scoring.llama_cpp_file import read_model
@@ -329,8 +329,8 @@ def test_pictures_need_a_projector_and_videos_are_refused(folder):
     with open_llama_cpp(gguf_of(RERANKER, "f32", folder), options=ALONE) as scorer:
         with pytest.raises(UsageError, match=r"document 'd' holds a picture.*projector"):
             scorer.score([Pair(Item("q", ("a",)), Item("d", image=(smooth(1, 64, 64),)))])
-        with pytest.raises(UsageError, match="video"):
-            scorer.score([Pair(Item("q", ("a",)), Item("d", video=("film.mp4",)))])
+        with pytest.raises(UsageError, match=r"Item 'd' holds a video, which llama\.cpp does not read"):
+            scorer.score([Pair(Item("q", ("a",)), Item("d", video=(Video("film.mp4"),)))])
         with pytest.raises(UsageError, match="reranker does not embed"):
             scorer.embed([])
     embedder = open_llama_cpp(gguf_of(EMBEDDER, "f16", folder), options=ALONE)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ from tokenizers import processors
 
 from qtool.arch import prompts
 from qtool.arch.prompts import PromptSpec, Truncation
-from qtool.errors import ModelError, UsageError
-from qtool.inputs.items import Item, Pair
+from qtool.errors import ModelError, NetworkError, SetupError, UsageError
+from qtool.inputs import sources, video_file
+from qtool.inputs.items import Item, Pair, Video
+from qtool.inputs.limits import OFFICIAL_LIMITS
 from qtool.scoring.prompt import PromptBuilder, embed_instruction, truncate
 from qtool.scoring.tokenizer import PromptTokenizer
+from tests.inputs.films import frames
 from tests.scoring import official, tiny
 
 Builder = Callable[[PromptSpec], PromptBuilder]
@@ -107,11 +111,58 @@ def test_a_picture_token_in_the_text_beside_a_picture_names_the_pair(builder: Bu
         builder(prompts.VL_RERANKER).pair(Pair(Item("q", ("<|image_pad|>",)), Item("d", image=(image,))))
 
 
-def test_text_models_refuse_pictures_and_everyone_refuses_videos(builder: Builder) -> None:
-    with pytest.raises(UsageError, match="'d' holds a picture"):
-        builder(prompts.TEXT_RERANKER).pair(Pair(Item("q", ("t",)), Item("d", image=(Image.new("RGB", (9, 9)),))))
-    with pytest.raises(UsageError, match="'d' holds a video"):
-        builder(prompts.VL_RERANKER).pair(Pair(Item("q", ("t",)), Item("d", video=("clip.mp4",))))
+def test_text_models_refuse_pictures_and_videos(builder: Builder) -> None:
+    shown = Image.new("RGB", (9, 9))
+    for item in (Item("d", image=(shown,)), Item("d", video=(Video((shown,)),))):
+        with pytest.raises(UsageError, match="'d' holds a picture or video"):
+            builder(prompts.TEXT_RERANKER).pair(Pair(Item("q", ("t",)), item))
+
+
+def test_a_video_is_written_step_by_step_with_its_times(vl_model: Path, builder: Builder) -> None:
+    shown = frames(3, 512, 256)
+    item = Item("d", ("after",), (Image.new("RGB", (64, 64)),), (Video(shown), Video(shown[:2])))
+    prompt = builder(prompts.VL_RERANKER).pair(Pair(Item("q", ("t",)), item))
+    films = official.film_text(shown, ["0.2", "1.2"]) + official.film_text(shown, ["0.2"])
+    document = films + official.picture_text(item.image[0]) + "after"
+    expected = official.VL_RERANK.format(instruction=official.VL_RERANK_INSTRUCTION, query="t", document=document)
+    assert prompt.token_ids == ids(vl_model, expected)
+    assert [picture.grid_thw for picture in prompt.pictures] == [(1, 16, 32)] * 3 + [(1, 4, 4)]
+
+
+def test_pictures_and_frames_follow_the_limits_of_their_item(builder: Builder) -> None:
+    image, film = Image.new("RGB", (640, 640)), Video(frames(2, 640, 640))
+    small = replace(OFFICIAL_LIMITS, max_pixels=64 * 64, total_pixels=1)
+    embedder = builder(prompts.VL_EMBEDDER)
+    grids = [
+        [seen.grid_thw for seen in embedder.item(Item("d", (), (image,), (film,), limits=limits)).pictures]
+        for limits in (OFFICIAL_LIMITS, small)
+    ]
+    assert grids == [[(1, 40, 40), (1, 40, 40)], [(1, 22, 22), (1, 4, 4)]]
+
+
+def test_a_broken_video_names_the_item_and_keeps_its_kind(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = builder(prompts.VL_EMBEDDER)
+    with pytest.raises(UsageError, match=r"Item 'd': cannot read the video nowhere\.mp4: no such file"):
+        embedder.item(Item("d", video=(Video("nowhere.mp4"),)))
+    monkeypatch.setattr(sources, "_PAUSES", ())
+    with pytest.raises(NetworkError, match=r"Item 'd': cannot read the picture http://127\.0\.0\.1:9/a\.png"):
+        embedder.item(Item("d", image=("http://127.0.0.1:9/a.png",)))
+    monkeypatch.setattr(video_file, "find_spec", lambda _: None)
+    with pytest.raises(SetupError, match="Item 'd'"):
+        embedder.item(Item("d", video=(Video("a.mp4"),)))
+
+
+def test_a_document_of_100_000_tokens_is_cut_by_the_official_rule(vl_model: Path, builder: Builder) -> None:
+    text = "a very long document " * 8000
+    prompt = builder(prompts.VL_RERANKER).pair(Pair(Item("q", ("t",)), Item("d", (text,))))
+    whole = ids(
+        vl_model, official.VL_RERANK.format(instruction=official.VL_RERANK_INSTRUCTION, query="t", document=text)
+    )
+    assert len(whole) > 100_000
+    # Cut to 10240 without the last five, which the official code then puts back; of those cut one more is special.
+    assert len(prompt.token_ids) == 10_245
+    assert prompt.token_ids[:10_239] == whole[:10_239]
+    assert prompt.token_ids[-5:] == whole[-5:]
 
 
 @pytest.mark.parametrize(

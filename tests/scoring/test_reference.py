@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
-from qtool.inputs.items import Item, Pair
+from qtool.inputs.items import Item, Pair, Video
 from qtool.scoring.batches import BatchLimits
 from qtool.scoring.reference import ScorerOptions, TransformersScorer, open_scorer
+from tests.inputs.films import Film, frames
 from tests.scoring import official, tiny
 
 ONE_BY_ONE = BatchLimits(prompts=1)
@@ -35,6 +37,27 @@ PICTURE_PAIRS = [
 ]
 
 
+FRAMES = frames(4, 512, 256, seed=1)
+"""Neither official resize touches frames of this size."""
+
+
+@pytest.fixture(scope="module")
+def film_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
+    """A list of frames, a file of the same frames at two a second, and several of everything on both sides."""
+    film = Film(4, Fraction(2), 512, 256, seed=1).write(tmp_path_factory.mktemp("films") / "film.mov")
+    listed, filed = Video(FRAMES), Video(str(film))
+    return [
+        Pair(Item("q", ("which ball?",)), Item("f0", video=(listed,))),
+        Pair(Item("q", ("which ball?",)), Item("f1", ("a caption",), video=(filed,))),
+        Pair(Item("q3", video=(Video(FRAMES[2:]),)), Item("f2", ("a", "b"), (picture(1), picture(2)), (filed, listed))),
+        Pair(Item("q4", ("like",), (picture(3),), (listed,)), Item("f3", image=(picture(4),))),
+    ]
+
+
+def films_of(item: Item) -> list[tuple[Image.Image, ...]]:
+    return [FRAMES if isinstance(video.source, str) else video.source for video in item.video]
+
+
 def rerank(directory: Path, limits: BatchLimits = BatchLimits(), **options: str) -> TransformersScorer:  # noqa: B008
     return open_scorer(directory, ScorerOptions(Task.RERANK, limits=limits, device="cpu", **options))
 
@@ -44,19 +67,25 @@ def embedder(directory: Path, limits: BatchLimits = BatchLimits()) -> Transforme
 
 
 def prompt_of(item: Item) -> str:
-    return "".join(official.picture_text(image) for image in item.image) + "".join(item.text)
+    films = (official.film_text(film, ["0.2", "1.2"][: len(film) // 2]) for film in films_of(item))
+    return "".join(films) + "".join(official.picture_text(image) for image in item.image) + "".join(item.text)
 
 
 def official_score(model: object, directory: Path, pair: Pair, template: str, instruction: str) -> float:
     prompt = template.format(instruction=instruction, query=prompt_of(pair.query), document=prompt_of(pair.document))
-    return official.log_odds(model, directory, prompt, [*pair.query.image, *pair.document.image])
+    images, films = [*pair.query.image, *pair.document.image], [*films_of(pair.query), *films_of(pair.document)]
+    return official.log_odds(model, directory, prompt, images, films)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_vl_scores_equal_the_official_computation_on_text_and_pictures(tmp_path: Path, tied: bool) -> None:  # noqa: FBT001
+def test_vl_scores_equal_the_official_computation_on_texts_pictures_and_videos(
+    tmp_path: Path,
+    tied: bool,  # noqa: FBT001
+    film_pairs: list[Pair],
+) -> None:
     directory = tiny.write_vl(tmp_path, tied=tied, seed=7)
     model = official.load(directory)
-    pairs = [*TEXT_PAIRS, *PICTURE_PAIRS]
+    pairs = [*TEXT_PAIRS, *PICTURE_PAIRS, *film_pairs]
     expected = [
         official_score(model, directory, pair, official.VL_RERANK, official.VL_RERANK_INSTRUCTION) for pair in pairs
     ]
@@ -73,12 +102,12 @@ def test_text_scores_equal_the_official_computation(text_model: Path) -> None:
     np.testing.assert_allclose(rerank(text_model).score(TEXT_PAIRS), expected, rtol=0, atol=1e-4)
 
 
-def test_vl_vectors_equal_the_official_computation(vl_model: Path) -> None:
+def test_vl_vectors_equal_the_official_computation(vl_model: Path, film_pairs: list[Pair]) -> None:
     model = official.load(vl_model)
-    items = [*(pair.document for pair in TEXT_PAIRS), *(pair.document for pair in PICTURE_PAIRS)]
+    items = [pair.document for pair in [*TEXT_PAIRS, *PICTURE_PAIRS, *film_pairs]]
     for item, vector in zip(items, embedder(vl_model).embed(items), strict=True):
         prompt = official.VL_EMBED.format(instruction="Represent the user's input.", content=prompt_of(item))
-        expected = official.embedding(model, vl_model, prompt, item.image)
+        expected = official.embedding(model, vl_model, prompt, item.image, films_of(item))
         np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-5)
 
 
