@@ -20,7 +20,7 @@ from qtool.arch.prompts import NO, YES, reranker_prompt
 from qtool.arch.rerank_template import FILE_NAME, rerank_template
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
-from qtool.inputs.vision import OFFICIAL_LIMITS
+from qtool.inputs.limits import OFFICIAL_LIMITS
 from qtool.scoring.llama_cpp_file import read_model
 from qtool.scoring.runtime import gguf_file, projector_beside
 

@@ -13,8 +13,8 @@ from qtool import resources
 from qtool.arch.spec import Task
 from qtool.errors import ModelError
 from qtool.inputs.items import Item, Pair
-from qtool.inputs.panels import load_panel
 from qtool.inputs.limits import OFFICIAL_LIMITS
+from qtool.inputs.panels import load_panel
 from qtool.scoring.http import HttpOptions, open_http
 from qtool.scoring.llama_cpp import open_llama_cpp
 from qtool.scoring.llama_cpp_server import LlamaCppOptions, Pooling, start_server
