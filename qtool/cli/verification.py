@@ -70,6 +70,14 @@ def verify(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep answers for later runs, and use them.")
     ] = True,
+    engine: Annotated[
+        str | None, typer.Option(help="Of a server: vllm, llama-server, tei or jina.", show_default="what it says")
+    ] = None,
+    served_model: Annotated[
+        str | None, typer.Option(help="Of a server: the model's name.", show_default="the one it serves")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Of a server: requests at a time.")] = 8,
+    timeout: Annotated[float, typer.Option(min=1, help="Of a server: seconds for each request.")] = 300.0,
     strict: Strict = False,
     force: Force = False,
     task: TaskOption = None,
@@ -86,7 +94,7 @@ def verify(
     options = VerifyOptions(
         artefact, reference, tuple(panel or ()), parse_task(task), recipe, dtype, limit=limit, shard=Shard.parse(shard) if shard else None, mmproj=mmproj,
         revision=revision, token=token, structure_only=structure_only, weights=weights, rederive=rederive,
-        keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
+        engine=engine, served_model=served_model, concurrency=concurrency, timeout=timeout, keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
     )  # fmt: skip
     if output is not None:
         prepare(output, force=force)

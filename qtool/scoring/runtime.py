@@ -30,7 +30,7 @@ class RuntimeOptions:
     `task` overrides what the model declares. Checkpoints: `dtype`, `device` (torch's words, or "auto"), and of hub
     repositories `revision` and `token`. GGUF files: `mmproj`, by default the projector beside the file, and `llama_cpp`.
     Servers: `engine` and `served_model`, by default what the server says, `concurrency` requests at a time, and
-    `timeout` seconds for each.
+    `timeout` seconds for each; `family` (as `arch` names it), which none tells, decides how items are embedded.
     """
 
     task: Task | None = None
@@ -42,14 +42,15 @@ class RuntimeOptions:
     llama_cpp: LlamaCppOptions = VERIFYING
     engine: str | None = None
     served_model: str | None = None
+    family: str | None = None
     concurrency: int = 8
-    timeout: float = 120.0
+    timeout: float = 300.0
 
 
 def open_runtime(target: str, options: RuntimeOptions = RuntimeOptions()) -> Scorer:
     """The scorer of `target`: its task, family, identity and query instruction are known before any weight is read."""
     if target.startswith(_ADDRESSES):
-        raise UsageError(f"{target}: this version scores checkpoints and GGUF files, no servers.")
+        return _server(target, options)
     gguf = gguf_file(target)
     return _checkpoint(target, options) if gguf is None else _llama_cpp(gguf, options)
 
@@ -70,6 +71,18 @@ def projector_beside(gguf: Path) -> Path | None:
     """The projector in a language model's folder, None where there is none. Raises UsageError where there are several."""
     files = [path for path in sorted(gguf.parent.glob(f"*{_SUFFIX}")) if _is_projector(path)]
     return _only(gguf.parent, files, "projectors", "Choose one with --mmproj.") if files else None
+
+
+def _server(url: str, options: RuntimeOptions) -> Scorer:
+    from qtool.scoring.http import HttpOptions, open_http
+    from qtool.scoring.http_detect import ServerKind
+
+    known = [kind.value for kind in ServerKind]
+    if options.engine not in (None, *known):
+        raise UsageError(f"Unknown engine {options.engine!r}.", f"Known are {', '.join(known)}.")
+    engine = ServerKind(options.engine) if options.engine else None
+    http = HttpOptions(engine, options.served_model, options.task, options.family, options.concurrency, options.timeout)
+    return open_http(url, http)
 
 
 def _checkpoint(target: str, options: RuntimeOptions) -> Scorer:

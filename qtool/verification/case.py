@@ -36,7 +36,7 @@ class VerifyOptions:
     `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server; `panels` are files or
     built-in names, by default those that the model can read; `limit` takes the first queries of each and `shard` a share of those; `recipe` overrides
     the artefact's own; `noise_queries` of each panel are also asked of the reference in bf16. With `output` every answer
-    is kept in that folder as it comes, and an interrupted run goes on from there.
+    is kept in that folder as it comes, and an interrupted run goes on from there. `engine` to `timeout` are for a server: see RuntimeOptions.
     """
 
     artefact: str
@@ -51,6 +51,10 @@ class VerifyOptions:
     mmproj: Path | None = None
     revision: str | None = None
     token: str | None = None
+    engine: str | None = None
+    served_model: str | None = None
+    concurrency: int = 8
+    timeout: float = 300.0
     structure_only: bool = False
     weights: bool = False
     rederive: bool = False
@@ -70,6 +74,7 @@ class Case:
     options: VerifyOptions
     reference: Path
     artefact: Path | None
+    family: str
     task: Task
     task_source: str
     query_instruction: str | None
@@ -100,7 +105,9 @@ def open_case(options: VerifyOptions) -> Case:
     options = replace(options, panels=options.panels or default_panels(is_vision=declared.architecture.is_vision))
     panels = () if options.structure_only else tuple(_panels(options, declared))
     instruction = embedder_prompt(is_vision=declared.architecture.is_vision).query_instruction or None
-    return Case(options, reference, artefact, task, task_source, instruction, recipe, panels)
+    return Case(
+        options, reference, artefact, declared.architecture.family, task, task_source, instruction, recipe, panels
+    )
 
 
 def _located(options: VerifyOptions) -> Path | None:

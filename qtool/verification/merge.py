@@ -101,7 +101,7 @@ def _case(report: Report, output: Path) -> Case:
     _check_panels(panels, settings["panels"])
     recipe = parse_recipe(settings["recipe_text"], report.recipe)
     return Case(
-        options, Path(), None, Task(settings["task"]), report.task_source, settings["query_instruction"], recipe,
+        options, Path(), None, "", Task(settings["task"]), report.task_source, settings["query_instruction"], recipe,
         tuple(panels),
     )  # fmt: skip
 

@@ -47,17 +47,22 @@ def open_voice(case: Case, voice: Voice) -> Scorer:
     """The runtime behind a voice; no weight is read yet."""
     options = case.options
     if voice is Voice.ARTEFACT:
-        target = options.artefact if case.artefact is None else str(case.artefact)
-        return open_runtime(target, _runtime_options(case))
+        return _open_artefact(case)
     dtype = NOISE_DTYPE if voice is Voice.NOISE else options.dtype
     return open_runtime(str(case.reference), RuntimeOptions(case.task, dtype, options.device))
 
 
-def _runtime_options(case: Case) -> RuntimeOptions:
-    options = case.options
-    if gguf_file(str(case.artefact)) is not None:  # runs as the file says
-        return RuntimeOptions(case.task, mmproj=options.mmproj)
-    return RuntimeOptions(case.task, options.dtype, options.device, mmproj=options.mmproj)
+def _open_artefact(case: Case) -> Scorer:
+    options, path = case.options, case.artefact
+    if path is None:
+        server = RuntimeOptions(
+            case.task, engine=options.engine, served_model=options.served_model, concurrency=options.concurrency,
+            timeout=options.timeout, family=case.family,
+        )  # fmt: skip
+        return open_runtime(options.artefact, server)
+    if gguf_file(str(path)) is not None:  # it runs as its file says
+        return open_runtime(str(path), RuntimeOptions(case.task, mmproj=options.mmproj))
+    return open_runtime(str(path), RuntimeOptions(case.task, options.dtype, options.device, mmproj=options.mmproj))
 
 
 def hear(case: Case, voice: Voice, panels: Sequence[Panel], progress: StageProgress) -> Heard:

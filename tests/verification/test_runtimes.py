@@ -1,0 +1,67 @@
+"""One artefact through the engines that people serve it with, each against the same reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qtool import resources
+from qtool.scoring.llama_cpp_server import LlamaCppOptions, Pooling, start_server
+from qtool.verification.case import VerifyOptions
+from qtool.verification.report import Report
+from qtool.verification.run import verify
+from tests.scoring.gguf_files import gguf_of, projector_of
+
+pytest.importorskip("xllamacpp")
+
+RERANKER = resources.demo_model("qtool-demo-reranker")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runtimes")
+
+
+def run(artefact: str, panels: tuple[str, ...], **options: object) -> Report:
+    chosen = {"limit": 2, "noise_queries": 1, "device": "cpu", **options}
+    return verify(VerifyOptions(artefact, "qtool-demo-reranker", panels, **chosen))
+
+
+def outcomes(report: Report) -> dict[str, str]:
+    return {stage.name: stage.outcome.value for stage in report.stages}
+
+
+def test_a_gguf_file_is_verified_from_structure_to_pictures(folder: Path) -> None:
+    gguf, mmproj = gguf_of(RERANKER, "f16", folder), projector_of(RERANKER, folder)
+    report = run(str(gguf), ("demo-text", "demo-image"), mmproj=mmproj, weights=True)
+    assert outcomes(report) == {
+        "structure": "pass", "weights": "pass", "prompt": "pass", "noise": "pass", "scores": "pass",
+        "ranking": "inconclusive",
+    }  # fmt: skip
+    assert report.recipe == "nvfp4-w4a16"
+    assert report.artefact.engine.startswith("llama.cpp")
+    # Measured: 0.0008 on texts, 0.0009 on pictures.
+    assert all(panel.metrics["log_odds_max"] < 0.01 for panel in report.panels)
+    assert set(report.panels[1].by_modality) == {"image"}
+    assert report.panels[1].worst[0].pictures[0].startswith("data:image/")
+
+
+def test_a_running_server_is_verified_by_its_scores(folder: Path) -> None:
+    server = start_server(gguf_of(RERANKER, "f16", folder), None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
+    report = run(server.listening_address, ("demo-text",))
+    assert outcomes(report)["structure"] == "skipped"
+    assert outcomes(report)["scores"] == "pass"
+    assert report.artefact.sha256 is None
+    assert report.artefact.engine.startswith("llama-server")
+    assert report.panels[0].metrics["log_odds_max"] < 0.01
+
+
+def test_a_served_file_with_llama_cpps_own_prompt_is_named(folder: Path) -> None:
+    gguf = gguf_of(RERANKER, "f16", folder, prompt="llamacpp")
+    found = {finding.code for stage in run(str(gguf), ("demo-text",)).stages for finding in stage.findings}
+    assert "gguf-wrong-rerank-template" in found
+    server = start_server(gguf, None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
+    report = run(server.listening_address, ("demo-text",))
+    assert outcomes(report)["prompt"] == "fail"
+    assert any("text" in finding.sentence for stage in report.stages for finding in stage.findings)
