@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qtool.inspection.finding import printable
-from qtool.reporting.words import bound, duration, headline, interval, label, metric_names, number
+from qtool.reporting.words import bound, duration, headline, interval, label, metric_names, number, signed
 from qtool.verification.report import PairDelta, PanelReport, Report
 
 _STYLE: Final = {"pass": "green", "fail": "bold red", "inconclusive": "bold yellow", "ungated": "yellow"}
@@ -82,9 +82,9 @@ def _worst(panel: PanelReport) -> Table:
         "query": lambda pair: f"{pair.query_id}: {pair.query}",
         "document": lambda pair: f"{pair.document_id}: {pair.document}",
         "label": lambda pair: "" if pair.label is None else f"{pair.label:g}",
-        "reference": lambda pair: f"{pair.reference:+.3f}",
-        "artefact": lambda pair: f"{pair.artefact:+.3f}",
-        "Δ": lambda pair: f"{pair.delta:+.3f}",
+        "reference": lambda pair: signed(pair.reference),
+        "artefact": lambda pair: signed(pair.artefact),
+        "Δ": lambda pair: signed(pair.delta),
     }
     for name in columns:
         if name in ("query", "document"):

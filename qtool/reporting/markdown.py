@@ -21,6 +21,7 @@ from qtool.reporting.words import (
     number,
     settings,
     short_name,
+    signed,
 )
 from qtool.verification.report import PairDelta, PanelReport, Report, Side
 
@@ -111,7 +112,7 @@ def _worst(panel: PanelReport) -> list[str]:
 
 def _pair(pair: PairDelta) -> tuple[str, ...]:
     texts = (f"{pair.query_id}: {pair.query}", f"{pair.document_id}: {pair.document}")
-    scores = (f"{pair.reference:+.3f}", f"{pair.artefact:+.3f}", f"{pair.delta:+.3f}")
+    scores = (signed(pair.reference), signed(pair.artefact), signed(pair.delta))
     return (*map(escaped, texts), "" if pair.label is None else f"{pair.label:g}", *scores)
 
 

@@ -71,6 +71,11 @@ def number(value: float | None) -> str:
     return f"{value:.1e}" if abs(value) < 5e-4 else f"{value:.4f}"
 
 
+def signed(value: float) -> str:
+    """A score or a difference, always with its sign."""
+    return f"{value:+.3f}" if abs(value) >= 1 else f"{value:+.4f}"
+
+
 def interval(ends: Interval | None) -> str:
     """Both ends, or nothing."""
     return "" if ends is None else f"{number(ends.low)} … {number(ends.high)}"
