@@ -13,6 +13,7 @@ from typing import Final
 
 from qtool.verification.gate import GateResult, Verdict
 from qtool.verification.intervals import Interval
+from qtool.verification.metrics import METRICS
 from qtool.verification.report import Report, Side
 
 _DISTANCES: Final = {
@@ -87,7 +88,9 @@ def bound(gate: GateResult) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes, then hours."""
+    """Seconds up to two minutes, then minutes, then hours; nothing for no time."""
+    if seconds < 0.05:
+        return ""
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -100,8 +103,15 @@ def short_name(side: Side) -> str:
 
 
 def metric_names(report: Report) -> list[str]:
-    """Every metric that some panel has, in the panels' order."""
-    return list(dict.fromkeys(metric for panel in report.panels for metric in panel.metrics))
+    """Every metric that some panel has, in the order of the task's; what the task does not know comes last."""
+    found = dict.fromkeys(metric for panel in report.panels for metric in panel.metrics)
+    known = next((names for task, names in METRICS.items() if task.value == report.task), ())
+    return [name for name in known if name in found] + [name for name in found if name not in known]
+
+
+def of_shortened(metrics: Iterable[str]) -> list[str]:
+    """Those that speak of an embedder's vectors cut to their first dimensions."""
+    return [metric for metric in metrics if "_mrl" in metric]
 
 
 def pairs(report: Report) -> int:
@@ -129,16 +139,18 @@ def headline(report: Report) -> str:
 
 
 def concerns(report: Report) -> list[Concern]:
-    """What failed and then what stayed undecided: stages, then gates."""
+    """What failed and then what stayed undecided: stages, then gates, with the panels of which the same is to say."""
     found = []
     for wanted in ("fail", "inconclusive"):
+        named = _stages(report, wanted)
+        found += [Concern(wanted, stage.name, stage.summary) for stage in report.stages if stage.name in named]
+        panels: dict[tuple[str, str], list[str]] = {}
+        for gate in report.gates:
+            if gate.outcome.value == wanted:
+                panels.setdefault((gate.metric, gate.reason), []).append(gate.panel)
         found += [
-            Concern(wanted, each.name, each.summary) for each in report.stages if each.name in _stages(report, wanted)
-        ]
-        found += [
-            Concern(wanted, f"{label(gate.metric)} on {gate.panel}", gate.reason)
-            for gate in report.gates
-            if gate.outcome.value == wanted
+            Concern(wanted, f"{label(metric)} on {_listed(names)}", reason)
+            for (metric, reason), names in panels.items()
         ]
     return found
 

@@ -1,0 +1,118 @@
+"""The GitHub Action: its own shell steps, run as a runner runs them, on a tiny model; and the workflows of docs/ci.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.docs_pages import COMMANDS, help_of
+from tests.scoring import tiny
+
+ROOT = Path(__file__).parent.parent
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+STEPS = {step.get("name", step.get("uses")): step for step in ACTION["runs"]["steps"]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_vl(tmp_path_factory.mktemp("action") / "a model")
+
+
+@pytest.fixture
+def runner(tmp_path):
+    """Runs one step with the action's inputs, as a runner does; gives exit code, outputs and job summary."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    for name, command in (("qtool", f"{sys.executable} -m qtool"), ("python", sys.executable)):
+        (bin_folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (bin_folder / name).chmod(0o755)
+
+    def run(step, **inputs):
+        given = {name: str(about.get("default", "")) for name, about in ACTION["inputs"].items()} | inputs
+        names = {f"inputs.{name}": value for name, value in given.items()}
+        own = {key: filled(value, names) for key, value in STEPS[step].get("env", {}).items()}
+        files = {name: tmp_path / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+        for file in files.values():
+            file.write_text("")
+        path = f"{bin_folder}:{os.environ['PATH']}"
+        environment = {**os.environ, **own, **{name: str(file) for name, file in files.items()}, "PATH": path}
+        environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[step]["run"]]
+        done = subprocess.run(shell, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        outputs = dict(line.split("=", 1) for line in files["GITHUB_OUTPUT"].read_text().splitlines())
+        return done, outputs, files["GITHUB_STEP_SUMMARY"].read_text()
+
+    return run
+
+
+def filled(value, names):
+    return re.sub(r"\$\{\{ (\S+) \}\}", lambda match: names[match[1]], value)
+
+
+def test_the_verify_step_writes_reports_a_summary_and_the_verdict(model, runner, tmp_path):
+    lines = [{"query": f"which ball {n}?", "documents": ["a red ball", "a cube"]} for n in range(2)]
+    (tmp_path / "my balls.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    panels = f"{tmp_path}/my balls.jsonl\n"
+    arguments = "--task rerank\n --noise-queries 0"
+    done, outputs, summary = runner(
+        "Verify", artefact=str(model), reference=str(model), panels=panels, arguments=arguments, strict="true"
+    )
+    assert done.returncode == 0, done.stderr
+    # Two queries are too few to pass a ranking, so that --strict shows in the exit code.
+    assert outputs == {"code": "1", "verdict": "inconclusive"}, done.stderr
+    assert summary.startswith("# ❔ INCONCLUSIVE: a model")
+    names = {path.name for path in (tmp_path / "qtool-report").iterdir()}
+    assert {"report.json", "report.md", "report.html", "junit.xml"} <= names
+
+
+def test_without_a_report_the_verdict_is_error_and_the_exit_code_is_kept(model, runner):
+    done, outputs, summary = runner(
+        "Verify", artefact=str(model), reference=str(model), panels="nope", arguments="--task rerank"
+    )
+    assert done.returncode == 0
+    assert outputs == {"code": "2", "verdict": "error"}
+    assert "No panel is called 'nope'" in done.stderr
+    assert summary == ""
+
+
+def test_inputs_reach_the_shell_through_the_environment_alone():
+    for step in STEPS.values():
+        assert "${{" not in step.get("run", "")
+    assert all(about.get("description") for about in (*ACTION["inputs"].values(), *ACTION["outputs"].values()))
+
+
+def test_what_fails_comes_after_what_must_be_kept():
+    names = list(STEPS)
+    assert names[-1] == "Verdict"
+    assert STEPS["Verdict"]["run"] == 'exit "$CODE"'
+    assert names.index("actions/upload-artifact@v4") < names.index("Verdict")
+
+
+def workflows():
+    text = (ROOT / "docs" / "ci.md").read_text()
+    return [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+
+
+def steps_of(documents):
+    return [step for document in documents for job in document["jobs"].values() for step in job["steps"]]
+
+
+def test_the_documented_workflows_use_inputs_and_options_that_exist():
+    steps = steps_of(workflows())
+    used = [step for step in steps if "qtool@" in step.get("uses", "")]
+    assert len(used) >= 2
+    for step in used:
+        assert set(step["with"]) <= set(ACTION["inputs"])
+        assert {name for name, about in ACTION["inputs"].items() if about.get("required")} <= set(step["with"])
+        options = re.findall(r"(?<!\S)--[a-z-]+", step["with"].get("arguments", ""))
+        assert set(options) <= set(re.findall(r"--[a-z-]+", help_of("verify")))
+    for command, rest in re.findall(r"^\s*qtool (\S+)(.*)$", "\n".join(s.get("run", "") for s in steps), re.MULTILINE):
+        assert command in COMMANDS
+        assert set(re.findall(r"(?<!\S)--?[a-z][\w-]*", rest)) <= set(re.findall(r"--?[a-z][\w-]*", help_of(command)))
