@@ -56,20 +56,27 @@ def filled(value, names):
     return re.sub(r"\$\{\{ (\S+) \}\}", lambda match: names[match[1]], value)
 
 
-def test_the_verify_step_writes_reports_a_summary_and_the_verdict(model, runner, tmp_path):
-    lines = [{"query": f"which ball {n}?", "documents": ["a red ball", "a cube"]} for n in range(2)]
+def test_the_action_verifies_in_shards_and_the_documented_command_merges_them(model, runner, tmp_path):
+    lines = [{"query": f"which ball {n}?", "documents": ["a red ball", "a cube"]} for n in range(4)]
     (tmp_path / "my balls.jsonl").write_text("\n".join(map(json.dumps, lines)))
     panels = f"{tmp_path}/my balls.jsonl\n"
-    arguments = "--task rerank\n --noise-queries 0"
-    done, outputs, summary = runner(
-        "Verify", artefact=str(model), reference=str(model), panels=panels, arguments=arguments, strict="true"
+    for shard in (1, 2):
+        arguments = f"--task rerank\n --noise-queries 0 --shard {shard}/2"
+        inputs = {"artefact": str(model), "reference": str(model), "panels": panels, "output": f"shards/shard-{shard}"}
+        done, outputs, summary = runner("Verify", arguments=arguments, strict="true", **inputs)
+        assert done.returncode == 0, done.stderr
+        # So few queries never pass a ranking, which --strict turns into an exit code.
+        assert outputs == {"code": "1", "verdict": "inconclusive"}, done.stderr
+        assert summary.startswith("# ❔ INCONCLUSIVE: a model")
+        names = {path.name for path in (tmp_path / "shards" / f"shard-{shard}").iterdir()}
+        assert {"report.json", "report.md", "report.html", "junit.xml"} <= names
+    (merge,) = [step["run"] for step in steps_of(workflows()) if "merge-reports" in step.get("run", "")]
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-ec", merge], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    # Two queries are too few to pass a ranking, so that --strict shows in the exit code.
-    assert outputs == {"code": "1", "verdict": "inconclusive"}, done.stderr
-    assert summary.startswith("# ❔ INCONCLUSIVE: a model")
-    names = {path.name for path in (tmp_path / "qtool-report").iterdir()}
-    assert {"report.json", "report.md", "report.html", "junit.xml"} <= names
+    assert done.returncode == 1, done.stderr
+    assert "on 8 pairs" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_without_a_report_the_verdict_is_error_and_the_exit_code_is_kept(model, runner):
