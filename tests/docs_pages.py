@@ -24,6 +24,7 @@ COMMANDS = (
     "inspect",
     "repair-gguf",
     "verify",
+    "merge-reports",
     "serve-command",
     "demo",
     "recipes",
