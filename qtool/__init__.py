@@ -9,6 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from qtool.answers.embed import EmbedOptions as EmbedOptions
+    from qtool.answers.embed import Texts as Texts
+    from qtool.answers.embed import embed as embed
+    from qtool.answers.panel import PanelChoice as PanelChoice
+    from qtool.answers.score import ScoreOptions as ScoreOptions
+    from qtool.answers.score import score as score
     from qtool.convert.options import ConvertOptions as ConvertOptions
     from qtool.convert.repair import RepairOptions as RepairOptions
     from qtool.convert.repair import repair_gguf as repair_gguf
@@ -18,34 +24,52 @@ if TYPE_CHECKING:
     from qtool.inspection.run import inspect as inspect
     from qtool.quantization.job import QuantizeOptions as QuantizeOptions
     from qtool.quantization.run import quantize as quantize
+    from qtool.scoring.runtime import RuntimeOptions as RuntimeOptions
+    from qtool.scoring.runtime import open_runtime as open_runtime
     from qtool.verification.case import VerifyOptions as VerifyOptions
     from qtool.verification.run import verify as verify
 
 _HOMES: Final = {
-    "InspectionReport": "qtool.inspection.report",
     "ConvertOptions": "qtool.convert.options",
+    "EmbedOptions": "qtool.answers.embed",
+    "InspectionReport": "qtool.inspection.report",
+    "PanelChoice": "qtool.answers.panel",
     "QtoolError": "qtool.errors",
     "QuantizeOptions": "qtool.quantization.job",
     "RepairOptions": "qtool.convert.repair",
+    "RuntimeOptions": "qtool.scoring.runtime",
+    "ScoreOptions": "qtool.answers.score",
+    "Texts": "qtool.answers.embed",
     "VerifyOptions": "qtool.verification.case",
     "convert_gguf": "qtool.convert.run",
+    "embed": "qtool.answers.embed",
     "inspect": "qtool.inspection.run",
+    "open_runtime": "qtool.scoring.runtime",
     "quantize": "qtool.quantization.run",
     "repair_gguf": "qtool.convert.repair",
+    "score": "qtool.answers.score",
     "verify": "qtool.verification.run",
 }
 
 __all__ = [
     "ConvertOptions",
+    "EmbedOptions",
     "InspectionReport",
+    "PanelChoice",
     "QtoolError",
     "QuantizeOptions",
     "RepairOptions",
+    "RuntimeOptions",
+    "ScoreOptions",
+    "Texts",
     "VerifyOptions",
     "convert_gguf",
+    "embed",
     "inspect",
+    "open_runtime",
     "quantize",
     "repair_gguf",
+    "score",
     "verify",
 ]
 

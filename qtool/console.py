@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,11 @@ def show_json(result: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
+def show_lines(lines: Iterable[str]) -> None:
+    """A result of many lines, each as it is."""
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+
+
 def show_error(error: QtoolError, *, debug: bool) -> None:
     """The message and the hint; with `debug` the traceback before them."""
     if debug:
@@ -67,10 +72,10 @@ def byte_bar(label: str) -> Iterator[Progress]:
 
 @contextmanager
 def stage_bar(unit: str) -> Iterator[StageProgress]:
-    """One bar for each stage of a job, each appearing when its stage begins."""
+    """One bar for each stage of a job, with `unit`s a second and time left, each appearing when its stage begins."""
     from rich.progress import MofNCompleteColumn, TextColumn
 
-    with _bar(MofNCompleteColumn(), TextColumn(unit)) as bar:
+    with _bar(MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[rate]}" + f" {unit}/s")) as bar:
         tasks: dict[str, TaskID] = {}
         yield lambda stage, done, total: _update(bar, tasks, stage, done, total)
 
@@ -87,8 +92,10 @@ def _bar(*amounts: ProgressColumn) -> Bar:
 
 def _update(bar: Bar, tasks: dict[str, TaskID], label: str, done: int, total: int) -> None:
     if label not in tasks:
-        tasks[label] = bar.add_task(escape(label), total=total)
-    bar.update(tasks[label], completed=done, total=total)
+        tasks[label] = bar.add_task(escape(label), total=total, rate="-")
+    speed = bar.tasks[tasks[label]].speed
+    rate = "-" if speed is None else f"{speed:,.1f}"
+    bar.update(tasks[label], completed=done, total=total, rate=rate)
 
 
 def human_size(nbytes: int) -> str:

@@ -23,6 +23,8 @@ COMMANDS = (
     "convert-gguf",
     "inspect",
     "repair-gguf",
+    "score",
+    "embed",
     "verify",
     "merge-reports",
     "serve-command",

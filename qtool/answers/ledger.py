@@ -86,8 +86,8 @@ class Ledger:
             self._synced = time.monotonic()
 
 
-def open_ledger(path: Path, identity: Identity, *, is_shared: bool = False) -> Ledger:
-    """Open or begin the ledger of `identity` at `path`.
+def open_ledger(path: Path, identity: Identity, *, is_shared: bool = False, anew: bool = False) -> Ledger:
+    """Open or begin the ledger of `identity` at `path`; `anew` drops what it holds.
 
     It is one process's until closed, or with `is_shared` locked for each line only, so that several add to it.
     Raises UsageError on a ledger that is another's, broken or in use, SetupError where the disk does not take it.
@@ -97,6 +97,8 @@ def open_ledger(path: Path, identity: Identity, *, is_shared: bool = False) -> L
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _lock(descriptor, path, is_shared=is_shared)
+            if anew:
+                os.ftruncate(descriptor, 0)
             known = _read(descriptor, path, identity)
             if is_shared:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from qtool import console
-from qtool.cli import checkpoints, gguf, serving, verification
+from qtool.cli import checkpoints, gguf, scoring, serving, verification
 from qtool.errors import QtoolError
 
 app = typer.Typer(
@@ -47,6 +47,8 @@ app.command()(checkpoints.quantize)
 app.command("convert-gguf")(gguf.convert_gguf)
 app.command()(gguf.inspect)
 app.command("repair-gguf")(gguf.repair_gguf)
+app.command()(scoring.score)
+app.command()(scoring.embed)
 app.command()(verification.verify)
 app.command("merge-reports")(verification.merge_reports)
 app.command("serve-command")(serving.serve_command)

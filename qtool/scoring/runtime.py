@@ -117,9 +117,8 @@ def _language_files(folder: Path) -> list[Path]:
 
 
 def _is_projector(path: Path) -> bool:
-    return (
-        "mmproj" in path.name.lower()
-    )  # as llama.cpp tells them apart on the hub; headers are checked once one is chosen
+    # As llama.cpp tells them apart on the hub; the header is checked once one is chosen.
+    return "mmproj" in path.name.lower()
 
 
 def _only(folder: Path, files: list[Path], what: str, hint: str) -> Path:

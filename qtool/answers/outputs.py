@@ -1,0 +1,67 @@
+"""Files of answers that a killed run leaves to be gone on with.
+
+Rule: a file appears under its name when it is complete; until then its answers stand in the ledger `NAME.partial`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qtool.answers.ledger import open_ledger
+from qtool.answers.remembering import Remembering
+from qtool.errors import SetupError, UsageError
+
+if TYPE_CHECKING:
+    from qtool.scoring.scorer import Scorer
+
+_PARTIAL: Final = ".partial"
+_NEW: Final = ".new"
+
+
+def check_outputs(*outputs: Path, force: bool) -> None:
+    """Raise UsageError where one exists, or is a folder."""
+    for output in outputs:
+        if output.is_dir():
+            raise UsageError(f"{output} is a folder.", "Name a file.")
+        if not force and (output.exists() or output.is_symlink()):
+            raise UsageError(f"{output} exists.", "Choose another --output, or pass --force to replace it.")
+
+
+@contextmanager
+def resumable(scorer: Scorer, output: Path | None, *, force: bool) -> Iterator[Scorer]:
+    """`scorer`, remembering what an interrupted run for `output` was answered; closed afterwards.
+
+    What it has answered is forgotten when the block, in which the output is written, ends well.
+    """
+    if output is None:
+        try:
+            yield scorer
+        finally:
+            scorer.close()
+        return
+    partial = output.with_name(output.name + _PARTIAL)
+    remembering = Remembering(scorer, open_ledger(partial, scorer.identity, anew=force))
+    try:
+        yield remembering
+        partial.unlink()
+    finally:
+        remembering.close()
+
+
+@contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """Yield a path to write; the file takes `output`'s place when the block ends well."""
+    written = output.with_name(output.name + _NEW)
+    try:
+        yield written
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
+        written.replace(output)
+    except OSError as error:
+        raise SetupError(f"{output}: {error.strerror}.", "Choose another place, or free some space.") from error
+    finally:
+        written.unlink(missing_ok=True)

@@ -1,0 +1,126 @@
+"""The commands that give a runtime's numbers by themselves: score, embed.
+
+Rule: no work happens here, and heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qtool import console
+from qtool.arguments import parse_task
+from qtool.cli.options import Json, Revision, TaskOption, Token, show
+from qtool.errors import UsageError
+
+if TYPE_CHECKING:
+    from qtool.answers.panel import PanelChoice
+    from qtool.scoring.runtime import RuntimeOptions
+
+Target = Annotated[
+    str,
+    typer.Argument(metavar="TARGET", help="A folder, a GGUF file, org/name, a built-in demo model, or a server's URL."),
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; of checkpoints.")]
+Mmproj = Annotated[
+    Path | None, typer.Option(help="A GGUF file's projector; by default the one beside it.", show_default=False)
+]
+Instruction = Annotated[str | None, typer.Option(help="Replaces the instruction of every query.", show_default=False)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", show_default=False)]
+Anew = Annotated[bool, typer.Option("--force", help="Replace an existing output, and begin anew.")]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Every N-th query, from the I-th on.", show_default=False)
+]
+
+
+def score(
+    target: Target,
+    *,
+    panel: Annotated[str, typer.Option(help="A JSONL file or a built-in panel.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSONL file to write; an interrupted run goes on.", show_default="stdout"),
+    ] = None,
+    dtype: Dtype = "float32",
+    instruction: Instruction = None,
+    mmproj: Mmproj = None,
+    limit: Limit = None,
+    shard: ShardOption = None,
+    force: Anew = False,
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Score the pairs of a panel: log-odds and probability of each, as JSON lines."""
+    from rich.text import Text
+
+    from qtool.answers.score import ScoreOptions
+    from qtool.answers.score import score as run
+
+    runtime = _runtime(dtype, mmproj, task, revision, token)
+    options = ScoreOptions(target, _panel(panel, limit, shard, instruction), runtime, output, force)
+    with console.stage_bar("pairs") as progress:
+        scores = run(options, progress)
+    if output is None and not json:
+        console.show_lines(pair.line for pair in scores.pairs)
+    else:
+        show(scores.to_json(), Text(f"{len(scores.pairs):,} pairs in {output}"), as_json=json)
+
+
+def embed(
+    target: Target,
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write; an interrupted run goes on.")],
+    panel: Annotated[str | None, typer.Option(help="A JSONL file or a built-in panel.", show_default=False)] = None,
+    texts: Annotated[Path | None, typer.Option(help="A file of texts, one a line.", show_default=False)] = None,
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Cut to N dimensions and normalise again (MRL).", show_default=False)
+    ] = None,
+    ids: Annotated[
+        Path | None, typer.Option(help="Where to write which row is what.", show_default="beside OUTPUT")
+    ] = None,
+    dtype: Dtype = "float32",
+    instruction: Instruction = None,
+    mmproj: Mmproj = None,
+    limit: Limit = None,
+    shard: ShardOption = None,
+    force: Anew = False,
+    task: TaskOption = None,
+    revision: Revision = None,
+    token: Token = None,
+    json: Json = False,
+) -> None:
+    """Embed a panel's queries and documents, or lines of text: vectors as .npy."""
+    from rich.text import Text
+
+    from qtool.answers.embed import EmbedOptions, Texts
+    from qtool.answers.embed import embed as run
+
+    if (panel is None) == (texts is None) or (texts is not None and (limit or shard)):
+        raise UsageError("What is to be embedded?", "Pass --panel (with --limit and --shard), or --texts.")
+    source = Texts(texts, instruction) if texts else _panel(panel or "", limit, shard, instruction)
+    options = EmbedOptions(target, source, output, dim, ids, _runtime(dtype, mmproj, task, revision, token), force)
+    with console.stage_bar("items") as progress:
+        done = run(options, progress)
+    count, width = done.vectors.shape
+    show(
+        done.to_json(), Text(f"{count:,} vectors of {width} in {output}, what they are of in {done.ids}"), as_json=json
+    )
+
+
+def _panel(source: str, limit: int | None, shard: str | None, instruction: str | None) -> PanelChoice:
+    from qtool.answers.panel import PanelChoice
+    from qtool.inputs.shards import Shard
+
+    return PanelChoice(source, limit, Shard.parse(shard) if shard else None, instruction)
+
+
+def _runtime(
+    dtype: str, mmproj: Path | None, task: str | None, revision: str | None, token: str | None
+) -> RuntimeOptions:
+    from qtool.scoring.runtime import RuntimeOptions
+
+    return RuntimeOptions(parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj)
