@@ -19,6 +19,7 @@ from qtool.inputs.items import Item, Pair
 from qtool.inputs.vision import to_rgb
 
 _NOT_SHOWN: Final = ("id", "label")
+_BLOCK: Final = 1 << 20
 _ADDRESSES: Final = ("data:", "http://", "https://")
 
 
@@ -59,8 +60,11 @@ class QuestionKeys:
 
     def _file(self, path: str) -> str:
         if path not in self._files:
+            digest = hashlib.sha256()
             with Path(path).open("rb") as file:
-                self._files[path] = hashlib.file_digest(file, "sha256").hexdigest()
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+            self._files[path] = digest.hexdigest()
         return self._files[path]
 
     def _picture(self, picture: Image) -> str:

@@ -6,7 +6,6 @@ Rule: one line a pair, in the panel's order, whatever order the answers came in.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from qtool.answers.panel import PanelChoice
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.progress import StageProgress
+from qtool.scoring.probability import sigmoid
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 
 
@@ -70,17 +70,11 @@ def score(options: ScoreOptions, progress: StageProgress | None = None) -> Score
     pairs, shown = panel.pairs, Counter("scoring", len(panel.pairs), progress)
     with resumable(scorer, options.output, force=options.force) as asked:
         answers = zip(pairs, asked.score(pairs, shown), strict=True)
-        scored = tuple(ScoredPair(p.query.id, p.document.id, value, probability(value)) for p, value in answers)
+        scored = tuple(ScoredPair(p.query.id, p.document.id, value, sigmoid(value)) for p, value in answers)
         if options.output is not None:
             with replacing(options.output) as file:
                 file.write_text("".join(f"{pair.line}\n" for pair in scored))
     return Scores(scored, panel.name, panel.sha256, asdict(scorer.identity))
-
-
-def probability(log_odds: float) -> float:
-    """The sigmoid, without overflow."""
-    small = math.exp(-abs(log_odds))
-    return (1.0 if log_odds >= 0 else small) / (1.0 + small)
 
 
 class Counter:

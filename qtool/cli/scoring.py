@@ -17,7 +17,6 @@ from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from qtool.answers.panel import PanelChoice
-    from qtool.scoring.runtime import RuntimeOptions
 
 Target = Annotated[
     str,
@@ -30,6 +29,16 @@ Mmproj = Annotated[
 Instruction = Annotated[str | None, typer.Option(help="Replaces the instruction of every query.", show_default=False)]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", show_default=False)]
 Anew = Annotated[bool, typer.Option("--force", help="Replace an existing output, and begin anew.")]
+Family = Annotated[
+    str | None, typer.Option(help="qwen3 or qwen3_vl, which no server tells; embedders need it.", show_default=False)
+]
+Engine = Annotated[
+    str | None, typer.Option(help="vllm, llama-server, tei or jina.", show_default="what the server says")
+]
+ServedModel = Annotated[
+    str | None, typer.Option(help="The model's name on the server.", show_default="what the server says")
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests to a server at a time.")]
 ShardOption = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Every N-th query, from the I-th on.", show_default=False)
 ]
@@ -52,6 +61,10 @@ def score(
     task: TaskOption = None,
     revision: Revision = None,
     token: Token = None,
+    family: Family = None,
+    engine: Engine = None,
+    served_model: ServedModel = None,
+    concurrency: Concurrency = 8,
     json: Json = False,
 ) -> None:
     """Score the pairs of a panel: log-odds and probability of each, as JSON lines."""
@@ -59,8 +72,12 @@ def score(
 
     from qtool.answers.score import ScoreOptions
     from qtool.answers.score import score as run
+    from qtool.scoring.runtime import RuntimeOptions
 
-    runtime = _runtime(dtype, mmproj, task, revision, token)
+    runtime = RuntimeOptions(
+        parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj, family=family, engine=engine,
+        served_model=served_model, concurrency=concurrency,
+    )  # fmt: skip
     options = ScoreOptions(target, _panel(panel, limit, shard, instruction), runtime, output, force)
     with console.stage_bar("pairs") as progress:
         scores = run(options, progress)
@@ -91,6 +108,10 @@ def embed(
     task: TaskOption = None,
     revision: Revision = None,
     token: Token = None,
+    family: Family = None,
+    engine: Engine = None,
+    served_model: ServedModel = None,
+    concurrency: Concurrency = 8,
     json: Json = False,
 ) -> None:
     """Embed a panel's queries and documents, or lines of text: vectors as .npy."""
@@ -98,11 +119,16 @@ def embed(
 
     from qtool.answers.embed import EmbedOptions, Texts
     from qtool.answers.embed import embed as run
+    from qtool.scoring.runtime import RuntimeOptions
 
     if (panel is None) == (texts is None) or (texts is not None and (limit or shard)):
         raise UsageError("What is to be embedded?", "Pass --panel (with --limit and --shard), or --texts.")
     source = Texts(texts, instruction) if texts else _panel(panel or "", limit, shard, instruction)
-    options = EmbedOptions(target, source, output, dim, ids, _runtime(dtype, mmproj, task, revision, token), force)
+    runtime = RuntimeOptions(
+        parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj, family=family, engine=engine,
+        served_model=served_model, concurrency=concurrency,
+    )  # fmt: skip
+    options = EmbedOptions(target, source, output, dim, ids, runtime, force)
     with console.stage_bar("items") as progress:
         done = run(options, progress)
     count, width = done.vectors.shape
@@ -116,11 +142,3 @@ def _panel(source: str, limit: int | None, shard: str | None, instruction: str |
     from qtool.inputs.shards import Shard
 
     return PanelChoice(source, limit, Shard.parse(shard) if shard else None, instruction)
-
-
-def _runtime(
-    dtype: str, mmproj: Path | None, task: str | None, revision: str | None, token: str | None
-) -> RuntimeOptions:
-    from qtool.scoring.runtime import RuntimeOptions
-
-    return RuntimeOptions(parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj)

@@ -21,5 +21,6 @@ def log_odds(probability: float) -> float:
 
 
 def sigmoid(score: float) -> float:
-    """The probability of these log-odds."""
-    return 0.5 + 0.5 * math.tanh(score / 2)
+    """The probability of these log-odds, to the last digits however small."""
+    small = math.exp(-abs(score))
+    return (1.0 if score >= 0 else small) / (1.0 + small)

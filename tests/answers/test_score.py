@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from qtool.answers.ledger import open_ledger
 from qtool.answers.panel import PanelChoice
-from qtool.answers.score import ScoreOptions, probability, score
+from qtool.answers.score import ScoreOptions, score
 from qtool.cli import app
 from qtool.errors import UsageError
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Pair
 from qtool.inputs.panels import load_panel
 from qtool.inputs.shards import Shard
+from qtool.scoring.probability import sigmoid
 from qtool.scoring.reference import TransformersScorer
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import Answered, unheard
@@ -134,9 +135,9 @@ def test_an_embedder_is_sent_to_embed() -> None:
     assert caught.value.hint == "Use qtool embed."
 
 
-@pytest.mark.parametrize("value", [0.0, 3.5, -3.5, 800.0, -800.0])
-def test_probability_is_the_sigmoid_however_large(value: float) -> None:
-    assert probability(value) == pytest.approx(0.5 * (1 + math.tanh(value / 2)), abs=1e-15)
+@pytest.mark.parametrize("value", [0.0, 3.5, -3.5, 40.0, -40.0, 700.0, -700.0])
+def test_a_probability_is_the_sigmoid_however_far_out(value: float) -> None:
+    assert sigmoid(value) == pytest.approx(1 / (1 + math.exp(-value)), rel=1e-12)
 
 
 def test_the_command_prints_lines_or_one_object() -> None:

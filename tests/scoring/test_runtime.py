@@ -14,6 +14,7 @@ from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import load_panel
 from qtool.scoring.llama_cpp import LlamaCppScorer
+from qtool.scoring.llama_cpp_server import LlamaCppOptions, Pooling, start_server
 from qtool.scoring.reference import TransformersScorer
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from tests.scoring.gguf_files import gguf_of, projector_of, quantized
@@ -116,3 +117,16 @@ def test_a_name_that_means_nothing_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kind, match=message):
         open_runtime(target)
+
+
+def test_a_servers_address_opens_a_server(gguf_folder: Path) -> None:
+    server = start_server(gguf_folder / "reranker-F32.gguf", None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
+    with pytest.raises(UsageError, match="Unknown engine 'sglang'"):
+        open_runtime(server.listening_address, RuntimeOptions(engine="sglang"))
+    scorer = open_runtime(server.listening_address, RuntimeOptions(family="qwen3_vl"))
+    assert (scorer.task, scorer.family, scorer.identity.is_pinned) == (Task.RERANK, "qwen3_vl", False)
+    assert scorer.identity.engine.startswith("llama-server")
+    reference = open_runtime(RERANKER, RuntimeOptions(device="cpu")).score(TEXT)
+    # Measured: 2.2e-4, what M-RoPE costs in llama.cpp; see tests/scoring/test_llama_cpp.py.
+    np.testing.assert_allclose(scorer.score(TEXT), reference, rtol=0, atol=1e-3)
+    scorer.close()
