@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
+from qtool.reporting.schema import report_schema
 from tests.docs_pages import COMMANDS, help_of
 from tests.scoring import tiny
 
@@ -78,6 +80,8 @@ def test_the_action_verifies_in_shards_and_the_documented_command_merges_them(mo
     # So few queries never pass a ranking, which --strict turns into an exit code.
     assert done.returncode == 1, done.stderr
     assert "on 8 pairs" in (tmp_path / "report" / "report.md").read_text()
+    for folder in (tmp_path / "report", tmp_path / "shards" / "shard-1"):
+        jsonschema.validate(json.loads((folder / "report.json").read_text()), report_schema())
 
 
 def test_without_a_report_the_verdict_is_error_and_the_exit_code_is_kept(model, runner):

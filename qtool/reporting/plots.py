@@ -31,14 +31,13 @@ def scatter(panel: PanelReport, unit: str) -> Markup | None:
     pad = (max(flat) - min(flat)) * 0.04
     ends = (min(flat) - pad, max(flat) + pad)
     frame = Frame.around(ends, ends)
-    ticks = frame.x.ticks()
     diagonal = line((frame.x.start, frame.y.start), (frame.x.end, frame.y.end), "diagonal")
     worst = [
         ring(frame.x.at(pair.reference), frame.y.at(pair.artefact), "worst", f"{pair.query} ⟶ {pair.document}")
         for pair in panel.worst
         if math.isfinite(pair.reference) and math.isfinite(pair.artefact)
     ]
-    axes = frame.axes(f"reference, {unit}", f"artefact, {unit}", ticks)
+    axes = frame.axes(f"reference, {unit}", f"artefact, {unit}")
     said = f"{len(scores)} pairs between {number(min(flat))} and {number(max(flat))}; the worst are ringed."
     return drawing(f"Scores of {panel.name}", said, _HEIGHT, axes, diagonal, frame.dots(scores, "a"), *worst)
 
@@ -54,7 +53,7 @@ def histogram(panel: PanelReport, unit: str, noise: NoiseFloor | None) -> Markup
         counts[min(int((delta + reach) / (2 * reach) * _BINS), _BINS - 1)] += 1
     frame = Frame.around((-reach, reach), (0, max(counts)))
     parts = [_noise_band(frame, noise)] if noise else []
-    parts.append(frame.axes(f"artefact minus reference, {unit}", "pairs"))
+    parts.append(frame.axes(f"artefact minus reference, {unit}", "pairs", whole="y"))
     for index, count in enumerate(counts):
         if count:
             parts.append(_bar(frame, reach, index, count))
@@ -143,10 +142,9 @@ def _stack(name: str, tensors: Sequence[tuple[int, TensorError]]) -> Markup:
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for layer, tensor in tensors:
         groups[_group(tensor)].append((layer + _SHIFT[_group(tensor)], tensor.relative_error))
-    whole = [value for value in frame.x.ticks() if value == int(value)]
     said = f"{len(tensors)} tensors of {last + 1} layers, errors up to {number(max(t.relative_error for _, t in tensors))}."
     dots = [frame.dots(points, group) for group, points in groups.items()]
-    axes = frame.axes("layer", "relative error", whole)
+    axes = frame.axes("layer", "relative error", whole="x")
     return drawing(f"Weights of {name}", said, _HEIGHT, axes, path(bound, "bound"), *dots)
 
 

@@ -6,7 +6,7 @@ Rule: colours are CSS classes of the page, so that a drawing follows it into the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,13 +51,17 @@ class Frame:
         """A frame of the usual width that shows both ranges; an empty range is widened."""
         return cls(Axis(*_wide(x), LEFT, WIDTH - RIGHT), Axis(*_wide(y), height - BOTTOM, TOP), height)
 
-    def axes(self, x_title: str, y_title: str, x_ticks: Sequence[float] | None = None) -> Markup:
-        """Grid, numbers and titles."""
+    def axes(self, x_title: str, y_title: str, *, whole: str = "") -> Markup:
+        """Grid, numbers and titles; an axis named in `whole` counts things and is numbered by whole numbers alone."""
         below = self.height - BOTTOM
-        parts = [line((LEFT, self.y.at(v)), (WIDTH - RIGHT, self.y.at(v)), "grid") for v in self.y.ticks()]
+        across, up = (
+            [value for value in axis.ticks() if name not in whole or value == int(value)]
+            for name, axis in (("x", self.x), ("y", self.y))
+        )
+        parts = [line((LEFT, self.y.at(v)), (WIDTH - RIGHT, self.y.at(v)), "grid") for v in up]
         parts += [line((LEFT, below), (WIDTH - RIGHT, below), "axis")]
-        parts += [text(LEFT - 6, self.y.at(v) + 4, f"{v:.10g}", "end") for v in self.y.ticks()]
-        parts += [text(self.x.at(v), below + 15, f"{v:.10g}") for v in (self.x.ticks() if x_ticks is None else x_ticks)]
+        parts += [text(LEFT - 6, self.y.at(v) + 4, f"{v:.10g}", "end") for v in up]
+        parts += [text(self.x.at(v), below + 15, f"{v:.10g}") for v in across]
         parts += [text((LEFT + WIDTH - RIGHT) / 2, self.height - 6, x_title, kind="title")]
         middle = (TOP + below) / 2
         turned = Markup(
