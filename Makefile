@@ -21,7 +21,7 @@ setup: $(VENV)/.installed  ## make .venv and install everything, pinned
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[dev,llamacpp]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[dev,llamacpp,video]'
 	touch $@
 
 demo: setup      ## quantize the built-in models and show by their scores what that cost

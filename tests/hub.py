@@ -48,6 +48,8 @@ class Hub:
         if self.token is not None and authorization != f"Bearer {self.token}":
             return 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, b"{}"
         parts = unquote(urlsplit(path).path).strip("/").split("/")
+        if "datasets" in parts[:2]:  # asked for as a data set; the same files
+            parts = ["api", "models", *parts[2:]] if parts[0] == "api" else parts[1:]
         match parts:
             case [
                 "api",
@@ -67,6 +69,8 @@ class Hub:
             case ["org", "model", "resolve", _, *name] if (self.folder / "/".join(name)).is_file():
                 store = self.url.replace("127.0.0.1", "localhost") + "/store/" + "/".join(name)
                 return (302, {"Location": store}, b"") if self.has_store else self._file("/".join(name), span)
+            case ["org", "model", "resolve", *_] if path.startswith("/datasets"):
+                return 404, {"X-Error-Code": "EntryNotFound"}, b"{}"
             case _:
                 return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
 
@@ -120,6 +124,10 @@ def serve(folder: Path, token: str | None = None, **options: Any) -> Iterator[Hu
             if self.command == "GET":
                 with suppress(ConnectionError):  # who asked may have seen enough
                     self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.do_GET()
 
         do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
 

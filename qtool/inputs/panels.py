@@ -86,7 +86,11 @@ class Panel:
 
 def load_panel(path: Path) -> Panel:
     """Read and check a panel; relative picture paths start at the panel's folder."""
-    content = _read(path)
+    return panel_of(_read(path), path)
+
+
+def panel_of(content: bytes, path: Path) -> Panel:
+    """The panel whose file at `path` has this content."""
     first, _, rest = content.partition(b"\n")
     if not _is_header(first):
         queries = _queries(path, content, first_line=1, instruction=None)

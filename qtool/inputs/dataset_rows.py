@@ -1,0 +1,143 @@
+"""A row of a data set as a query with its documents.
+
+Rule: strict. A column that is missing, empty or of another kind than its role asks for is an error that names the row.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qtool.errors import UsageError
+from qtool.inputs.sources import is_url
+
+Columns = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A query or a document, a text or a picture's address or both, with its grade."""
+
+    text: str | None = None
+    image: str | None = None
+    label: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for sides of equal content."""
+        return hashlib.sha256(json.dumps([self.text, self.image]).encode()).hexdigest()
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """As a panel file writes it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A query with its documents: `positives` and `negatives`, or, where `is_listed`, all of them as positives."""
+
+    id: str | None
+    query: Side
+    positives: tuple[Side, ...]
+    negatives: tuple[Side, ...] = ()
+    is_listed: bool = False
+
+    @property
+    def key(self) -> str:
+        """Equal for rows of equal queries."""
+        return self.query.key
+
+    def joined(self, other: Row) -> Row:
+        """This row with the documents that another one of its query adds; one that is positive there is not negative."""
+        positives = {side.key: side for side in (*self.positives, *other.positives)}
+        negatives = {side.key: side for side in (*self.negatives, *other.negatives) if side.key not in positives}
+        return replace(self, positives=tuple(positives.values()), negatives=tuple(negatives.values()))
+
+
+def json_line(row: Row, place: int) -> bytes:
+    """The row as a line of a panel file, newline included; `place` names queries that have no id."""
+    positives = row.positives if row.is_listed else tuple(replace(side, label=1.0) for side in row.positives)
+    documents = [*positives, *(replace(side, label=0.0) for side in row.negatives)]
+    content = {"id": row.id or f"q{place}", "query": row.query.line, "documents": [side.line for side in documents]}
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+
+
+def read_row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
+    """Read a row by its columns; `where` opens error messages."""
+    for column in (column for named in columns.values() for column in named):
+        if column not in values:
+            raise UsageError(f"{where}: there is no column {column!r}.", f"There are {', '.join(values)}.")
+    (query,) = _sides(values, columns, "query", where)[:1]
+    found = _values(values, columns, "id")
+    row_id = str(found[0]) if found else None
+    if "positive" in columns or "positive_image" in columns:
+        negatives = _sides(values, columns, "negative", where) if _has(columns, "negative") else ()
+        return Row(row_id, query, _sides(values, columns, "positive", where), negatives)
+    documents = _sides(values, columns, "documents", where)
+    return Row(row_id, query, _labelled(documents, values, columns, where), is_listed=True)
+
+
+def _has(columns: Columns, role: str) -> bool:
+    return role in columns or f"{role}_image" in columns
+
+
+def _labelled(documents: tuple[Side, ...], values: Mapping[str, Any], columns: Columns, where: str) -> tuple[Side, ...]:
+    if "labels" not in columns:
+        return documents
+    labels = _values(values, columns, "labels")
+    if len(labels) != len(documents):
+        raise UsageError(f"{where}: {len(labels)} labels for {len(documents)} documents.")
+    return tuple(
+        replace(document, label=_grade(label, where)) for document, label in zip(documents, labels, strict=True)
+    )
+
+
+def _grade(value: Any, where: str) -> float:
+    if isinstance(value, bool | int | float) and 0 <= value < float("inf"):
+        return float(value)
+    raise UsageError(f"{where}: the label {value!r} is no grade from 0 up.")
+
+
+def _sides(values: Mapping[str, Any], columns: Columns, role: str, where: str) -> tuple[Side, ...]:
+    """The sides that play a role: texts, pictures, or both by twos."""
+    texts = [_text(value, role, where) for value in _values(values, columns, role)]
+    images = [_image(value, role, where) for value in _values(values, columns, f"{role}_image")]
+    if texts and images and len(texts) != len(images):
+        raise UsageError(f"{where}: {len(texts)} texts and {len(images)} pictures for {role}.")
+    if not texts and not images:
+        raise UsageError(f"{where}: nothing for {role}.")
+    count = max(len(texts), len(images))
+    return tuple(Side(*pair) for pair in zip(texts or [None] * count, images or [None] * count, strict=True))
+
+
+def _values(values: Mapping[str, Any], columns: Columns, role: str) -> list[Any]:
+    found: list[Any] = []
+    for column in columns.get(role, ()):
+        value = values[column]
+        found += value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    return found
+
+
+def _text(value: Any, role: str, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise UsageError(f"{where}: {role} is no text but {_kind(value)}.")
+
+
+def _image(value: Any, role: str, where: str) -> str:
+    """An address; the bytes of a picture become a `data:` URL."""
+    if isinstance(value, str) and is_url(value):
+        return value
+    content = value.get("bytes") if isinstance(value, Mapping) else None
+    if isinstance(content, bytes):
+        return f"data:;base64,{base64.b64encode(content).decode()}"
+    raise UsageError(f"{where}: {role}_image is no picture or http(s) address but {_kind(value)}.")
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
