@@ -105,8 +105,8 @@ def _grade(value: Any, where: str) -> float:
 
 def _sides(values: Mapping[str, Any], columns: Columns, role: str, where: str) -> tuple[Side, ...]:
     """The sides that play a role: texts, pictures, or both by twos."""
-    texts = [_text(value, role, where) for value in _values(values, columns, role)]
-    images = [_image(value, role, where) for value in _values(values, columns, f"{role}_image")]
+    texts: list[str | None] = [_text(value, role, where) for value in _values(values, columns, role)]
+    images: list[str | None] = [_image(value, role, where) for value in _values(values, columns, f"{role}_image")]
     if texts and images and len(texts) != len(images):
         raise UsageError(f"{where}: {len(texts)} texts and {len(images)} pictures for {role}.")
     if not texts and not images:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from qtool import resources
 from qtool.errors import UsageError
-from qtool.inputs.items import Item
+from qtool.inputs.items import Item, Video
+from qtool.inputs.limits import PixelLimits
 from qtool.inputs.panels import load_panel, panel_header
 
 QUERY = {
@@ -70,6 +71,43 @@ def test_labels_and_modality_of_a_headerless_panel_are_what_it_holds(tmp_path: P
         assert (panel.modality, panel.labels) == (modality, "binary")
 
 
+def test_videos_are_files_or_frames_with_settings_of_their_own(tmp_path: Path) -> None:
+    for name in ("a.mp4", "0.png"):
+        (tmp_path / name).touch()
+    film, address = str(tmp_path / "a.mp4"), "https://example.org/b.mp4"
+    listed = {"frames": ["0.png", "https://example.org/1.png"], "max_frames": 3}
+    documents = [
+        {"video": "a.mp4"},
+        {"video": ["a.mp4", {"file": address, "fps": 2, "max_frames": 9}], "text": "t"},
+        {"video": listed, "max_pixels": 9999, "total_pixels": 77},
+    ]
+    panel = load_panel(write(tmp_path / "mine.jsonl", lines({"query": {"video": "a.mp4"}, "documents": documents})))
+    assert (panel.modality, panel.has_pictures) == ("video", True)
+    assert panel.queries[0].item.video == (Video(film),)
+    one, two, three = panel.queries[0].documents
+    assert one.video == (Video(film),)
+    assert two.video == (Video(film), Video(address, 2, 9))
+    assert three.video == (Video((str(tmp_path / "0.png"), "https://example.org/1.png"), max_frames=3),)
+    assert (one.limits, three.limits) == (PixelLimits(), PixelLimits(max_pixels=9999, total_pixels=77))
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "modality"),
+    [
+        ("a", [{"video": "a.mp4"}, {"text": "t"}], "mixed"),
+        ("a", [{"video": "a.mp4"}, {"image": "a.mp4"}], "mixed"),
+        ({"video": "a.mp4"}, [{"image": "a.mp4"}], "mixed"),
+        ({"image": "a.mp4"}, [{"video": "a.mp4", "text": "t"}], "video"),
+    ],
+)
+def test_a_panel_is_of_videos_where_each_document_has_one(
+    tmp_path: Path, query: Any, documents: list[Any], modality: str
+) -> None:
+    (tmp_path / "a.mp4").touch()
+    content = lines({"query": query, "documents": documents})
+    assert load_panel(write(tmp_path / "mine.jsonl", content)).modality == modality
+
+
 def test_pictures_are_found_beside_the_panel_and_urls_stay(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "p.png")
@@ -125,6 +163,16 @@ def with_document(**fields: Any) -> dict[str, Any]:
         (with_document(label=-1), r"line 2: documents\[1\].label: "),
         (with_document(label=float("nan")), r"line 2: documents\[1\].label: "),
         (with_document(label=None), r"line 2: documents\[1\].label: missing"),
+        (with_document(video="gone.mp4"), r"line 2: documents\[1\].video: no such file: gone.mp4"),
+        (with_document(video={"frames": ["gone.png"]}), r"line 2: documents\[1\].video: no such file: gone.png"),
+        (with_document(video={"frames": []}), r"line 2: documents\[1\].video\[0\].frames: "),
+        (with_document(video={"fps": 2}), r"line 2: documents\[1\].video\[0\]: .*needs either file or frames"),
+        (with_document(video={"frames": ["data:,"], "fps": 2}), r"video\[0\]: .*fps samples a file"),
+        (with_document(video={"file": "a.mp4", "fps": 0}), r"line 2: documents\[1\].video\[0\].fps: "),
+        (with_document(video={"file": "a.mp4", "speed": 2}), r"line 2: documents\[1\].video\[0\].speed: Extra inputs"),
+        (with_document(video=["a.mp4", 7]), r"line 2: documents\[1\].video\[1\]: "),
+        (with_document(max_pixels=0), r"line 2: documents\[1\].max_pixels: "),
+        (with_document(min_pixels=99, max_pixels=98), r"line 2: documents\[1\]: min_pixels 99 and max_pixels 98"),
         (with_document(image="gone.png"), r"line 2: documents\[1\].image: no such file: gone.png"),
         (with_document(image="x" * 5000), r"line 2: documents\[1\].image: no such file"),
         (with_document(image="nul\0"), r"line 2: documents\[1\].image: no such file"),

@@ -129,6 +129,20 @@ def test_a_video_is_written_step_by_step_with_its_times(vl_model: Path, builder:
     assert [picture.grid_thw for picture in prompt.pictures] == [(1, 16, 32)] * 3 + [(1, 4, 4)]
 
 
+def test_a_video_beyond_the_length_stays_whole_and_its_times_go_or_it_is_refused(
+    vl_model: Path, builder: Builder
+) -> None:
+    item = Item("d", ("after",), video=(Video(frames(4, 512, 256)),))
+    spec = prompts.VL_RERANKER
+    short = replace(spec, truncation=replace(spec.truncation, max_length=100))
+    prompt = builder(short).pair(Pair(Item("q", ("t",)), item))
+    text = official.tokenizer(vl_model).decode(prompt.token_ids)
+    assert text.count("<|video_pad|>") == 256
+    assert "seconds" not in text
+    with pytest.raises(UsageError, match=r"item 'd': \d+ picture tokens <\|video_pad\|> in the prompt, .* need 256"):
+        builder(replace(prompts.VL_EMBEDDER, truncation=Truncation(max_length=100))).item(item)
+
+
 def test_pictures_and_frames_follow_the_limits_of_their_item(builder: Builder) -> None:
     image, film = Image.new("RGB", (640, 640)), Video(frames(2, 640, 640))
     small = replace(OFFICIAL_LIMITS, max_pixels=64 * 64, total_pixels=1)

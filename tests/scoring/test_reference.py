@@ -90,7 +90,8 @@ def test_vl_scores_equal_the_official_computation_on_texts_pictures_and_videos(
         official_score(model, directory, pair, official.VL_RERANK, official.VL_RERANK_INSTRUCTION) for pair in pairs
     ]
     assert np.std(expected) > 0.1
-    np.testing.assert_allclose(rerank(directory).score(pairs), expected, rtol=0, atol=1e-4)
+    # Measured: 5e-6 on scores of up to 4.
+    np.testing.assert_allclose(rerank(directory).score(pairs), expected, rtol=0, atol=1e-5)
 
 
 def test_text_scores_equal_the_official_computation(text_model: Path) -> None:
@@ -99,7 +100,7 @@ def test_text_scores_equal_the_official_computation(text_model: Path) -> None:
         official_score(model, text_model, pair, official.TEXT_RERANK, official.TEXT_RERANK_INSTRUCTION)
         for pair in TEXT_PAIRS
     ]
-    np.testing.assert_allclose(rerank(text_model).score(TEXT_PAIRS), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(rerank(text_model).score(TEXT_PAIRS), expected, rtol=0, atol=1e-5)
 
 
 def test_vl_vectors_equal_the_official_computation(vl_model: Path, film_pairs: list[Pair]) -> None:
