@@ -47,7 +47,7 @@ bench: setup     ## measure speed and memory on full-size checkpoints (60 GB of 
 	$(BIN)/python -m tests.upstream
 	$(BIN)/python -m tests.bench
 
-engines: setup   ## compile llama.cpp's quantizer and fetch its converter, for test-engines (C++ compiler, some 5 minutes, 0.4 GB)
+engines: setup $(ENGINES)/vllm/.installed  ## compile llama.cpp's quantizer, fetch its converter, install vLLM, for test-engines (C++ compiler, some 10 minutes, 3 GB)
 	$(BIN)/python -m tests.upstream
 	test -x $(ENGINES)/cmake/bin/ninja || $(PYTHON) -m venv $(ENGINES)/cmake
 	$(ENGINES)/cmake/bin/python -m pip install --quiet --disable-pip-version-check cmake==4.4.4 ninja==1.13.2
@@ -55,6 +55,13 @@ engines: setup   ## compile llama.cpp's quantizer and fetch its converter, for t
 	PATH="$$PWD/$(ENGINES)/cmake/bin:$$PATH" cmake -S $(ENGINES)/llama.cpp -B $(ENGINES)/build $(LLAMA_CMAKE)
 	PATH="$$PWD/$(ENGINES)/cmake/bin:$$PATH" cmake --build $(ENGINES)/build --target llama-quantize
 	ln -sfn build/bin $(ENGINES)/bin
+
+# An environment of its own: vLLM and ModelOpt want different releases of transformers.
+$(ENGINES)/vllm/.installed: .ci/requirements-vllm.txt $(wildcard tests/engines/vllm_cpu/*)
+	test -x $(ENGINES)/vllm/bin/python || $(PYTHON) -m venv $(ENGINES)/vllm
+	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps -r .ci/requirements-vllm.txt
+	$(ENGINES)/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall tests/engines/vllm_cpu
+	touch $@
 
 test-engines: engines  ## the tests that need them, too
 	$(BIN)/python -m pytest -m engines
