@@ -36,3 +36,15 @@ class Meter:
         with self._lock:
             self._done += amount
             self._progress(self._done, self._total)
+
+    def portion(self, amount: int) -> Progress:
+        """A progress of its own, all of which counts as `amount` here."""
+        counted = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal counted
+            reached = amount * done // total
+            self.advance(reached - counted)
+            counted = reached
+
+        return progress

@@ -9,8 +9,8 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,54 +22,24 @@ _MARKER: Final = "qtool.json"
 _OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@contextmanager
-def staged_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield `TARGET.partial`, to be filled; rename it to `target` afterwards, or remove it when the block fails.
+def staged_folder(target: Path, *, force: bool = False) -> AbstractContextManager[Path]:
+    """Gives `TARGET.partial`, to be filled; renamed to `target` afterwards, or removed when the block fails.
 
     Raises UsageError when `target` exists (`force` replaces what qtool made) or another run is filling it.
     """
     check_target(target, force=force)
-    partial = target.with_name(target.name + PARTIAL)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
-        try:
-            yield partial
-            _sync_tree(partial)
-            _put_in_place(partial, target)
-        except OSError as error:
-            raise _explained(error, target) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    return _staged(target, _put_in_place)
 
 
-@contextmanager
-def staged_files(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield the folder `TARGET.partial`; the files put into it move beside `target` afterwards, that one last.
-
-    Raises UsageError when `target` exists (`force` replaces what qtool made).
-    """
+def staged_files(target: Path, *, force: bool = False) -> AbstractContextManager[Path]:
+    """Likewise for a file: what is put into the folder `TARGET.partial` moves beside `target`, that one last."""
     check_target_file(target, force=force)
-    partial = target.with_name(target.name + PARTIAL)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
-        try:
-            yield partial
-            _sync_tree(partial)
-            for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
-                path.replace(target.with_name(path.name))
-        except OSError as error:
-            raise _explained(error, target) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    return _staged(target, _move_out)
 
 
 def check_target_file(target: Path, *, force: bool) -> None:
     """Raise UsageError unless the file `target` may be written."""
-    if not target.exists() and not target.is_symlink():
-        return
-    if not force:
-        raise UsageError(f"{target} exists.", "Choose another --output, or pass --force to replace it.")
-    if not target.is_file() or not manifest_of(target).is_file():
+    if _exists(target, force=force) and not (target.is_file() and manifest_of(target).is_file()):
         raise UsageError(
             f"{target} was not made by qtool (no {manifest_of(target).name} beside it), so --force does not replace it."
         )
@@ -82,12 +52,19 @@ def manifest_of(target: Path) -> Path:
 
 def check_target(target: Path, *, force: bool) -> None:
     """Raise UsageError unless `target` may be written."""
-    if not target.exists() and not target.is_symlink():
-        return
-    if not force:
-        raise UsageError(f"{target} exists.", "Choose another --output, or pass --force to replace it.")
-    if not target.is_dir() or (any(target.iterdir()) and not (target / _MARKER).is_file()):
+    if _exists(target, force=force) and not _is_replaceable(target):
         raise UsageError(f"{target} was not made by qtool (no {_MARKER} in it), so --force does not replace it.")
+
+
+def _exists(target: Path, *, force: bool) -> bool:
+    there = target.exists() or target.is_symlink()
+    if there and not force:
+        raise UsageError(f"{target} exists.", "Choose another --output, or pass --force to replace it.")
+    return there
+
+
+def _is_replaceable(folder: Path) -> bool:
+    return folder.is_dir() and (not any(folder.iterdir()) or (folder / _MARKER).is_file())
 
 
 def require_space(target: Path, nbytes: int) -> None:
@@ -115,6 +92,21 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+@contextmanager
+def _staged(target: Path, finish: Callable[[Path, Path], None]) -> Iterator[Path]:
+    partial = target.with_name(target.name + PARTIAL)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        try:
+            yield partial
+            _sync_tree(partial)
+            finish(partial, target)
+        except OSError as error:
+            raise _explained(error, target) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -153,6 +145,11 @@ def _put_in_place(partial: Path, target: Path) -> None:
         target.rename(previous)
     partial.rename(target)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _move_out(partial: Path, target: Path) -> None:
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
+        path.replace(target.with_name(path.name))
 
 
 def _explained(error: OSError, target: Path) -> QtoolError:

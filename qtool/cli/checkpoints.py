@@ -12,7 +12,7 @@ import typer
 
 from qtool import console
 from qtool.arguments import parse_backend, parse_size, parse_task
-from qtool.cli.options import Force, Json, Model, Revision, TaskOption, Token, show
+from qtool.cli.options import DryRun, Force, Json, Model, Revision, TaskOption, Token, show
 from qtool.errors import EXIT_GATE_FAILED, UsageError
 
 
@@ -25,7 +25,7 @@ def quantize(
     recipe: Annotated[str, typer.Option(help="Name of a built-in recipe, or a file of your own.")] = "nvfp4-w4a16",
     backend: Annotated[str, typer.Option(help="auto, streaming or modelopt.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "512MiB",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, to the byte, and stop.")] = False,
+    dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
     revision: Revision = None,

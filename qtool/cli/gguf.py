@@ -12,7 +12,7 @@ import typer
 
 from qtool import console
 from qtool.arguments import parse_size, parse_task
-from qtool.cli.options import Force, Json, Model, Revision, TaskOption, Token, show
+from qtool.cli.options import DryRun, Force, Instruction, Json, Model, Revision, TaskOption, Token, show
 from qtool.errors import EXIT_GATE_FAILED, UsageError
 
 
@@ -32,10 +32,7 @@ def convert_gguf(
         ),
     ] = None,
     mmproj: Annotated[str, typer.Option(help="Type of the vision projector: f32, f16, bf16, q8_0 or none.")] = "f16",
-    instruction: Annotated[
-        str | None,
-        typer.Option(help="Bake this instruction into a reranker's prompt.", show_default="the official one"),
-    ] = None,
+    instruction: Instruction = None,
     prompt: Annotated[
         str, typer.Option(help="official, or llamacpp: what llama.cpp's own converter bakes into every reranker.")
     ] = "official",
@@ -45,9 +42,7 @@ def convert_gguf(
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix for the K- and I-quants.", show_default=False)
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be written, to the byte, and stop.")
-    ] = False,
+    dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
     revision: Revision = None,
@@ -105,9 +100,7 @@ def repair_gguf(
             metavar="MODEL", help="Take the rank head from this checkpoint, not from the file.", show_default=False
         ),
     ] = None,
-    instruction: Annotated[
-        str | None, typer.Option(help="Bake this instruction into the prompt.", show_default="the official one")
-    ] = None,
+    instruction: Instruction = None,
     force: Force = False,
     task: TaskOption = None,
     json: Json = False,

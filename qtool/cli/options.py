@@ -25,6 +25,10 @@ TaskOption = Annotated[
     typer.Option("--task", help="rerank or embed; overrides what the checkpoint declares.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, to the byte, and stop.")]
+Instruction = Annotated[
+    str | None, typer.Option(help="Bake this instruction into a reranker's prompt.", show_default="the official one")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output that qtool made.")]
 
 

@@ -53,20 +53,22 @@ def _write(
     job: Job, options: ConvertOptions, quantizer: Quantizer | None, folder: Path, progress: Progress
 ) -> Mapping[str, int]:
     """Write everything into `folder`; the size of each file that llama.cpp made."""
-    meter = Meter(sum(file.work_bytes for file in job.files), progress)
+    source_bytes = sum(file.nbytes for file in job.files if file.role == INTERMEDIATE)
+    work = sum(file.work_bytes for file in job.files) + source_bytes * len(job.quantized)
+    meter = Meter(work, progress)
     hashes = [write_tensors(file.layouts, file.tensors, folder, meter.advance) for file in job.files]
-    made = _quantize(job, options, quantizer, folder) if quantizer else {}
+    made = _quantize(job, options, quantizer, folder, meter) if quantizer else {}
     kept = [_file_facts(file, own) for file, own in zip(job.files, hashes, strict=True) if file.role != INTERMEDIATE]
     manifest_name = manifest_of(options.output).name if options.is_file and options.output else FILE_NAME
     (folder / manifest_name).write_bytes(json_bytes(_manifest(job, options, kept, made)))
     return {name: (folder / name).stat().st_size for name in made}
 
 
-def _quantize(job: Job, options: ConvertOptions, quantizer: Quantizer, folder: Path) -> Mapping[str, str]:
+def _quantize(job: Job, options: ConvertOptions, quantizer: Quantizer, folder: Path, meter: Meter) -> Mapping[str, str]:
     """Let llama.cpp make its types from the lossless file, which goes; the SHA-256 of each by name."""
     (source,) = (folder / file.layouts[0].file_name for file in job.files if file.role == INTERMEDIATE)
     for type_name, file_name in job.quantized.items():
-        quantizer.quantize(source, folder / file_name, type_name, options.imatrix)
+        quantizer.quantize(source, folder / file_name, type_name, options.imatrix, meter.portion(source.stat().st_size))
     source.unlink()
     names = list(job.quantized.values())
     return dict(zip(names, sha256_of([folder / name for name in names]), strict=True))

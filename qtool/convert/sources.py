@@ -5,6 +5,7 @@ Rule: a source yields its bytes in pieces of a few megabytes, each with its plac
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 
 from qtool.checkpoint.reader import Checkpoint, TensorInfo, iter_chunks
 from qtool.errors import ModelError
-from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
+from qtool.formats.floats import FLOAT_FORMATS, FloatFormat
 from qtool.formats.ggml import F16, GgmlType
 from qtool.formats.ggml_kernels import F16_MAX, U8, encode_run, repack_nvfp4
 from qtool.formats.nvfp4_kernels import largest_magnitude
@@ -45,9 +46,10 @@ def element_of(info: TensorInfo) -> FloatFormat:
     return FLOAT_FORMATS[info.dtype]
 
 
-def encode_checked(bits: Bits, info: TensorInfo, target: GgmlType) -> U8:
-    """The bytes of weights, or a ModelError if one is not finite or too large for `target`."""
+def encode_checked(stored: U8, info: TensorInfo, target: GgmlType) -> U8:
+    """Bytes of `info` as `target`, or a ModelError if a weight is not finite or too large for it."""
     element = element_of(info)
+    bits = stored.view(element.bits_dtype)
     largest = largest_magnitude(bits, element)
     if largest >= element.infinity_bits:
         raise ModelError(f"{info.hf_name} holds NaN or infinite weights.", "The checkpoint is broken; fetch it again.")
@@ -79,54 +81,67 @@ class Whole:
     def _encode(self, target: GgmlType, start: int, length: int) -> U8:
         buffer = np.empty(length, np.uint8)
         self.checkpoint.read_into(self.info, start, buffer)
-        return encode_checked(buffer.view(element_of(self.info).bits_dtype), self.info, target)
+        return encode_checked(buffer, self.info, target)
+
+
+class Small(ABC):
+    """A tensor that is made in one go, too small to count as work."""
+
+    @property
+    def work_bytes(self) -> int:
+        """See TensorSource."""
+        return 0
+
+    def pieces(self, target: GgmlType) -> Iterator[Piece]:
+        """See TensorSource."""
+        yield 0, 0, partial(self.encode, target)
+
+    @abstractmethod
+    def encode(self, target: GgmlType) -> U8:
+        """All of its bytes."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Small):
     """Some rows of a matrix: the answers' rows of a head."""
 
     checkpoint: Checkpoint
     info: TensorInfo
     rows: tuple[int, ...]
 
-    @property
-    def work_bytes(self) -> int:
-        """See TensorSource."""
-        return 0
-
-    def pieces(self, target: GgmlType) -> Iterator[Piece]:
-        """See TensorSource."""
-        yield 0, 0, partial(self._encode, target)
-
-    def _encode(self, target: GgmlType) -> U8:
+    def encode(self, target: GgmlType) -> U8:
+        """See Small."""
         width = self.info.nbytes // self.info.shape[0]
         buffer = np.empty((len(self.rows), width), np.uint8)
         for row, into in zip(self.rows, buffer, strict=True):
             self.checkpoint.read_into(self.info, row * width, into)
-        return encode_checked(buffer.reshape(-1).view(element_of(self.info).bits_dtype), self.info, target)
+        return encode_checked(buffer.reshape(-1), self.info, target)
 
 
 @dataclass(frozen=True)
-class Frame:
+class Frame(Small):
     """One of the frames of a convolution over time [out, in, frames, height, width]."""
 
     checkpoint: Checkpoint
     info: TensorInfo
     frame: int
 
-    @property
-    def work_bytes(self) -> int:
-        """See TensorSource."""
-        return 0
-
-    def pieces(self, target: GgmlType) -> Iterator[Piece]:
-        """See TensorSource."""
-        yield 0, 0, partial(self._encode, target)
-
-    def _encode(self, target: GgmlType) -> U8:
+    def encode(self, target: GgmlType) -> U8:
+        """See Small."""
         weights = self.checkpoint.read(self.info.hf_name).view(element_of(self.info).bits_dtype)
-        return encode_checked(np.ascontiguousarray(weights[:, :, self.frame]).reshape(-1), self.info, target)
+        return encode_checked(weights[:, :, self.frame].reshape(-1).view(np.uint8), self.info, target)
+
+
+@dataclass(frozen=True)
+class GlobalScale(Small):
+    """The global scale of a packed NVFP4 weight, as llama.cpp multiplies it in."""
+
+    checkpoint: Checkpoint
+    weight: PackedWeight
+
+    def encode(self, target: GgmlType) -> U8:  # noqa: ARG002 - always F32
+        """See Small."""
+        return self.checkpoint.read(self.weight.global_scale.hf_name).reshape(1).view(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -151,20 +166,3 @@ class Repacked:
         self.checkpoint.read_into(self.weight.packed, start, packed)
         self.checkpoint.read_into(self.weight.block_scales, start // 8, scales)
         return repack_nvfp4(packed, scales)
-
-
-@dataclass(frozen=True)
-class GlobalScale:
-    """The global scale of a packed NVFP4 weight, as llama.cpp multiplies it in."""
-
-    checkpoint: Checkpoint
-    weight: PackedWeight
-
-    @property
-    def work_bytes(self) -> int:
-        """See TensorSource."""
-        return 0
-
-    def pieces(self, target: GgmlType) -> Iterator[Piece]:  # noqa: ARG002 - always F32
-        """See TensorSource."""
-        yield 0, 0, lambda: self.checkpoint.read(self.weight.global_scale.hf_name).reshape(1).view(np.uint8)

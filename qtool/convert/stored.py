@@ -16,7 +16,7 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from qtool.checkpoint.reader import iter_chunks
-from qtool.convert.sources import Piece
+from qtool.convert.sources import Piece, Small
 from qtool.formats.ggml import GgmlType
 from qtool.formats.ggml_kernels import U8
 from qtool.gguf_file.reader import GgufTensor
@@ -46,23 +46,15 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class StoredRows:
+class StoredRows(Small):
     """Some rows of a matrix in a GGUF file: as they are, or dequantized to float32."""
 
     path: Path
     tensor: GgufTensor
     rows: tuple[int, ...]
 
-    @property
-    def work_bytes(self) -> int:
-        """See TensorSource."""
-        return 0
-
-    def pieces(self, target: GgmlType) -> Iterator[Piece]:
-        """See TensorSource."""
-        yield 0, 0, partial(self._read, target)
-
-    def _read(self, target: GgmlType) -> U8:
+    def encode(self, target: GgmlType) -> U8:
+        """See Small."""
         width = self.tensor.nbytes // self.tensor.shape[0]
         stored = [np.fromfile(self.path, np.uint8, width, offset=self.tensor.offset + row * width) for row in self.rows]
         data = np.stack(stored)
