@@ -143,6 +143,11 @@ _NVFP4: Final[Mapping[str, Code]] = {
         "No NVFP4 tensor has a global scale: right if llama.cpp quantized the file, wrong if it came from ModelOpt.",
         _CONVERT,
     ),
+    "nvfp4-scales-ignored": warning(
+        "llama.cpp (seen up to b11549) ignores the feed-forward scales of qwen3vl: there, scores of this file are wrong "
+        "or no numbers.",
+        _CONVERT + " --outtype q8_0",
+    ),
     "nvfp4-scale-type": broken("{tensor} is stored as {found}, NVFP4 needs {expected}.", _QUANTIZE),
     "nvfp4-scale-shape": broken("{tensor} has the shape {found}, its weight needs {expected}.", _QUANTIZE),
     "nvfp4-bad-scale": broken("{tensor} is {value}, which is no scale.", _REMAKE),

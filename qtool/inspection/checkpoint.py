@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from qtool.arch.detect import ARCHITECTURES, detect
-from qtool.arch.spec import Task
+from qtool.arch.spec import Presence, Task
 from qtool.checkpoint.reader import INDEX, SINGLE, Checkpoint, open_checkpoint
+from qtool.formats.floats import FLOAT_FORMATS
 from qtool.inspection import nvfp4
-from qtool.inspection.catalogue import finding
+from qtool.inspection.catalogue import finding, listed, listed_are
 from qtool.inspection.checkpoint_model import CheckpointModel
-from qtool.inspection.checkpoint_tensors import tensor_findings
 from qtool.inspection.classes import StoredTensor, tensor_classes
 from qtool.inspection.finding import Finding
 from qtool.inspection.place import Place
@@ -65,7 +65,7 @@ def _artefact(place: Place, checkpoint: Checkpoint, folder: Path, task: Task | N
     is_quantized = bool(model.packed or nvfp4.declared(model) or nvfp4.HF_QUANT_CONFIG in place.names)
     findings = [
         *(() if detection.task else [model.found("safetensors-task-undeclared")]),
-        *tensor_findings(model),
+        *_tensor_findings(model),
         *_position_findings(model),
         *(nvfp4.quantization_findings(place, model) if is_quantized else ()),
         *tokenizer_findings(model),
@@ -97,6 +97,31 @@ def _format(model: CheckpointModel) -> str:
     return sizes.most_common(1)[0][0] if sizes else "empty"
 
 
+def _tensor_findings(model: CheckpointModel) -> Iterator[Finding]:
+    """What is missing, too much, of another type or of another shape than config.json promises: a closed world."""
+    missing = [n for n, spec in model.specs.items() if spec.presence is Presence.REQUIRED and n not in model.weights]
+    if missing:
+        yield model.found("safetensors-missing-tensor", tensors=listed_are(missing), name="'*.safetensors'")
+    known = {*model.weights, *model.companions}
+    unknown = [name for name in model.checkpoint.tensors if model.canonical(name) not in known]
+    if unknown:
+        yield model.found("safetensors-unknown-tensor", tensors=listed(unknown))
+    wrong = [n for n, info in model.weights.items() if n not in model.packed and info.dtype not in FLOAT_FORMATS]
+    for name in wrong[:1]:
+        info = model.weights[name]
+        yield model.found("safetensors-tensor-type", tensor=info.hf_name, found=info.dtype)
+    misshapen = [name for name, info in model.weights.items() if info.shape != _stored_shape(model, name)]
+    for name in misshapen[:1]:
+        info, expected = model.weights[name], list(_stored_shape(model, name))
+        yield model.found("safetensors-tensor-shape", tensor=info.hf_name, found=list(info.shape), expected=expected)
+
+
+def _stored_shape(model: CheckpointModel, hf_name: str) -> tuple[int, ...]:
+    """The shape that a weight must have: packed, two values share a byte."""
+    shape = model.specs[hf_name].shape
+    return (*shape[:-1], shape[-1] // 2) if hf_name in model.packed else shape
+
+
 def _position_findings(model: CheckpointModel) -> Iterator[Finding]:
     for problem in model.positions.rope_problems():
         yield model.found("safetensors-rope", problem=problem, name="config.json")
@@ -105,14 +130,10 @@ def _position_findings(model: CheckpointModel) -> Iterator[Finding]:
 
 
 def _markers(model: CheckpointModel) -> Iterator[tuple[str, str]]:
-    positions = model.positions
-    base = "missing" if positions.rope_theta is None else f"base {positions.rope_theta:,.0f}"
     yield "head", model.detection.architecture.head
     yield "chat template", chat_template(model)
     yield "pre-tokenizer", pre_tokenizer(model)
-    yield "rope", f"{base}, sections {list(positions.sections)[:3]}" if model.family.is_vision else base
-    if model.family.is_vision:
-        yield "deepstack", f"{positions.deepstack_layers} layers"
+    yield from model.positions.markers()
     excluded = nvfp4.excluded(model)
     if excluded:
         yield "excluded modules", ", ".join(excluded)

@@ -53,6 +53,13 @@ class Positions:
         """The published size, empty if it is none."""
         return _SIZES.get((self.family, self.hidden_size, self.layers), "")
 
+    def markers(self) -> Iterator[tuple[str, str]]:
+        """What there is, for people."""
+        base = "missing" if self.rope_theta is None else f"base {self.rope_theta:,.0f}"
+        yield "rope", f"{base}, sections {list(self.sections)[:3]}" if self.family.is_vision else base
+        if self.family.is_vision:
+            yield "deepstack", "missing" if self.deepstack_layers is None else f"{self.deepstack_layers} layers"
+
     def rope_problems(self) -> Iterator[str]:
         """What is wrong with the rotary embedding."""
         if self.rope_theta is None:

@@ -77,7 +77,7 @@ def _lies_beside(projector: str, model: str) -> bool:
 
 def _language_artefact(place: Place, model: LanguageModel, projectors: list[Projector]) -> Artefact:
     task = model.task.value if model.task else "unknown"
-    described = dict([*markers(model), *tokenizer_markers(model), *_position_markers(model)])
+    described = dict([*markers(model), *tokenizer_markers(model), *model.positions.markers()])
     if model.family.is_vision:
         described["projector"] = ", ".join(each.file.name for each in projectors) or "missing"
     return Artefact(
@@ -100,15 +100,6 @@ def _language_findings(place: Place, model: LanguageModel, projectors: list[Proj
         *scale_findings(place, model),
         *pair_findings(model, projectors),
     ]
-
-
-def _position_markers(model: LanguageModel) -> Iterator[tuple[str, str]]:
-    positions = model.positions
-    base = "missing" if positions.rope_theta is None else f"base {positions.rope_theta:,.0f}"
-    yield "rope", f"{base}, sections {list(positions.sections)[:3]}" if model.family.is_vision else base
-    if model.family.is_vision:
-        count = positions.deepstack_layers
-        yield "deepstack", "missing" if count is None else f"{count} layers"
 
 
 def _projector_artefact(projector: Projector) -> Artefact:

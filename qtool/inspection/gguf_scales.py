@@ -6,6 +6,7 @@ an unequal one harmless there.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from math import isfinite
@@ -17,11 +18,13 @@ from qtool.inspection.finding import Finding
 from qtool.inspection.language import LanguageModel
 from qtool.inspection.place import Place
 
+_IGNORED: Final = re.compile(r"blk\.\d+\.ffn_(up|gate|down)\.scale")
+"""What llama.cpp's graph of qwen3vl, unlike qwen3's, does not multiply by."""
 _FUSED: Final = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 
 
 def scale_findings(place: Place, model: LanguageModel) -> Iterator[Finding]:
-    """Whether each NVFP4 tensor has its global scale and whether that is a number to scale with."""
+    """Whether each NVFP4 tensor has its global scale whether that is a number to scale with, and whether it is used."""
     packed = [name for name, tensor in model.file.tensors.items() if tensor.type is NVFP4]
     scales = [name.removesuffix(".weight") + ".scale" for name in packed]
     missing = [name for name in scales if name not in model.file.tensors]
@@ -30,6 +33,8 @@ def scale_findings(place: Place, model: LanguageModel) -> Iterator[Finding]:
         return
     if missing:
         yield model.found("nvfp4-missing-scale", tensors=listed_are(missing))
+    if model.family.is_vision and any(map(_IGNORED.fullmatch, {*scales} - {*missing})):
+        yield model.found("nvfp4-scales-ignored")
     values = _values(place, model, frozenset(scales))
     if values is None:
         yield model.found("nvfp4-scales-unread")

@@ -9,6 +9,9 @@ from safetensors.torch import load_file, save_file
 from qtool.gguf_file.layout import OutputTensor, lay_out
 from qtool.gguf_file.reader import read_gguf
 
+TOKENIZER = "tokenizer.ggml."
+"""How the fields of a GGUF file's tokenizer begin."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -54,3 +57,19 @@ def rewrite_safetensors(folder, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def drop(key):
+    return lambda values: values.pop(key)
+
+
+def put(key, value):
+    return lambda values: values.update({key: value})
+
+
+def retype(name, **changes):
+    return lambda tensors: tensors.update({name: tensors[name].changed(**changes)})
+
+
+def codes(report):
+    return [finding.code for finding in report.findings]

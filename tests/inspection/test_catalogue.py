@@ -6,11 +6,20 @@ import pytest
 
 from qtool.inspection.catalogue import CODES, finding, listed, listed_are
 from qtool.inspection.finding import Severity
-from tests.inspection import test_checkpoint, test_gguf, test_remote
+from tests.inspection import (
+    test_checkpoint,
+    test_gguf,
+    test_gguf_nvfp4,
+    test_gguf_parts,
+    test_gguf_projector,
+    test_remote,
+)
+
+TESTS = (test_gguf, test_gguf_projector, test_gguf_nvfp4, test_gguf_parts, test_checkpoint, test_remote)
 
 
 def test_every_code_is_tested():
-    assert {*test_gguf.CODES, *test_checkpoint.CODES, *test_remote.CODES} == set(CODES)
+    assert {code for each in TESTS for code in each.CODES} == set(CODES)
 
 
 @pytest.mark.parametrize("code", CODES)

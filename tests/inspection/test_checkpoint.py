@@ -12,8 +12,7 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError
 from qtool.inspection.run import inspect
 from tests.inspection.conftest import edit_json
-from tests.inspection.surgery import rewrite_safetensors
-from tests.inspection.test_gguf import codes
+from tests.inspection.surgery import codes, rewrite_safetensors
 
 LAYER = "model.language_model.layers.0."
 QUERY = f"{LAYER}self_attn.q_proj"

@@ -19,9 +19,8 @@ from qtool.gguf_file.reader import read_gguf
 from qtool.gguf_file.values import Kind, array, string
 from qtool.inspection.run import inspect
 from tests.hub import SHA, serve
-from tests.inspection.surgery import rewrite_gguf, rewrite_safetensors
+from tests.inspection.surgery import codes, rewrite_gguf, rewrite_safetensors
 from tests.inspection.test_checkpoint import QUERY, scale_of
-from tests.inspection.test_gguf import codes
 
 CODES = {"nvfp4-scales-unread"}
 MB = 1 << 20
@@ -60,7 +59,7 @@ def without_places(report):
     return artefacts
 
 
-@pytest.mark.parametrize("name", ["reranker-gguf", "reranker-nvfp4-gguf", "embedder"])
+@pytest.mark.parametrize("name", ["reranker-gguf", "text-reranker-nvfp4-gguf", "embedder"])
 @pytest.mark.parametrize("target", ["org/model", "hf://org/model", "hf://org/model@v1"])
 def test_a_repository_is_seen_as_the_folder_that_it_is(name, target, made, hub):
     hub(made(name))
