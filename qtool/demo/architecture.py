@@ -52,7 +52,7 @@ def _text_config(ids: dict[str, int]) -> dict[str, Any]:
         "num_hidden_layers": 4,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-06,
-        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [12, 10, 10], "rope_type": "default"},
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [11, 11, 10], "rope_type": "default"},
         "rope_theta": 10000,
         "tie_word_embeddings": True,
         "use_cache": True,

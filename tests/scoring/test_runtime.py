@@ -76,7 +76,7 @@ def test_a_gguf_folder_and_its_file_find_the_projector(gguf_folder: Path) -> Non
     assert by_folder.identity == by_file.identity
     reference = open_runtime(RERANKER, RuntimeOptions(device="cpu")).score(IMAGE)
     with by_folder:
-        # Measured: 3.2e-4; tests/scoring/test_llama_cpp.py says where it comes from.
+        # Measured: 3.2e-4; docs/gguf.md says where it comes from.
         np.testing.assert_allclose(by_folder.score(IMAGE), reference, rtol=0, atol=1e-3)
 
 

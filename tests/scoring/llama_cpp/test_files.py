@@ -1,0 +1,88 @@
+"""GGUF files that cannot rank, cannot be loaded or hold no numbers."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qtool.errors import ModelError
+from qtool.gguf_file.values import Kind, array, string, uint32
+from qtool.inputs.items import Pair
+from qtool.scoring.llama_cpp import open_llama_cpp
+from qtool.scoring.llama_cpp_file import read_model
+from tests.scoring.gguf_files import changed, gguf_of
+from tests.scoring.llama_cpp.shared import (
+    ALONE,
+    RERANKER,
+    TEXT,
+)
+
+HEADLESS = "cls.output.weight"
+KEY = "qwen3vl."
+
+
+@pytest.mark.parametrize(
+    ("metadata", "without", "message"),
+    [
+        ({}, [HEADLESS], r"cannot rank: it has no cls\.output\.weight"),
+        ({"tokenizer.chat_template.rerank": None}, [], r"cannot rank: tokenizer\.chat_template\.rerank is missing"),
+        ({"tokenizer.chat_template.rerank": string("{query}")}, [], r"lacks \{query\} or \{document\}"),
+        ({KEY + "pooling_type": None}, [], r"pooling_type = None; a reranker says 4, an embedder 3"),
+        ({KEY + "pooling_type": uint32(1)}, [], "pooling_type = 1"),
+        (
+            {KEY + "classifier.output_labels": array(Kind.STRING, ["no", "yes"])},
+            [],
+            r"labels its scores \['no', 'yes'\]",
+        ),
+        ({KEY + "embedding_length": uint32(128)}, [], r"shape \[2, 256\], expected \[2, 128\]"),
+        ({"general.architecture": string("bert")}, [], "architecture 'bert'; known are qwen3, qwen3vl"),
+    ],
+)
+def test_a_file_that_cannot_rank_is_refused_with_the_reason(folder, tmp_path, metadata, without, message):
+    broken = changed(gguf_of(RERANKER, "f32", folder), tmp_path / "broken.gguf", metadata, without)
+    with pytest.raises(ModelError, match=message):
+        open_llama_cpp(broken)
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0"])
+def test_the_head_is_read_in_whatever_type_it_is_stored(folder, outtype):
+    expected = read_model(gguf_of(RERANKER, "f32", folder)).score_row
+    found = read_model(gguf_of(RERANKER, outtype, folder)).score_row
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-2 * np.abs(expected).max())
+
+
+def test_a_file_that_llama_cpp_cannot_load_is_named(folder, tmp_path, capfd):
+    broken = changed(gguf_of(RERANKER, "f32", folder), tmp_path / "broken.gguf", {}, ["blk.1.attn_q.weight"])
+    with (
+        open_llama_cpp(broken, options=ALONE) as scorer,
+        pytest.raises(ModelError, match=r"cannot load .*broken\.gguf"),
+    ):
+        scorer.score(TEXT.pairs[:1])
+    out, err = "", ""
+    for _ in range(100):  # a thread of llama.cpp's own writes its log
+        said = capfd.readouterr()
+        out, err = out + said.out, err + said.err
+        if "blk.1.attn_q.weight" in err:
+            break
+        time.sleep(0.1)
+    assert "blk.1.attn_q.weight" in err
+    assert not out
+
+
+def test_weights_that_are_no_numbers_name_the_pair(folder, tmp_path):
+    from qtool.gguf_file.reader import read_gguf
+
+    broken = Path(shutil.copy(gguf_of(RERANKER, "f32", folder), tmp_path / "nan.gguf"))
+    norm = read_gguf(broken).tensors["output_norm.weight"]
+    with broken.open("r+b") as file:
+        file.seek(norm.offset)
+        file.write(np.full(norm.nbytes // 4, np.nan, np.float32).tobytes())
+    other = [Pair(TEXT.queries[0].item.with_instruction("Judge."), TEXT.queries[0].documents[0])]
+    with open_llama_cpp(broken, options=ALONE) as scorer:
+        for pairs in (TEXT.pairs[:1], other):
+            with pytest.raises(ModelError, match=r"query 'q000', document 'q000-d00'.*not a finite number"):
+                scorer.score(pairs)
