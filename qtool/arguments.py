@@ -6,10 +6,12 @@ Rule: a word that means nothing is a UsageError that lists what would.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
+from qtool.inputs.builtin import dataset_panel
 
 if TYPE_CHECKING:
     from qtool.quantization.job import Backend
@@ -33,6 +35,15 @@ def parse_task(text: str | None) -> Task | None:
     if text not in {task.value for task in Task}:
         raise UsageError(f"--task is rerank or embed, not {text!r}.")
     return Task(text)
+
+
+def parse_panels(panels: Sequence[str], dataset: str | None, columns: str | None) -> tuple[str, ...]:
+    """The panels that --panel names, and the one that --dataset and --columns describe."""
+    if (dataset is None) != (columns is None):
+        raise UsageError(
+            "--dataset and --columns go together.", "Write --dataset ID --columns query=COLUMN,positive=COLUMN."
+        )
+    return (*panels, *([dataset_panel(dataset, columns)] if dataset and columns else []))
 
 
 def parse_backend(text: str) -> Backend:

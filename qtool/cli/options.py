@@ -6,6 +6,7 @@ Rule: an option is spelt and explained once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +31,35 @@ Instruction = Annotated[
     str | None, typer.Option(help="Bake this instruction into a reranker's prompt.", show_default="the official one")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output that qtool made.")]
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID[:CONFIG][#SPLIT]", help="Take a panel from this data set, of the hub or a file.", show_default=False
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ROLE=COLUMN,...",
+        help="Which column is query, positive, negative, documents, labels.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", show_default=False)]
+Mmproj = Annotated[
+    Path | None, typer.Option(help="A GGUF file's projector; by default the one beside it.", show_default=False)
+]
+Engine = Annotated[
+    str | None, typer.Option(help="vllm, llama-server, tei or jina.", show_default="what the server says")
+]
+ServedModel = Annotated[
+    str | None, typer.Option(help="The model's name on the server.", show_default="what the server says")
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests to a server at a time.")]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Every N-th query, from the I-th on.", show_default=False)
+]
 
 
 def show(data: Mapping[str, Any], for_people: RenderableType, *, as_json: bool) -> None:

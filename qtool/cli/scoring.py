@@ -5,14 +5,29 @@ Rule: no work happens here, and heavy imports wait until a command runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qtool import console
-from qtool.arguments import parse_task
-from qtool.cli.options import Json, Revision, TaskOption, Token, show
+from qtool.arguments import parse_panels, parse_task
+from qtool.cli.options import (
+    Columns,
+    Concurrency,
+    Dataset,
+    Engine,
+    Json,
+    Limit,
+    Mmproj,
+    Revision,
+    ServedModel,
+    ShardOption,
+    TaskOption,
+    Token,
+    show,
+)
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,31 +38,19 @@ Target = Annotated[
     typer.Argument(metavar="TARGET", help="A folder, a GGUF file, org/name, a built-in demo model, or a server's URL."),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; of checkpoints.")]
-Mmproj = Annotated[
-    Path | None, typer.Option(help="A GGUF file's projector; by default the one beside it.", show_default=False)
-]
 Instruction = Annotated[str | None, typer.Option(help="Replaces the instruction of every query.", show_default=False)]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", show_default=False)]
 Anew = Annotated[bool, typer.Option("--force", help="Replace an existing output, and begin anew.")]
 Family = Annotated[
     str | None, typer.Option(help="qwen3 or qwen3_vl, which no server tells; embedders need it.", show_default=False)
-]
-Engine = Annotated[
-    str | None, typer.Option(help="vllm, llama-server, tei or jina.", show_default="what the server says")
-]
-ServedModel = Annotated[
-    str | None, typer.Option(help="The model's name on the server.", show_default="what the server says")
-]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests to a server at a time.")]
-ShardOption = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Every N-th query, from the I-th on.", show_default=False)
 ]
 
 
 def score(
     target: Target,
     *,
-    panel: Annotated[str, typer.Option(help="A JSONL file or a built-in panel.", show_default=False)],
+    panel: Annotated[str | None, typer.Option(help="A JSONL file or a built-in panel.", show_default=False)] = None,
+    dataset: Dataset = None,
+    columns: Columns = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="JSONL file to write; an interrupted run goes on.", show_default="stdout"),
@@ -78,7 +81,8 @@ def score(
         parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj, family=family, engine=engine,
         served_model=served_model, concurrency=concurrency,
     )  # fmt: skip
-    options = ScoreOptions(target, _panel(panel, limit, shard, instruction), runtime, output, force)
+    chosen = _panel(parse_panels([panel] if panel else [], dataset, columns), limit, shard, instruction)
+    options = ScoreOptions(target, chosen, runtime, output, force)
     with console.stage_bar("pairs") as progress:
         scores = run(options, progress)
     if output is None and not json:
@@ -92,6 +96,8 @@ def embed(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write; an interrupted run goes on.")],
     panel: Annotated[str | None, typer.Option(help="A JSONL file or a built-in panel.", show_default=False)] = None,
+    dataset: Dataset = None,
+    columns: Columns = None,
     texts: Annotated[Path | None, typer.Option(help="A file of texts, one a line.", show_default=False)] = None,
     dim: Annotated[
         int | None, typer.Option(min=1, help="Cut to N dimensions and normalise again (MRL).", show_default=False)
@@ -121,9 +127,10 @@ def embed(
     from qtool.answers.embed import embed as run
     from qtool.scoring.runtime import RuntimeOptions
 
-    if (panel is None) == (texts is None) or (texts is not None and (limit or shard)):
-        raise UsageError("What is to be embedded?", "Pass --panel (with --limit and --shard), or --texts.")
-    source = Texts(texts, instruction) if texts else _panel(panel or "", limit, shard, instruction)
+    panels = parse_panels([panel] if panel else [], dataset, columns)
+    if texts is not None and (panels or limit or shard):
+        raise UsageError("--texts stands alone.", "Pass --panel or --dataset (with --limit and --shard), or --texts.")
+    source = Texts(texts, instruction) if texts else _panel(panels, limit, shard, instruction)
     runtime = RuntimeOptions(
         parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj, family=family, engine=engine,
         served_model=served_model, concurrency=concurrency,
@@ -137,8 +144,12 @@ def embed(
     )
 
 
-def _panel(source: str, limit: int | None, shard: str | None, instruction: str | None) -> PanelChoice:
+def _panel(panels: Sequence[str], limit: int | None, shard: str | None, instruction: str | None) -> PanelChoice:
     from qtool.answers.panel import PanelChoice
     from qtool.inputs.shards import Shard
 
-    return PanelChoice(source, limit, Shard.parse(shard) if shard else None, instruction)
+    if len(panels) != 1:
+        raise UsageError(
+            "What is to be asked?", "Pass one panel: --panel FILE, or --dataset ID --columns ROLE=COLUMN,…."
+        )
+    return PanelChoice(panels[0], limit, Shard.parse(shard) if shard else None, instruction)

@@ -11,8 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool import console
-from qtool.arguments import parse_task
-from qtool.cli.options import Force, Json, Revision, TaskOption, Token, show
+from qtool.arguments import parse_panels, parse_task
+from qtool.cli.options import (
+    Columns,
+    Concurrency,
+    Dataset,
+    Engine,
+    Force,
+    Json,
+    Limit,
+    Mmproj,
+    Revision,
+    ServedModel,
+    ShardOption,
+    TaskOption,
+    Token,
+    show,
+)
 from qtool.errors import EXIT_GATE_FAILED
 
 if TYPE_CHECKING:
@@ -30,6 +45,8 @@ def verify(
     panel: Annotated[
         list[str] | None, typer.Option(help="A JSONL file or a built-in panel; may be repeated.", show_default=False)
     ] = None,
+    dataset: Dataset = None,
+    columns: Columns = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -43,17 +60,10 @@ def verify(
         str | None,
         typer.Option(help="Take the gates from here instead of the artefact's own recipe.", show_default=False),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Score only the first N queries of each panel.", show_default=False)
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Score only this share, for merge-reports to join.", show_default=False),
-    ] = None,
+    limit: Limit = None,
+    shard: ShardOption = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    mmproj: Annotated[
-        Path | None, typer.Option(help="A GGUF file's projector.", show_default="the one beside it")
-    ] = None,
+    mmproj: Mmproj = None,
     structure_only: Annotated[bool, typer.Option("--structure-only", help="Look at headers and stop.")] = False,
     weights: Annotated[
         bool, typer.Option("--weights", help="Compare each dequantized weight with its source.")
@@ -70,13 +80,9 @@ def verify(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep answers for later runs, and use them.")
     ] = True,
-    engine: Annotated[
-        str | None, typer.Option(help="Of a server: vllm, llama-server, tei or jina.", show_default="what it says")
-    ] = None,
-    served_model: Annotated[
-        str | None, typer.Option(help="Of a server: the model's name.", show_default="the one it serves")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Of a server: requests at a time.")] = 8,
+    engine: Engine = None,
+    served_model: ServedModel = None,
+    concurrency: Concurrency = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Of a server: seconds for each request.")] = 300.0,
     strict: Strict = False,
     force: Force = False,
@@ -92,7 +98,7 @@ def verify(
     from qtool.verification.run import verify as run
 
     options = VerifyOptions(
-        artefact, reference, tuple(panel or ()), parse_task(task), recipe, dtype, limit=limit, shard=Shard.parse(shard) if shard else None, mmproj=mmproj,
+        artefact, reference, parse_panels(panel or (), dataset, columns), parse_task(task), recipe, dtype, limit=limit, shard=Shard.parse(shard) if shard else None, mmproj=mmproj,
         revision=revision, token=token, structure_only=structure_only, weights=weights, rederive=rederive,
         engine=engine, served_model=served_model, concurrency=concurrency, timeout=timeout, keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
     )  # fmt: skip

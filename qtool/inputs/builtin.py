@@ -16,6 +16,7 @@ from qtool.inputs.panels import Panel, load_panel
 TEXT_PANELS: Final = ("demo-text",)
 VISION_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
 _FOLDER: Final = "calibration/panels"
+_DATASET: Final = "dataset:"
 
 
 def builtin_panels() -> list[str]:
@@ -42,9 +43,24 @@ def load_panels(names_or_paths: Sequence[str], limit: int | None = None) -> list
     """Panels by name or path, each cut to its first `limit` queries; no two may share a name."""
     if limit is not None and limit < 1:
         raise UsageError(f"A limit of {limit} leaves nothing to score; it takes at least one query.")
-    panels = [load_panel(find_panel(name)).first(limit) for name in names_or_paths]
+    panels = [_load(name, limit) for name in names_or_paths]
     check_panel_names(panels)
     return panels
+
+
+def dataset_panel(dataset: str, columns: str) -> str:
+    """The name under which `load_panels` finds the panel that --dataset and --columns describe."""
+    return f"{_DATASET}{dataset}?{columns}"
+
+
+def _load(name: str, limit: int | None) -> Panel:
+    if not name.startswith(_DATASET):
+        return load_panel(find_panel(name)).first(limit)
+    from qtool.inputs.datasets import load_dataset_panel, parse_dataset
+
+    dataset, _, columns = name.removeprefix(_DATASET).partition("?")
+    bound = {} if limit is None else {"limit": limit}
+    return load_dataset_panel(parse_dataset(dataset, columns, **bound))
 
 
 def check_panel_names(panels: Sequence[Panel]) -> None:
