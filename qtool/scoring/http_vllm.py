@@ -49,6 +49,10 @@ class Vllm:
         """See HttpEngine."""
         for side in (pair.query, pair.document):
             check_no_video(side)
+            if side.text and not side.joined_text and not side.image:
+                raise UsageError(
+                    f"{pair.name}: item {side.id!r} is an empty text, which vLLM's template cannot tell from a missing one."
+                )
 
     def check_item(self, item: Item) -> None:
         """See HttpEngine."""

@@ -92,6 +92,13 @@ def test_a_head_that_gives_something_else_is_found_out():
     assert "serve-command" in caught.value.hint
 
 
+def test_an_empty_text_is_refused_since_the_template_writes_null_for_it():
+    with serving(vllm()) as server, open_http(server.url, OPTIONS) as scorer:
+        assert len(scorer.score([Pair(Item("q", ("ball",)), Item("none"))])) == 1
+        with pytest.raises(UsageError, match="item 'blank' is an empty text"):
+            scorer.score([Pair(Item("q", ("ball",)), Item("blank", ("",)))])
+
+
 def test_an_instruction_reaches_the_prompt_or_is_refused():
     asked = pair(instruction="Judge by colour alone, please.")
     with serving(vllm()) as server, open_http(server.url, OPTIONS) as scorer:
