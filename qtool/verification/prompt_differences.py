@@ -89,7 +89,7 @@ def _other_reading(
     if text == known.text(expected):
         return finding("prompt-other-tokens", target, question=name, place=place, found=mine)
     sides = (question.query, question.document) if isinstance(question, Pair) else (question,)
-    words = [word for side in sides for word in side.joined_text.split()]
-    if words and not any(word in text for word in words):
+    texts = [side.joined_text for side in sides if side.joined_text]
+    if texts and not any(each in text for each in texts):
         return finding("prompt-other-tokenizer", target, question=name, found=repr(text[:80]))
     return finding("prompt-differs", target, question=name, place=place, found=mine, expected=theirs)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from qtool.arch.spec import Task
 from qtool.checkpoint.hashing import sha256_of
 from qtool.checkpoint.reader import INDEX, Checkpoint, open_checkpoint
-from qtool.convert.options import ConvertOptions
+from qtool.convert.options import NO_PROJECTOR, ConvertOptions
 from qtool.convert.run import convert_gguf
 from qtool.convert.types import FILE_TYPES
 from qtool.errors import ModelError
@@ -87,19 +87,20 @@ class _Workshop:
         return [*findings, *others], table, how
 
     def gguf(self, files: GgufFiles) -> Made | None:
-        label = read_side(files.language).metadata.get("general.file_type")
-        kind = next((name for name, each in FILE_TYPES.items() if label and each.number == label.data), None)
+        sides = [read_side(path) for path in files.paths]
+        kind = _type_of(sides[0])
         if kind is None:
             return None
         source = self._quantized(_DEFAULT_RECIPE) if kind == "nvfp4" else self.reference
         output = self.folder / "converted"
-        options = ConvertOptions(str(source), output, (kind,), _projector_type(files), self.task)
+        projector = (_type_of(sides[1]) or "f16") if len(sides) > 1 else NO_PROJECTOR
+        options = ConvertOptions(str(source), output, (kind,), projector, self.task)
         convert_gguf(options, self.progress)
         made = gguf_files(output)
         findings: list[Finding] = []
         table: list[RederivedFile] = []
-        for mine, again in zip(files.paths, made.paths if made else (), strict=False):
-            findings += _compare_file(mine, read_side(mine), read_side(again), table)
+        for mine, again in zip(sides, made.paths if made else (), strict=False):
+            findings += _compare_file(mine.path, mine, read_side(again), table)
         shutil.rmtree(output)
         return findings, table, f"as {kind.upper()}"
 
@@ -109,11 +110,10 @@ class _Workshop:
         return output
 
 
-def _projector_type(files: GgufFiles) -> str:
-    if files.projector is None:
-        return "none"
-    label = read_side(files.projector).metadata.get("general.file_type")
-    return next((name for name, each in FILE_TYPES.items() if label and each.number == label.data), "f16")
+def _type_of(side: GgufSide) -> str | None:
+    """The type that `convert-gguf` calls the file's; None of one that llama.cpp makes."""
+    label = side.metadata.get("general.file_type")
+    return next((name for name, each in FILE_TYPES.items() if label and each.number == label.data), None)
 
 
 def _recipe(artefact: Path, folder: Path) -> tuple[str, str, list[Finding]]:

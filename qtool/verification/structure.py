@@ -6,7 +6,6 @@ Rule: first everything that an inspection knows of the artefact by itself, then 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from qtool.arch.detect import Detection, detect
@@ -38,8 +37,8 @@ def check_structure(artefact: Path, reference: Path, task: Task | None = None, m
         for each in files.paths if files else (artefact,):
             findings += inspect(str(each), detection.task if files and each == files.language else task).findings
         if files:
-            findings += _gguf_findings(files, reference, detection)
-            ratio = _gguf_ratio(files, checkpoint)
+            more, ratio = _gguf_findings(files, checkpoint, detection)
+            findings += more
         else:
             own = open_checkpoint(artefact)
             findings += folder_findings(artefact, own, detect(artefact, task), checkpoint, detection)
@@ -49,14 +48,14 @@ def check_structure(artefact: Path, reference: Path, task: Task | None = None, m
     return concluded(STRUCTURE, started, findings, f"As the reference would have it, {ratio:.2f} of its size.")
 
 
-def _gguf_findings(files: GgufFiles, reference: Path, detection: Detection) -> Iterator[Finding]:
+def _gguf_findings(files: GgufFiles, reference: Checkpoint, detection: Detection) -> tuple[list[Finding], float]:
+    """What is wrong with the files, and their size in parts of the reference's."""
     is_vision = detection.architecture.is_vision
-    language, projector = plan_conversion(reference, detection.task, projector=is_vision and bool(files.projector))
-    yield from language_findings(read_side(files.language), language, detection.task, is_vision=is_vision)
-    if projector and files.projector:
-        yield from projector_findings(read_side(files.projector), projector)
-
-
-def _gguf_ratio(files: GgufFiles, reference: Checkpoint) -> float:
+    wants_projector = is_vision and files.projector is not None
+    language, projector = plan_conversion(reference.directory, detection.task, projector=wants_projector)
+    sides = [read_side(path) for path in files.paths]
+    findings = list(language_findings(sides[0], language, detection.task, is_vision=is_vision))
+    if projector:
+        findings += projector_findings(sides[1], projector)
     stored = sum(info.nbytes for info in reference.tensors.values())
-    return sum(read_side(path).nbytes for path in files.paths) / stored
+    return findings, sum(side.nbytes for side in sides) / stored

@@ -75,21 +75,24 @@ def _data(metadata: Mapping[str, Value], key: str) -> Any:
 
 def _token_findings(side: GgufSide, planned: Planned) -> Iterator[Finding]:
     mine, theirs = (
-        {part: _data(m, _TOKENS + part) or [] for part in _LISTS} for m in (side.metadata, planned.metadata)
+        {part: _data(metadata, _TOKENS + part) or [] for part in _LISTS}
+        for metadata in (side.metadata, planned.metadata)
     )
-    lost = [
-        text
-        for place, (text, kind) in enumerate(zip(theirs["tokens"], theirs["token_type"], strict=True))
-        if kind in _ADDED
-        and (mine["tokens"][place : place + 1], mine["token_type"][place : place + 1]) != ([text], [kind])
-    ]
-    plain = [[t for t, kind in zip(theirs["tokens"], theirs["token_type"], strict=True) if kind not in _ADDED]]
-    plain.insert(0, [each for each in mine["tokens"] if each in set(plain[0])])
-    problem = vocabulary_problem(*plain) or vocabulary_problem(mine["merges"], theirs["merges"])
+    entries = list(zip(theirs["tokens"], theirs["token_type"], strict=True))
+    found = dict(enumerate(zip(mine["tokens"], mine["token_type"], strict=False)))
+    lost = [entry[0] for place, entry in enumerate(entries) if entry[1] in _ADDED and found.get(place) != entry]
+    plain = [text for text, kind in entries if kind not in _ADDED]
+    known = set(plain)
+    problem = vocabulary_problem([text for text in mine["tokens"] if text in known], plain)
+    problem = problem or vocabulary_problem(mine["merges"], theirs["merges"])
     if problem:
         yield finding("other-tokenizer", side.path, problem=problem, maker="convert-gguf")
     elif lost:
         yield finding("added-token-missing", side.path, tokens=listed_are(lost), maker="convert-gguf")
+    yield from _special_findings(side, planned)
+
+
+def _special_findings(side: GgufSide, planned: Planned) -> Iterator[Finding]:
     for key, value in planned.metadata.items():
         field = key.removeprefix(_TOKENS)
         if field != key and field not in _LISTS and _data(side.metadata, key) != value.data:

@@ -1,0 +1,13 @@
+"""Good artefacts, made once a session, and copies to break."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.verification.broken.good import Workshop
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    """Maker of good artefacts."""
+    return Workshop(tmp_path_factory.mktemp("good"))

@@ -1,0 +1,93 @@
+"""Every broken artefact is found by the cheapest step that can, with the right diagnosis."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+
+import pytest
+
+from qtool.arch.spec import Task
+from qtool.inputs.items import Item, Pair
+from qtool.inspection.catalogue import CODES as INSPECTED
+from qtool.inspection.finding import Severity
+from qtool.scoring.runtime import RuntimeOptions, open_runtime
+from qtool.verification.catalogue import CODES
+from qtool.verification.prompts import compare_prompts
+from qtool.verification.rederive import rederive
+from qtool.verification.report import StageOutcome
+from qtool.verification.structure import check_structure
+from qtool.verification.weights import compare_weights
+from tests.scoring import tiny
+from tests.verification.broken.cases import CASES, PROMPT, REDERIVE, STRUCTURE, WEIGHTS
+
+IN_FILES = [case for case in CASES if case.step != PROMPT]
+SERVED = [case for case in CASES if case.step == PROMPT]
+QUESTIONS = [
+    Pair(Item("q", ("a small red ball",)), Item(f"d{place}", (text,)))
+    for place, text in enumerate(("a red ball", "the blue cube is large", "a green ring", "two balls"))
+]
+
+
+def name_of(case):
+    return f"{case.of.replace('/', '-')}-{case.name}"
+
+
+def steps(artefact, reference, folder):
+    """The stages, cheapest first, until one fails."""
+    yield STRUCTURE, check_structure(artefact, reference)
+    yield WEIGHTS, compare_weights(artefact, reference)[0]
+    yield REDERIVE, rederive(artefact, reference, folder)[0]
+
+
+@pytest.mark.parametrize("case", IN_FILES, ids=name_of)
+def test_the_cheapest_step_finds_it(case, workshop, tmp_path):
+    artefact = shutil.copytree(workshop.good(case.of), tmp_path / "artefact")
+    more = (workshop,) if "workshop" in inspect.signature(case.breaks).parameters else ()
+    case.breaks(artefact, *more)
+    for step, stage in steps(artefact, workshop.reference(case.of.partition("/")[0]), tmp_path):
+        broken = [each.code for each in stage.findings if each.severity is Severity.BROKEN]
+        if step == case.step:
+            assert stage.outcome is StageOutcome.FAIL
+            assert case.code in broken
+            return
+        assert (stage.outcome, broken) == (StageOutcome.PASS, []), step
+    pytest.fail(f"nothing found it before {case.step}")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model that minds every word of its prompt."""
+    return tiny.write_vl(tmp_path_factory.mktemp("served") / "model")
+
+
+@pytest.fixture(scope="module")
+def reader(model):
+    return open_runtime(str(model), RuntimeOptions(task=Task.RERANK))
+
+
+@pytest.mark.parametrize("case", SERVED, ids=name_of)
+def test_a_runtime_that_reads_another_prompt_is_found_by_its_prompt(case, reader, model):
+    stage = compare_prompts(reader, case.breaks(reader), QUESTIONS, model, "MODEL")
+    assert stage.outcome is StageOutcome.FAIL
+    assert {each.code for each in stage.findings} == {case.code}
+
+
+def test_there_is_a_case_for_each_code():
+    covered = {case.code for case in CASES}
+    elsewhere = {
+        "other-length", "mostly-unquantized", "other-minor-file", "narrower-type", "other-special-tokens", "other-chat-template",
+        "blocks-otherwise-rounded", "weights-not-compared", "recipe-assumed", "files-not-rederived", "fields-not-rederived",
+        "prompt-vision-template", "prompt-pictures", "prompt-untold",
+    }  # fmt: skip
+    assert covered | elsewhere >= set(CODES)
+    assert covered <= {*CODES, *INSPECTED}
+    assert not covered & elsewhere
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_is_one_plain_sentence(code):
+    sentence = CODES[code].sentence
+    assert sentence.endswith((".", "}"))
+    assert sentence.count(". ") == 0
+    assert CODES[code].remedy.split(" ")[0] in ("", "qtool", "hf")
