@@ -51,9 +51,9 @@ def _forget_pictures(folder: Path) -> None:
         (folder / name).unlink()
 
 
-def append_end(folder: Path, token: str = "<|endoftext|>") -> None:
+def append_end(folder: Path) -> None:
     """Let the tokenizer end every text, as Qwen3-Embedding's does."""
-    path = folder / "tokenizer.json"
+    path, token = folder / "tokenizer.json", "<|endoftext|>"
     tokenizer = json.loads(path.read_text())
     number = next(each["id"] for each in tokenizer["added_tokens"] if each["content"] == token)
     sequence, end = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": token, "type_id": 0}}
@@ -65,17 +65,18 @@ def append_end(folder: Path, token: str = "<|endoftext|>") -> None:
     path.write_text(json.dumps(tokenizer, ensure_ascii=False))
 
 
+REFERENCES = {
+    "reranker": {"form": "vl"},
+    "reranker-shards": {"form": "vl", "shards": 3},
+    "reranker-revised": {"form": "vl", "shards": 3, "seed": 2},
+    "reranker-wide": {"form": "wide", "seed": 4},
+    "embedder": {"form": "vl", "task": "embed"},
+    "text-reranker": {"form": "text"},
+}
+
+
 class Workshop:
     """Makes each artefact once; `NAME/TYPE` is the artefact of that type of the reference `NAME`."""
-
-    REFERENCES = {
-        "reranker": {"form": "vl"},
-        "reranker-shards": {"form": "vl", "shards": 3},
-        "reranker-revised": {"form": "vl", "shards": 3, "seed": 2},
-        "reranker-wide": {"form": "wide", "seed": 4},
-        "embedder": {"form": "vl", "task": "embed"},
-        "text-reranker": {"form": "text"},
-    }
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -83,7 +84,7 @@ class Workshop:
     def reference(self, name: str) -> Path:
         """The reference of that name."""
         folder = self._root / name / "reference"
-        return folder if folder.exists() else write_reference(folder, **self.REFERENCES[name])
+        return folder if folder.exists() else write_reference(folder, **REFERENCES[name])
 
     def good(self, name: str) -> Path:
         """The good artefact of that name."""

@@ -8,7 +8,7 @@ from typing import Any
 from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
 from tests.verification.broken.registry import PROMPT, case
 
-SERVED = "random/served"
+SERVED = "a runtime"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def text_template(scorer):
 
 @case(PROMPT, "prompt-text-template", SERVED)
 def text_template_of_a_silent_server(scorer):
-    """Likewise, and the runtime does not tell: only the scores do"""
+    """The runtime renders the text reranker's prompt and does not tell: only the scores do"""
     return Silent(text_template(scorer))
 
 
@@ -68,7 +68,7 @@ def chat_template_missing(scorer):
 
 @case(PROMPT, "prompt-missing-template", SERVED)
 def chat_template_missing_on_a_silent_server(scorer):
-    """Likewise, and the runtime does not tell: only the scores do"""
+    """vLLM without --chat-template, which does not tell: only the scores do"""
     return Silent(chat_template_missing(scorer))
 
 

@@ -202,10 +202,10 @@ def test_a_quantized_reference_and_several_models_are_refused(workshop, tmp_path
         check_structure(quantized, quantized)
     folder = copy_of(workshop, "reranker/gguf-f16", tmp_path)
     shutil.copyfile(folder / "model.gguf", folder / "other.gguf")
-    with pytest.raises(UsageError, match=r"model.gguf, other.gguf"):
+    with pytest.raises(UsageError, match=r"model\.gguf, other\.gguf"):
         check_structure(folder, workshop.reference("reranker"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="neither config.json nor GGUF"):
+    with pytest.raises(ModelError, match=r"neither config\.json nor GGUF"):
         check_structure(tmp_path / "empty", workshop.reference("reranker"))
 
 
