@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import quantize
 
 from qtool import resources
 from qtool.arch.prompts import VL_RERANKER
 from qtool.convert.options import ConvertOptions
 from qtool.convert.run import convert_gguf
 from qtool.errors import ModelError, UsageError
+from qtool.formats.ggml import GGML_TYPES
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.runtime import open_runtime
 from qtool.verification.prompts import compare_prompts
@@ -116,6 +120,23 @@ def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(workshop, tmp_
     reference = workshop.reference("reranker")
     assert codes(check_structure(artefact, reference)) == (StageOutcome.PASS, ["narrower-type"])
     assert passes(compare_weights(artefact, reference)[0])
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1"])
+def test_a_type_of_llama_cpp_is_held_to_its_bits(kind, workshop, tmp_path):
+    artefact = copy_of(workshop, "reranker/gguf-f16", tmp_path)
+    name, number = "blk.1.ffn_down.weight", GGMLQuantizationType[kind]
+
+    def requantize(tensors):
+        values = np.frombuffer(tensors[name].data, np.float16).astype(np.float32).reshape(tensors[name].output.shape)
+        made = tensors[name].changed(type=GGML_TYPES[number])
+        tensors[name] = replace(made, data=quantize(values, number).tobytes())
+
+    surgery.gguf(artefact, tensors=requantize)
+    stage, errors = compare_weights(artefact, workshop.reference("reranker"))
+    assert passes(stage)
+    assert (errors[0].hf_name, errors[0].format) == (name, kind)
+    assert 0.3 < errors[0].relative_error / errors[0].bound < 0.6  # measured 0.36 and 0.46
 
 
 def test_few_packed_weights_are_a_warning(workshop, tmp_path):
