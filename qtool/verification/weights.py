@@ -30,7 +30,7 @@ from qtool.verification.weight_mistakes import explain
 from qtool.verification.weight_pairs import TensorPair, checkpoint_pairs, gguf_pairs
 
 _ROUNDING: Final = 1e-5
-"""Sums of squares are exact to this, in parts of the bound and more."""
+"""Sums in single precision are exact to this."""
 
 
 def _unheard(stage: str, done: int, total: int) -> None:

@@ -29,7 +29,9 @@ from tests.convert.models import RERANKER
 from tests.verification.broken import surgery
 from tests.verification.broken.good import append_end, make, write_reference
 
-KINDS = ("copy", "nvfp4", "gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-nvfp4")
+KINDS = ("copy", "nvfp4", "gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0")
+TEXT_KINDS = (*KINDS, "gguf-nvfp4")
+"""llama.cpp drops scales of the vision family's NVFP4, and the inspection warns of it."""
 FORMS = (("vl", "rerank"), ("vl", "embed"), ("text", "rerank"), ("tied-text", "embed"))
 
 
@@ -44,7 +46,7 @@ def test_no_false_alarm(seed, tmp_path):
     reference = write_reference(tmp_path / "reference", form, task=task, seed=seed, shards=1 + seed % 3)
     if form == "tied-text":
         append_end(reference)
-    for place, kind in enumerate(KINDS):
+    for place, kind in enumerate(KINDS if form == "vl" else TEXT_KINDS):
         artefact = make(reference, tmp_path / kind, kind)
         assert passes(check_structure(artefact, reference)), kind
         stage, errors = compare_weights(artefact, reference)
