@@ -13,6 +13,7 @@ ROWS = (
     ("demo",),
     ("arguments", "reporting"),
     ("verification",),
+    ("comparison",),
     ("inspection", "answers"),
     ("quantization", "scoring", "convert"),
     ("inventory", "gguf_file"),

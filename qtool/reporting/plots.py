@@ -13,9 +13,10 @@ from typing import Final
 
 from markupsafe import Markup
 
+from qtool.comparison.stage import TensorError
 from qtool.reporting.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Frame, box, drawing, join, line, path, ring, text
 from qtool.reporting.words import number
-from qtool.verification.report import NoiseFloor, PanelReport, Report, TensorError
+from qtool.verification.report import NoiseFloor, PanelReport, Report
 
 _BINS: Final = 41
 _HEIGHT: Final = 260

@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from qtool.arch.spec import Task
+from qtool.comparison.prompts import compare_prompts
+from qtool.comparison.rederive import rederive
+from qtool.comparison.stage import STRUCTURE, Outcome, RederivedFile, Stage, TensorError, skipped
+from qtool.comparison.structure import check_structure
+from qtool.comparison.weights import compare_weights
 from qtool.inputs.items import Item, Pair
 from qtool.progress import StageProgress
 from qtool.verification.case import Case
-from qtool.verification.gate import Outcome
-from qtool.verification.prompts import compare_prompts
-from qtool.verification.rederive import rederive
-from qtool.verification.report import RederivedFile, Stage, TensorError
-from qtool.verification.stages import STRUCTURE, skipped
-from qtool.verification.structure import check_structure
 from qtool.verification.voices import Voice, open_voice
-from qtool.verification.weights import compare_weights
 
 _QUESTIONS: Final = 4
 """Of each panel: a prompt that is wrong is wrong everywhere."""

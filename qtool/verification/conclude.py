@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qtool.arch.spec import Task
+from qtool.comparison.stage import Outcome, Stage
 from qtool.inputs.panels import Panel
 from qtool.verification.answers import Answers
 from qtool.verification.case import Case
 from qtool.verification.checks import Checked
 from qtool.verification.compare import compare, panel_report
-from qtool.verification.gate import GateResult, Outcome, Verdict, evaluate, worst
+from qtool.verification.gate import GateResult, Verdict, evaluate, worst
 from qtool.verification.metrics import RANKING, Measured
 from qtool.verification.noise import decisive_margin, noise_floor
-from qtool.verification.report import NoiseFloor, PanelReport, Report, Side, Stage
+from qtool.verification.report import NoiseFloor, PanelReport, Report, Side
 from qtool.verification.voices import NOISE_DTYPE, Heard, Voice
 
 SCORED = ("noise", "scores", "ranking")

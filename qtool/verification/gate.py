@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from qtool.arch.spec import Task
+from qtool.comparison.stage import Outcome
 from qtool.errors import UsageError
 from qtool.verification.intervals import Interval
 from qtool.verification.metrics import METRICS, RANKING, Measured
@@ -30,15 +31,6 @@ class Range(Protocol):
     @property
     def max(self) -> float | None:
         """The greatest value that passes."""
-
-
-class Outcome(str, Enum):
-    """What became of one gate on one panel."""
-
-    PASS = "pass"
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
-    SKIPPED = "skipped"
 
 
 class Verdict(str, Enum):

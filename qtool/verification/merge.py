@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from qtool.answers.joined import join_ledgers
 from qtool.arch.spec import Task
+from qtool.comparison.stage import Outcome, Stage
 from qtool.errors import UsageError
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.panels import Panel
@@ -24,9 +25,8 @@ from qtool.verification.case import Case, VerifyOptions
 from qtool.verification.checks import Checked
 from qtool.verification.conclude import SCORED, conclude
 from qtool.verification.folder import REPORT
-from qtool.verification.gate import Outcome
 from qtool.verification.noise import noise_panels
-from qtool.verification.report import Report, Stage
+from qtool.verification.report import Report
 from qtool.verification.voices import Heard, Voice, answer_file
 
 _OWN: Final = ("shard",)

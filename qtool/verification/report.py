@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from qtool.inspection.finding import Finding
-from qtool.verification.gate import GateResult, Outcome, Verdict
+from qtool.comparison.stage import RederivedFile, Stage, TensorError
+from qtool.verification.gate import GateResult, Verdict
 from qtool.verification.intervals import Interval
 
 SCHEMA_VERSION: Final = 2
@@ -26,44 +26,6 @@ class Side:
     numbers: str
     sha256: str | None
     prompt_sha256: str
-
-
-StageOutcome = Outcome
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the verification: structure, weights, rederive, prompt, noise, scores or ranking."""
-
-    name: str
-    outcome: StageOutcome
-    summary: str
-    findings: tuple[Finding, ...] = ()
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class TensorError:
-    """How far one dequantized weight is from the source, relative (Frobenius); `bound` is what its format allows."""
-
-    hf_name: str
-    format: str
-    relative_error: float
-    bound: float
-
-
-@dataclass(frozen=True)
-class RederivedFile:
-    """A file of the artefact, and the same file as quantizing the reference again gives it (None where there is none)."""
-
-    name: str
-    sha256: str
-    rederived_sha256: str | None
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether both hold the same bytes."""
-        return self.sha256 == self.rederived_sha256
 
 
 @dataclass(frozen=True)

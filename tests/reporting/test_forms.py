@@ -11,11 +11,12 @@ import jsonschema
 import pytest
 from rich.console import Console
 
+from qtool.comparison.stage import Outcome
 from qtool.errors import SetupError
 from qtool.reporting import console, junit, markdown, words
 from qtool.reporting.schema import report_schema
 from qtool.reporting.write import write_reports
-from qtool.verification.gate import METRICS, Outcome, Verdict
+from qtool.verification.gate import METRICS, Verdict
 from qtool.verification.intervals import Interval
 from qtool.verification.report import SCHEMA_VERSION
 from tests.reporting import reports

@@ -8,9 +8,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from qtool.comparison.stage import TensorError
 from qtool.reporting import plots
 from qtool.reporting.svg import WIDTH, Axis
-from qtool.verification.report import TensorError
 from tests.reporting import reports
 
 

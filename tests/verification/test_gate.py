@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from qtool.arch.spec import Task
+from qtool.comparison.stage import Outcome
 from qtool.errors import UsageError
 from qtool.recipe import Bound
-from qtool.verification.gate import Outcome, evaluate, worst
+from qtool.verification.gate import evaluate, worst
 from qtool.verification.intervals import Interval
 from qtool.verification.metrics import Measured
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from qtool.comparison.catalogue import finding
+from qtool.comparison.weight_measure import Measured
+from qtool.comparison.weight_misread import misread
+from qtool.comparison.weight_rows import head_finding, row_finding
 from qtool.convert.names import RANK_HEAD
 from qtool.inspection.finding import Finding
-from qtool.verification.catalogue import finding
-from qtool.verification.weight_measure import Measured
-from qtool.verification.weight_misread import misread
-from qtool.verification.weight_rows import head_finding, row_finding
 
 _LAYER: Final = re.compile(r"((?:.*\.)?(?:layers|blocks|blk)\.\d+)\.(.+)")
 _PROJECTOR: Final = ("v.", "mm.")

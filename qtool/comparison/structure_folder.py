@@ -17,14 +17,14 @@ from qtool.arch.rerank_template import rerank_template
 from qtool.arch.spec import Presence, Task
 from qtool.checkpoint.reader import Checkpoint
 from qtool.checkpoint.sidecars import find_sidecars
+from qtool.comparison.catalogue import finding
+from qtool.comparison.structure_config import config_facts, fact_findings
+from qtool.comparison.structure_tokenizer import tokenizer_findings
 from qtool.formats.floats import FLOAT_FORMATS
 from qtool.inspection.catalogue import listed, listed_are
 from qtool.inspection.checkpoint_model import CheckpointModel
 from qtool.inspection.finding import Finding
 from qtool.jsonfile import read_json
-from qtool.verification.catalogue import finding
-from qtool.verification.structure_config import config_facts, fact_findings
-from qtool.verification.structure_tokenizer import tokenizer_findings
 
 _TOKENIZER: Final = "tokenizer.json"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"

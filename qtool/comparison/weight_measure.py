@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
+from qtool.comparison.weight_formats import bound, unit, units
+from qtool.comparison.weight_pairs import TensorPair
 from qtool.formats.floats import Float32
-from qtool.verification.weight_formats import bound, unit, units
-from qtool.verification.weight_pairs import TensorPair
 
 SAMPLE: Final = 1 << 16
 _DAMAGED: Final = 0.05

@@ -8,18 +8,18 @@ import shutil
 import pytest
 
 from qtool.arch.spec import Task
+from qtool.comparison.catalogue import CODES
+from qtool.comparison.prompts import compare_prompts
+from qtool.comparison.rederive import rederive
+from qtool.comparison.stage import Outcome
+from qtool.comparison.structure import check_structure
+from qtool.comparison.weights import compare_weights
 from qtool.inputs.items import Item, Pair
 from qtool.inspection.catalogue import CODES as INSPECTED
 from qtool.inspection.finding import Severity
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
-from qtool.verification.catalogue import CODES
-from qtool.verification.prompts import compare_prompts
-from qtool.verification.rederive import rederive
-from qtool.verification.report import StageOutcome
-from qtool.verification.structure import check_structure
-from qtool.verification.weights import compare_weights
+from tests.comparison.cases import CASES, PROMPT, REDERIVE, STRUCTURE, WEIGHTS
 from tests.scoring import tiny
-from tests.verification.broken.cases import CASES, PROMPT, REDERIVE, STRUCTURE, WEIGHTS
 
 IN_FILES = [case for case in CASES if case.step != PROMPT]
 SERVED = [case for case in CASES if case.step == PROMPT]
@@ -48,10 +48,10 @@ def test_the_cheapest_step_finds_it(case, workshop, tmp_path):
     for step, stage in steps(artefact, workshop.reference(case.of.partition("/")[0]), tmp_path):
         broken = [each.code for each in stage.findings if each.severity is Severity.BROKEN]
         if step == case.step:
-            assert stage.outcome is StageOutcome.FAIL
+            assert stage.outcome is Outcome.FAIL
             assert case.code in broken
             return
-        assert (stage.outcome, broken) == (StageOutcome.PASS, []), step
+        assert (stage.outcome, broken) == (Outcome.PASS, []), step
     pytest.fail(f"nothing found it before {case.step}")
 
 
@@ -69,7 +69,7 @@ def reader(model):
 @pytest.mark.parametrize("case", SERVED, ids=name_of)
 def test_a_runtime_that_reads_another_prompt_is_found_by_its_prompt(case, reader, model):
     stage = compare_prompts(reader, case.breaks(reader), QUESTIONS, model, "MODEL")
-    assert stage.outcome is StageOutcome.FAIL
+    assert stage.outcome is Outcome.FAIL
     assert {each.code for each in stage.findings} == {case.code}
 
 

@@ -12,13 +12,13 @@ from typing import Any, Final
 import numpy as np
 
 from qtool.arch.prompts import NO, YES
+from qtool.comparison.catalogue import finding
+from qtool.comparison.weight_measure import Measured, distance
 from qtool.convert.sources import Rows, Whole
 from qtool.convert.tokenizer import read_tokenizer
 from qtool.formats.floats import Float32
 from qtool.formats.ggml import F32
 from qtool.inspection.finding import Finding
-from qtool.verification.catalogue import finding
-from qtool.verification.weight_measure import Measured, distance
 
 _SAME: Final = 0.05
 """Two rows of a vocabulary differ by far more, and no format that a head may have loses as much."""

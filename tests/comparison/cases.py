@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.verification.broken import folder_cases, gguf_cases, prompt_cases, weight_cases
-from tests.verification.broken.registry import CASES, PROMPT, REDERIVE, STEPS, STRUCTURE, WEIGHTS, Case
+from tests.comparison import folder_cases, gguf_cases, prompt_cases, weight_cases
+from tests.comparison.registry import CASES, PROMPT, REDERIVE, STEPS, STRUCTURE, WEIGHTS, Case
 
 ROOMS = (gguf_cases, folder_cases, weight_cases, prompt_cases)
 __all__ = ["CASES", "PROMPT", "REDERIVE", "ROOMS", "STEPS", "STRUCTURE", "WEIGHTS", "Case"]

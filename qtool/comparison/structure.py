@@ -11,15 +11,14 @@ from pathlib import Path
 from qtool.arch.detect import Detection, detect
 from qtool.arch.spec import Task
 from qtool.checkpoint.reader import Checkpoint, open_checkpoint
+from qtool.comparison.catalogue import finding
+from qtool.comparison.sides import GgufFiles, gguf_files, open_reference, plan_conversion, read_side
+from qtool.comparison.stage import STRUCTURE, Stage, concluded
+from qtool.comparison.structure_folder import folder_findings, size_ratio
+from qtool.comparison.structure_gguf import language_findings, projector_findings
 from qtool.errors import ModelError
 from qtool.inspection.finding import Finding
 from qtool.inspection.run import inspect
-from qtool.verification.catalogue import finding
-from qtool.verification.report import Stage
-from qtool.verification.sides import GgufFiles, gguf_files, open_reference, plan_conversion, read_side
-from qtool.verification.stages import STRUCTURE, concluded
-from qtool.verification.structure_folder import folder_findings, size_ratio
-from qtool.verification.structure_gguf import language_findings, projector_findings
 
 
 def check_structure(artefact: Path, reference: Path, task: Task | None = None, mmproj: Path | None = None) -> Stage:

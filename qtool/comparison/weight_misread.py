@@ -12,11 +12,11 @@ from typing import Final
 
 import numpy as np
 
+from qtool.comparison.catalogue import finding
+from qtool.comparison.weight_measure import Measured
+from qtool.comparison.weight_stores import Blocks, InGguf, Packed
 from qtool.formats.nvfp4 import BLOCK
 from qtool.inspection.finding import Finding
-from qtool.verification.catalogue import finding
-from qtool.verification.weight_measure import Measured
-from qtool.verification.weight_stores import Blocks, InGguf, Packed
 
 _INVERSE: Final = 0.05
 """How far scale times scale may be from 1; a factor is known to a few percent."""

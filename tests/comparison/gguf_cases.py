@@ -9,8 +9,8 @@ from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
 from qtool.convert.names import RANK_HEAD
 from qtool.convert.templates import RERANK_KEY
 from qtool.formats.ggml import GGML_TYPES, Q8_0
-from tests.verification.broken import surgery
-from tests.verification.broken.registry import STRUCTURE, case
+from tests.comparison import surgery
+from tests.comparison.registry import STRUCTURE, case
 
 GGUF = "reranker/gguf-f16"
 TOKENS = "tokenizer.ggml.tokens"

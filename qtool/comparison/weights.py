@@ -15,19 +15,18 @@ import numpy as np
 
 from qtool.arch.spec import Task
 from qtool.checkpoint.workers import worker_pool
+from qtool.comparison.catalogue import finding
+from qtool.comparison.sides import gguf_files, open_reference
+from qtool.comparison.stage import WEIGHTS, Stage, TensorError, concluded
+from qtool.comparison.weight_formats import bound
+from qtool.comparison.weight_measure import Measured
+from qtool.comparison.weight_mistakes import explain
+from qtool.comparison.weight_pairs import TensorPair, checkpoint_pairs, gguf_pairs
 from qtool.errors import ModelError
 from qtool.formats.floats import Float32
 from qtool.inspection.catalogue import listed_are
 from qtool.inspection.finding import Finding
 from qtool.progress import StageProgress
-from qtool.verification.catalogue import finding
-from qtool.verification.report import Stage, TensorError
-from qtool.verification.sides import gguf_files, open_reference
-from qtool.verification.stages import WEIGHTS, concluded
-from qtool.verification.weight_formats import bound
-from qtool.verification.weight_measure import Measured
-from qtool.verification.weight_mistakes import explain
-from qtool.verification.weight_pairs import TensorPair, checkpoint_pairs, gguf_pairs
 
 _ROUNDING: Final = 1e-5
 """Sums in single precision are exact to this."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from qtool.convert.names import RANK_HEAD, TOKEN_EMBEDDING
-from tests.verification.broken import surgery
-from tests.verification.broken.registry import REDERIVE, WEIGHTS, case
+from tests.comparison import surgery
+from tests.comparison.registry import REDERIVE, WEIGHTS, case
 
 COPY, NVFP4, GGUF, Q8_0 = "reranker/copy", "reranker/nvfp4", "reranker/gguf-f16", "reranker/gguf-q8_0"
 TEXT_GGUF = "text-reranker/gguf-nvfp4"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.verification.broken.good import Workshop
+from tests.comparison.good import Workshop
 
 
 @pytest.fixture(scope="session")

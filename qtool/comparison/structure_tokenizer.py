@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from qtool.comparison.catalogue import finding
 from qtool.inspection.catalogue import listed_are
 from qtool.inspection.finding import Finding
-from qtool.verification.catalogue import finding
 
 _RULES: Final = ("normalizer", "pre_tokenizer", "post_processor")
 _MARKS: Final = ("special", "lstrip", "rstrip", "normalized", "single_word")

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from qtool.comparison.catalogue import finding
+from qtool.comparison.prompt_known import KnownPrompts, Question
 from qtool.inputs.items import Pair
 from qtool.inspection.finding import Finding
-from qtool.verification.catalogue import finding
-from qtool.verification.prompt_known import KnownPrompts, Question
 
 Ids = tuple[int, ...]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
-from tests.verification.broken.registry import PROMPT, case
+from tests.comparison.registry import PROMPT, case
 
 SERVED = "a runtime"
 

@@ -15,13 +15,13 @@ import numpy as np
 from qtool.arch.detect import Detection, detect
 from qtool.arch.spec import Presence
 from qtool.checkpoint.reader import Checkpoint, open_checkpoint
+from qtool.comparison.sides import GgufFiles, GgufSide, Planned, plan_conversion, read_side
+from qtool.comparison.weight_stores import InGguf, Packed, Plain, Stored
 from qtool.convert.sources import Frame, Rows, TensorSource, Whole
 from qtool.formats.floats import FLOAT_FORMATS, Float32
 from qtool.formats.ggml import F32, NVFP4
 from qtool.inspection.checkpoint_model import CheckpointModel
 from qtool.inventory.packed import is_quantized, packed_weights
-from qtool.verification.sides import GgufFiles, GgufSide, Planned, plan_conversion, read_side
-from qtool.verification.weight_stores import InGguf, Packed, Plain, Stored
 
 
 @dataclass(frozen=True)

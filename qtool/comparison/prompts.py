@@ -15,14 +15,13 @@ import numpy as np
 
 from qtool.arch.detect import detect
 from qtool.arch.prompts import PromptSpec
+from qtool.comparison.catalogue import finding
+from qtool.comparison.prompt_differences import difference
+from qtool.comparison.prompt_known import KnownPrompts, Question
+from qtool.comparison.stage import PROMPT, Stage, concluded, skipped
 from qtool.inputs.items import Pair
 from qtool.inspection.finding import Finding
 from qtool.scoring.scorer import PromptSeen, Scorer
-from qtool.verification.catalogue import finding
-from qtool.verification.prompt_differences import difference
-from qtool.verification.prompt_known import KnownPrompts, Question
-from qtool.verification.report import Stage
-from qtool.verification.stages import PROMPT, concluded, skipped
 
 _ASKED: Final = 8
 """Pairs that are scored where the runtime does not tell its ids."""

@@ -13,13 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from qtool.checkpoint.reader import Checkpoint, TensorInfo
+from qtool.comparison.weight_formats import misfits
 from qtool.formats.floats import FLOAT_FORMATS, Float32
 from qtool.formats.nvfp4 import BLOCK, U8
 from qtool.formats.nvfp4_check_kernels import misrounded_blocks
 from qtool.formats.nvfp4_kernels import dequantize
 from qtool.gguf_file.reader import GgufTensor
 from qtool.inventory.packed import PackedWeight, read_global_scale
-from qtool.verification.weight_formats import misfits
 
 
 class Stored(Protocol):

@@ -16,6 +16,9 @@ from typing import Any, Final
 from qtool.arch.spec import Task
 from qtool.checkpoint.hashing import sha256_of
 from qtool.checkpoint.reader import INDEX, Checkpoint, open_checkpoint
+from qtool.comparison.catalogue import finding
+from qtool.comparison.sides import GgufFiles, GgufSide, gguf_files, open_reference, read_side
+from qtool.comparison.stage import REDERIVE, RederivedFile, Stage, concluded, skipped
 from qtool.convert.options import NO_PROJECTOR, ConvertOptions
 from qtool.convert.run import convert_gguf
 from qtool.convert.types import FILE_TYPES
@@ -28,10 +31,6 @@ from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.progress import Progress, no_progress
 from qtool.quantization.job import QuantizeOptions
 from qtool.quantization.run import quantize
-from qtool.verification.catalogue import finding
-from qtool.verification.report import RederivedFile, Stage
-from qtool.verification.sides import GgufFiles, GgufSide, gguf_files, open_reference, read_side
-from qtool.verification.stages import REDERIVE, concluded, skipped
 
 _DEFAULT_RECIPE: Final = "nvfp4-w4a16"
 _CHUNK: Final = 4 << 20

@@ -14,20 +14,20 @@ from gguf.quants import quantize
 
 from qtool import resources
 from qtool.arch.prompts import VL_RERANKER
+from qtool.comparison.prompts import compare_prompts
+from qtool.comparison.rederive import rederive
+from qtool.comparison.stage import Outcome
+from qtool.comparison.structure import check_structure
+from qtool.comparison.weights import compare_weights
 from qtool.convert.options import ConvertOptions
 from qtool.convert.run import convert_gguf
 from qtool.errors import ModelError, UsageError
 from qtool.formats.ggml import GGML_TYPES
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.runtime import open_runtime
-from qtool.verification.prompts import compare_prompts
-from qtool.verification.rederive import rederive
-from qtool.verification.report import StageOutcome
-from qtool.verification.structure import check_structure
-from qtool.verification.weights import compare_weights
+from tests.comparison import surgery
+from tests.comparison.good import append_end, make, write_reference
 from tests.convert.models import RERANKER
-from tests.verification.broken import surgery
-from tests.verification.broken.good import append_end, make, write_reference
 
 KINDS = ("copy", "nvfp4", "gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0")
 TEXT_KINDS = (*KINDS, "gguf-nvfp4")
@@ -37,7 +37,7 @@ FORMS = (("vl", "rerank"), ("vl", "embed"), ("text", "rerank"), ("tied-text", "e
 
 def passes(stage):
     """Whether a stage passed without a word."""
-    return (stage.outcome, stage.findings) == (StageOutcome.PASS, ())
+    return (stage.outcome, stage.findings) == (Outcome.PASS, ())
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -107,7 +107,7 @@ def copy_of(workshop, name, tmp_path):
 def test_what_may_be_meant_so_is_a_warning(code, name, change, workshop, tmp_path):
     artefact = copy_of(workshop, name, tmp_path)
     change(artefact)
-    assert codes(check_structure(artefact, workshop.reference(name.partition("/")[0]))) == (StageOutcome.PASS, [code])
+    assert codes(check_structure(artefact, workshop.reference(name.partition("/")[0]))) == (Outcome.PASS, [code])
 
 
 def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(workshop, tmp_path):
@@ -120,7 +120,7 @@ def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(workshop, tmp_
 
     surgery.weights(artefact, narrow)
     reference = workshop.reference("reranker")
-    assert codes(check_structure(artefact, reference)) == (StageOutcome.PASS, ["narrower-type"])
+    assert codes(check_structure(artefact, reference)) == (Outcome.PASS, ["narrower-type"])
     assert passes(compare_weights(artefact, reference)[0])
 
 
@@ -158,7 +158,7 @@ def test_few_packed_weights_are_a_warning(workshop, tmp_path):
     patterns = surgery.read_json(artefact / "config.json")["quantization_config"]["ignore"] + unpacked
     surgery.config(artefact, lambda config: config["quantization_config"].update(ignore=patterns))
     surgery.edit(artefact / "hf_quant_config.json", lambda c: c["quantization"].update(exclude_modules=patterns))
-    assert codes(check_structure(artefact, reference)) == (StageOutcome.PASS, ["mostly-unquantized"])
+    assert codes(check_structure(artefact, reference)) == (Outcome.PASS, ["mostly-unquantized"])
     assert passes(compare_weights(artefact, reference)[0])
 
 
@@ -174,7 +174,7 @@ def test_another_algorithm_is_not_taken_for_damage(workshop, tmp_path):
 
     surgery.weights(artefact, enlarge)
     stage, errors = compare_weights(artefact, workshop.reference("reranker"))
-    assert codes(stage) == (StageOutcome.PASS, ["blocks-otherwise-rounded"])
+    assert codes(stage) == (Outcome.PASS, ["blocks-otherwise-rounded"])
     assert errors[0].relative_error <= errors[0].bound
 
 
@@ -182,7 +182,7 @@ def test_an_artefact_without_a_manifest_is_rederived_by_the_default_recipe(works
     artefact = copy_of(workshop, "reranker/nvfp4", tmp_path)
     (artefact / "qtool.json").unlink()
     stage, table = rederive(artefact, workshop.reference("reranker"), tmp_path)
-    assert codes(stage) == (StageOutcome.PASS, ["recipe-assumed"])
+    assert codes(stage) == (Outcome.PASS, ["recipe-assumed"])
     assert "model.safetensors" in {row.name for row in table}
 
 
@@ -198,7 +198,7 @@ def test_other_shards_and_another_config_are_the_same_tensors(workshop, tmp_path
     (artefact / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     surgery.config(artefact, lambda config: config.update(transformers_version="9"))
     stage, table = rederive(artefact, workshop.reference("reranker"), tmp_path)
-    assert codes(stage) == (StageOutcome.PASS, ["files-not-rederived"])
+    assert codes(stage) == (Outcome.PASS, ["files-not-rederived"])
     assert {row.name for row in table if not row.is_equal} == {"config.json"}
     assert len(table) > len(tensors)
 
@@ -207,9 +207,9 @@ def test_a_chosen_instruction_that_the_manifest_declares_is_no_fault(workshop, t
     reference, file = workshop.reference("reranker"), tmp_path / "m.gguf"
     convert_gguf(ConvertOptions(str(reference), file, ("f16",), instruction="Find birds."))
     stage = check_structure(file, reference)
-    assert codes(stage) == (StageOutcome.PASS, ["gguf-own-instruction"])
+    assert codes(stage) == (Outcome.PASS, ["gguf-own-instruction"])
     stage, _ = rederive(file, reference, tmp_path)
-    assert codes(stage) == (StageOutcome.PASS, ["fields-not-rederived"])
+    assert codes(stage) == (Outcome.PASS, ["fields-not-rederived"])
 
 
 def test_the_prompt_of_the_other_family_is_named(tmp_path):

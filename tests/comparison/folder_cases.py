@@ -8,9 +8,9 @@ import numpy as np
 
 from qtool.arch.prompts import TEXT_RERANKER
 from qtool.arch.rerank_template import rerank_template
-from tests.verification.broken import surgery
-from tests.verification.broken.registry import STRUCTURE, case
-from tests.verification.broken.surgery import Raw
+from tests.comparison import surgery
+from tests.comparison.registry import STRUCTURE, case
+from tests.comparison.surgery import Raw
 
 COPY, NVFP4, EMBEDDER, TEXT = "reranker/copy", "reranker/nvfp4", "embedder/nvfp4", "text-reranker/nvfp4"
 LAYER = "model.language_model.layers.1."

@@ -14,6 +14,10 @@ from gguf.constants import TokenType
 from qtool.arch.prompts import reranker_prompt
 from qtool.arch.spec import Task
 from qtool.checkpoint.writer import manifest_of
+from qtool.comparison.catalogue import finding
+from qtool.comparison.sides import GgufSide, Planned
+from qtool.comparison.structure_config import fact_findings
+from qtool.comparison.structure_tokenizer import vocabulary_problem
 from qtool.convert.mmproj import ARCHITECTURE as PROJECTOR
 from qtool.convert.templates import DEFAULT_KEY, NAMES_KEY, RERANK_KEY, baked_instruction
 from qtool.formats.ggml import BF16, F16, F32
@@ -22,10 +26,6 @@ from qtool.inspection.catalogue import listed, listed_are
 from qtool.inspection.finding import Finding
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
-from qtool.verification.catalogue import finding
-from qtool.verification.sides import GgufSide, Planned
-from qtool.verification.structure_config import fact_findings
-from qtool.verification.structure_tokenizer import vocabulary_problem
 
 _TOKENS: Final = "tokenizer.ggml."
 _LISTS: Final = ("tokens", "token_type", "merges")

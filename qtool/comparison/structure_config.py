@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from qtool.arch.detect import Detection
 from qtool.arch.spec import section
+from qtool.comparison.catalogue import finding
 from qtool.convert.metadata import decoder_metadata
 from qtool.inspection.finding import Finding
-from qtool.verification.catalogue import finding
 
 Facts = Mapping[str, Any]
 
