@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from qtool.inputs.items import Item, Pair
+
 
 @dataclass
 class Reply:
@@ -101,3 +103,10 @@ def results(*scores: Any) -> Any:
     """Scores in the order of the documents, sent best first as servers do."""
     entries = [{"index": index, "relevance_score": score} for index, score in enumerate(scores)]
     return {"results": entries[::-1]}
+
+
+HTML = Reply("<html><body>Welcome to nginx</body></html>", content_type="text/html")
+
+
+def many(count):
+    return [Pair(Item(f"q{place}", (f"q{place}",)), Item("d", ("d",))) for place in range(count)]

@@ -9,27 +9,18 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from qtool.arch.prompts import TEXT_EMBEDDER, TEXT_RERANKER, VL_EMBEDDER
-from qtool.arch.spec import Task
 from qtool.errors import ModelError, NetworkError, UsageError
-from qtool.inputs.items import Item, Pair, Video
+from qtool.inputs.items import Item, Pair
 from qtool.scoring.http import HttpOptions, open_http
-from qtool.scoring.http_detect import ServerKind
-from tests.scoring.servers import Reply, jina, results, serving
+from tests.scoring.servers import HTML, Reply, jina, many, results, serving
 
 QUICK = HttpOptions(retries=0, timeout=5)
 ONE_BY_ONE = HttpOptions(retries=0, timeout=5, concurrency=1)
-HTML = Reply("<html><body>Welcome to nginx</body></html>", content_type="text/html")
 
 
 def pairs(*documents, query="q"):
     return [Pair(Item(query, (query,)), Item(f"d{place}", (text,))) for place, text in enumerate(documents)]
-
-
-def many(count):
-    return [Pair(Item(f"q{place}", (f"q{place}",)), Item("d", ("d",))) for place in range(count)]
 
 
 def scored(answer, questions, options=QUICK):
@@ -209,140 +200,3 @@ def test_the_api_key_is_sent_and_never_shown(monkeypatch):
 def test_a_base_that_ends_in_v1_is_the_same_server():
     with serving(jina(lambda *_: results(0.5))) as server, open_http(f"{server.url}/v1/", QUICK) as scorer:
         assert scorer.score(many(1)) == [0]
-
-
-PAGES = {
-    "/props": {"default_generation_settings": {}, "build_info": "b1-abc", "media_marker": "<m>"},
-    "/info": {"model_id": "BAAI/some", "version": "1.9.0", "model_type": {"reranker": {}}},
-    "/version": {"version": "0.33.0"},
-}
-
-
-@pytest.mark.parametrize(
-    ("page", "engine", "model"),
-    [
-        ("/props", "llama-server b1-abc", "listed"),
-        ("/info", "tei 1.9.0", "BAAI/some"),
-        ("/version", "vllm 0.33.0", "listed"),
-        (None, "jina", "listed"),
-    ],
-)
-def test_engines_are_told_apart_by_a_page_of_their_own(page, engine, model):
-    pages = {"/v1/models": {"data": [{"id": "listed"}]}, **({page: PAGES[page]} if page else {})}
-    with serving(lambda path, _: pages.get(path)) as server, open_http(server.url, QUICK) as scorer:
-        identity = scorer.identity
-    assert (identity.engine, identity.model, identity.is_pinned) == (engine, f"{server.url} {model}", False)
-
-
-def test_a_web_site_is_no_engine_and_the_engine_can_be_said():
-    with serving(lambda *_: HTML) as server:
-        with open_http(server.url, QUICK) as scorer:
-            assert scorer.server.kind is ServerKind.JINA
-        with open_http(server.url, HttpOptions(engine=ServerKind.VLLM, model="m")) as scorer:
-            assert scorer.identity.engine == "vllm"
-
-
-def test_the_task_is_what_a_server_has_pages_for():
-    refused = Reply({"message": "empty"}, 400)
-    rerankers = (
-        {"/version": PAGES["/version"], "/classify": refused},
-        {"/props": PAGES["/props"], "/v1/rerank": refused},
-    )
-    embedders = (
-        {"/version": PAGES["/version"], "/score": refused, "/v1/embeddings": refused},
-        {"/props": PAGES["/props"], "/v1/rerank": Reply({"message": "not supported"}, 501)},
-        {"/info": PAGES["/info"] | {"model_type": {"embedding": {}}}, "/rerank": refused},
-    )
-    for pages, task in [*((each, Task.RERANK) for each in rerankers), *((each, Task.EMBED) for each in embedders)]:
-        with serving(lambda path, _: pages.get(path)) as server, open_http(server.url, QUICK) as scorer:  # noqa: B023
-            assert scorer.task is task
-            with pytest.raises(UsageError, match="does not"):
-                scorer.embed([]) if task is Task.RERANK else scorer.score([])
-
-
-def test_of_several_models_one_must_be_named():
-    models = {"/v1/models": {"data": [{"id": "a"}, {"id": "b"}]}, "/version": {"version": "1"}}
-    with serving(lambda path, _: models.get(path)) as server:
-        with pytest.raises(UsageError, match="several models: a, b"):
-            open_http(server.url, QUICK)
-        with open_http(server.url, HttpOptions(model="b")) as scorer:
-            assert scorer.server.model == "b"
-
-
-PICTURED = Pair(Item("q", ("q",)), Item("seen", image=(Image.new("RGB", (64, 64)),)))
-FILMED = Pair(Item("q", ("q",)), Item("film", video=(Video("film.mp4"),)))
-ASKED = Pair(Item("q", ("q",), instruction="Judge the colour."), Item("d", ("d",)))
-
-
-@pytest.mark.parametrize(
-    ("kind", "pair", "message"),
-    [
-        (ServerKind.JINA, PICTURED, "Item 'seen' holds a picture"),
-        (ServerKind.TEI, PICTURED, "Item 'seen' holds a picture"),
-        (ServerKind.LLAMA_SERVER, PICTURED, "Item 'seen' holds a picture: llama-server's /v1/rerank takes texts"),
-        (ServerKind.JINA, ASKED, "query 'q', document 'd': .*cannot be given an instruction"),
-        (ServerKind.LLAMA_SERVER, ASKED, "query 'q', document 'd': .*baked into its file"),
-        (ServerKind.TEI, ASKED, "no place for an instruction"),
-        (ServerKind.LLAMA_SERVER, Pair(Item("q", ("{document}",)), Item("d", ("d",))), "in place of {document}"),
-        (ServerKind.LLAMA_SERVER, Pair(Item("q", ("q",)), Item("none")), "Item 'none' is empty"),
-        *((kind, FILMED, "Item 'film' holds a video") for kind in ServerKind),
-    ],
-)
-def test_what_an_engine_cannot_take_is_refused_before_anything_is_sent(kind, pair, message):
-    with (
-        serving(lambda *_: None) as server,
-        open_http(server.url, HttpOptions(engine=kind, model="m", task=Task.RERANK)) as scorer,
-    ):
-        before = len(server.asked)
-        with pytest.raises(UsageError, match=message):
-            scorer.score([*many(3), pair])
-        assert len(server.asked) == before
-
-
-def test_embedding_needs_the_prompt_and_one_vector_of_some_length():
-    vectors = {"ok": [3, 4], "zero": [0, 0], "nan": [float("nan"), 1], "null": [None, 1], "none": []}
-
-    def answer(path, body):
-        return {"data": [{"embedding": vectors[body["input"]]}]} if path == "/v1/embeddings" else None
-
-    options = HttpOptions(model="m", family="qwen3", retries=0, concurrency=1)
-    with serving(answer) as server:
-        with (
-            open_http(server.url, HttpOptions(model="m")) as scorer,
-            pytest.raises(UsageError, match="prompt depends on the model"),
-        ):
-            scorer.embed([Item("i", ("ok",))])
-        with open_http(server.url, options) as scorer:
-            np.testing.assert_allclose(scorer.embed([Item("i", ("ok",))]), [[0.6, 0.8]])
-            assert scorer.query_instruction == TEXT_EMBEDDER.query_instruction
-            for broken in ("zero", "nan", "null", "none"):
-                told = {}
-                with pytest.raises(ModelError, match=f"item '{broken}': .*vector"):
-                    scorer.embed([Item("i", ("ok",)), Item(broken, (broken,))], told.__setitem__)
-                assert set(told) == {0}
-
-
-def test_tei_gets_the_official_prompt_in_two_halves_and_answers_in_log_odds():
-    def answer(path, body):
-        if path == "/info":
-            return PAGES[path]
-        if path == "/embed":
-            return [[float(len(body["inputs"][0])), 0.0]]
-        return [{"index": 1, "score": -3.5}, {"index": 0, "score": 12.25}] if path == "/rerank" else None
-
-    asked = [Pair(Item("q", ("Q",), instruction="Find."), Item(name, (name,))) for name in ("a", " b")]
-    with serving(answer) as server:
-        with open_http(server.url, HttpOptions(family="qwen3")) as scorer:
-            assert scorer.score(asked) == [12.25, -3.5]
-        with open_http(server.url, HttpOptions(family="qwen3_vl", task=Task.EMBED)) as scorer:
-            assert scorer.embed([Item("i", ("text",))]).tolist() == [[1, 0]]
-        (body,) = server.bodies("/rerank")
-        (embedded,) = server.bodies("/embed")
-    prompts = [body["query"] + text for text in body["texts"]]
-    assert prompts == [
-        TEXT_RERANKER.template.format(instruction="Find.", query="Q", document=pair.document.joined_text)
-        for pair in asked
-    ]
-    assert body["query"].endswith("<Document>:")
-    official = VL_EMBEDDER.template.format(instruction=VL_EMBEDDER.default_instruction, content="text")
-    assert embedded["inputs"] == [official]
