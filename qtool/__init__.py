@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qtool.scoring.runtime import RuntimeOptions as RuntimeOptions
     from qtool.scoring.runtime import open_runtime as open_runtime
     from qtool.verification.case import VerifyOptions as VerifyOptions
+    from qtool.verification.merge import merge_reports as merge_reports
     from qtool.verification.run import verify as verify
 
 _HOMES: Final = {
@@ -45,6 +46,7 @@ _HOMES: Final = {
     "embed": "qtool.answers.embed",
     "inspect": "qtool.inspection.run",
     "open_runtime": "qtool.scoring.runtime",
+    "merge_reports": "qtool.verification.merge",
     "quantize": "qtool.quantization.run",
     "repair_gguf": "qtool.convert.repair",
     "score": "qtool.answers.score",
@@ -66,6 +68,7 @@ __all__ = [
     "convert_gguf",
     "embed",
     "inspect",
+    "merge_reports",
     "open_runtime",
     "quantize",
     "repair_gguf",
