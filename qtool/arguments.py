@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
-from qtool.inputs.builtin import dataset_panel
 
 if TYPE_CHECKING:
     from qtool.quantization.job import Backend
@@ -43,6 +42,8 @@ def parse_panels(panels: Sequence[str], dataset: str | None, columns: str | None
         raise UsageError(
             "--dataset and --columns go together.", "Write --dataset ID --columns query=COLUMN,positive=COLUMN."
         )
+    from qtool.inputs.builtin import dataset_panel
+
     return (*panels, *([dataset_panel(dataset, columns)] if dataset and columns else []))
 
 
