@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 
@@ -15,3 +17,6 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as qtool.scoring does, for tests that import torch before it

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from qtool.formats.nvfp4_kernels import dequantize
 from qtool.inventory.packed import PackedWeight, packed_weights, read_global_scale
 from qtool.scoring.weights import read_float32
 
@@ -30,5 +29,7 @@ def dequantized_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32]]
 
 
 def _dequantized(checkpoint: Checkpoint, weight: PackedWeight) -> Float32:
+    from qtool.formats.nvfp4_kernels import dequantize  # compiled; loading that takes half a second
+
     block_scales = checkpoint.read(weight.block_scales.hf_name)
     return dequantize(checkpoint.read(weight.packed.hf_name), block_scales, read_global_scale(checkpoint, weight))

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qtool.checkpoint.hashing import sha256_of
 from qtool.inputs.limits import OFFICIAL_LIMITS
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ _DECISIVE: Final = (
     "1_LogitScore/config.json",
 )
 
+_SMALL: Final = 1 << 26
+
 
 def checkpoint_sha256(directory: Path) -> str:
     """Of the weights, config, tokenizer and declared answer tokens in `directory`."""
@@ -34,7 +35,15 @@ def checkpoint_sha256(directory: Path) -> str:
 
 def files_sha256(paths: Sequence[Path]) -> str:
     """Of these files' contents, in this order."""
-    return _sha256(sha256_of(paths))
+    return _sha256(_digests(paths))
+
+
+def _digests(paths: Sequence[Path]) -> list[str]:
+    if sum(path.stat().st_size for path in paths) < _SMALL:
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    from qtool.checkpoint.hashing import sha256_of  # its kernels take a second to load
+
+    return sha256_of(paths)
 
 
 def prompt_sha256(prompt: PromptSpec, *more: str) -> str:

@@ -27,6 +27,7 @@ class PictureCache:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, PatchedImage | PatchedVideo] = OrderedDict()
+        self._tokens = 0
 
     def image(self, item: Item, source: ImageSource) -> PatchedImage:
         """The picture `source` of `item`. Raises an error that names the item."""
@@ -41,16 +42,17 @@ class PictureCache:
     def _ready(self, item: Item, key: Hashable, make: Callable[[], SeenT]) -> SeenT:
         if key is None:
             return _named(item, make)
-        seen: SeenT = self._kept[key] if key in self._kept else _named(item, make)  # type: ignore[assignment]
-        self._kept[key] = seen
+        if key not in self._kept:
+            self._keep(key, _named(item, make))
         self._kept.move_to_end(key)
-        self._shrink()
+        seen: SeenT = self._kept[key]  # type: ignore[assignment]
         return seen
 
-    def _shrink(self) -> None:
-        tokens = sum(seen.placeholder_tokens for seen in self._kept.values())
-        while tokens > _TOKENS_KEPT and len(self._kept) > 1:
-            tokens -= self._kept.popitem(last=False)[1].placeholder_tokens
+    def _keep(self, key: Hashable, seen: PatchedImage | PatchedVideo) -> None:
+        self._kept[key] = seen
+        self._tokens += seen.placeholder_tokens
+        while self._tokens > _TOKENS_KEPT and len(self._kept) > 1:
+            self._tokens -= self._kept.popitem(last=False)[1].placeholder_tokens
 
 
 def png_base64(item: Item, source: ImageSource) -> str:

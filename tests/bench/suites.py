@@ -3,55 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests import upstream
-from tests.bench.processes import Measurement, run
-
-Measured = Mapping[str, Measurement]
-Jobs = dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A number that must be at least or at most something; `needs` names the runs that it is made of."""
-
-    text: str
-    number: Callable[[Measured], float]
-    needs: tuple[str, ...]
-    least: float | None = None
-    most: float | None = None
-
-    def is_met(self, value: float) -> bool:
-        """Whether `value` is good enough."""
-        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
-
-
-def faster(text: str, slow: str, fast: str, least: float) -> Goal:
-    """`fast` takes at most a `least`-th of `slow`'s time."""
-    return Goal(
-        f"{text}, at least {least:g} times faster", lambda m: m[slow].seconds / m[fast].seconds, (slow, fast), least
-    )
-
-
-def within(text: str, name: str, megabytes: int) -> Goal:
-    """`name` needs no more memory than that."""
-    return Goal(
-        f"{text}, at most {megabytes} MB at its peak", lambda m: m[name].peak_rss / 1e6, (name,), most=megabytes
-    )
-
-
-def source_bytes(folder: Path) -> int:
-    """Bytes of a checkpoint."""
-    return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def qtool(*arguments: str) -> list[str]:
-    """The command line of a whole qtool process."""
-    return [sys.executable, "-m", "qtool", *arguments]
+from tests.bench.goals import Goal, Jobs, Measured, faster, qtool, source_bytes, within
+from tests.bench.processes import run
+from tests.bench.scoring import score_goals, score_jobs
 
 
 def quantize_jobs(folder: Path, shapes: list[str]) -> Jobs:
@@ -129,4 +86,8 @@ def _packed(folder: Path) -> Path:
     return packed
 
 
-SUITES = {"quantize": (quantize_jobs, quantize_goals), "convert": (convert_jobs, convert_goals)}
+SUITES = {
+    "quantize": (quantize_jobs, quantize_goals),
+    "convert": (convert_jobs, convert_goals),
+    "score": (score_jobs, score_goals),
+}
