@@ -30,17 +30,19 @@ class Engine:
     ) -> None:
         self.context = context
         self._server = start_server(gguf, mmproj, pooling, context, options)
-        self._is_running = False
 
     def rank(self, name: str, query: str, documents: Sequence[str]) -> list[float]:
         """P(yes) of each document, not a number where the model computes none; what /v1/rerank answers."""
-        answer = self._asked(name, self._server.handle_rerank, {"query": query, "documents": list(documents)})
+        answer = _answer(name, self._server.handle_rerank, {"query": query, "documents": list(documents)})
         found = {result["index"]: result["relevance_score"] for result in answer["results"]}
         return [_number(found[index]) for index in range(len(documents))]
 
     def read(self, name: str, prompt: Any) -> tuple[NDArray[np.float64], int]:
-        """The last token's hidden state [hidden], and how many tokens were read; `prompt` as /v1/embeddings takes it."""
-        answer = self._asked(name, self._server.handle_embeddings, {"input": prompt, "embd_normalize": -1})
+        """The last token's hidden state [hidden], and how many tokens were read; `prompt` as /v1/embeddings takes it.
+
+        Not of a rank-pooled context, which holds a score or two: llama.cpp reads beyond them, and may crash.
+        """
+        answer = _answer(name, self._server.handle_embeddings, {"input": prompt, "embd_normalize": -1})
         vector = np.array([_number(value) for value in answer["data"][0]["embedding"]])
         return vector, int(answer["usage"]["prompt_tokens"])
 
@@ -57,14 +59,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the model."""
-        if not self._is_running:  # xllamacpp waits forever for a loop that it was told to end before it had begun
-            self._asked("llama.cpp", self._server.handle_embeddings, {"input": [0]})
         self._server = None
-
-    def _asked(self, name: str, handler: Any, body: Any) -> Any:
-        answer = _answer(name, handler, body)
-        self._is_running = True
-        return answer
 
     def _request(self, method: str, path: str, body: Any = None) -> Any:
         # The wheel has no call for these two, but its server listens on the loopback interface like any other.

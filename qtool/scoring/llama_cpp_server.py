@@ -75,10 +75,12 @@ def start_server(gguf: Path, mmproj: Path | None, pooling: Pooling, context: int
     _make_repeatable(params)
     with _signals_kept():
         try:
-            return xllamacpp.Server(params)
+            server = xllamacpp.Server(params)
         except RuntimeError:
             files = f"{gguf} with {mmproj}" if mmproj else str(gguf)
             raise ModelError(f"llama.cpp cannot load {files}.", "It has said why on standard error.") from None
+    server.handle_metrics()  # answered by its loop, which must have begun before it is told to end: else that waits forever
+    return server
 
 
 def _choose(params: Any, xllamacpp: Any, pooling: Pooling, context: int, options: LlamaCppOptions) -> None:
@@ -107,6 +109,7 @@ def _make_repeatable(params: Any) -> None:
     params.warmup = False
     params.port = 0  # any free one, on the loopback interface
     params.n_threads_http = 1
+    params.endpoint_metrics = True
     params.verbosity = _ERRORS_ONLY  # on standard error; nothing goes to standard output
 
 
