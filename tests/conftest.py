@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -19,4 +20,7 @@ def _own_cache(tmp_path_factory):
         yield
 
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as qtool.scoring does, for tests that import torch before it
+# As qtool.scoring does, for tests that import torch before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Shells start background jobs deaf to Ctrl-C, and some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)

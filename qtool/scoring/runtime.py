@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qtool.errors import UsageError
-from qtool.scoring.llama_cpp_server import VERIFYING, LlamaCppOptions
+from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
 if TYPE_CHECKING:
     from qtool.arch.spec import Task
-    from qtool.scoring.llama_cpp import LlamaCppScorer
+    from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
     from qtool.scoring.scorer import Scorer
 
 _ADDRESSES: Final = ("http://", "https://")
@@ -74,8 +74,8 @@ def projector_beside(gguf: Path) -> Path | None:
 
 
 def _server(url: str, options: RuntimeOptions) -> Scorer:
-    from qtool.scoring.http import HttpOptions, open_http
-    from qtool.scoring.http_detect import ServerKind
+    from qtool.scoring.http.detect import ServerKind
+    from qtool.scoring.http.scorer import HttpOptions, open_http
 
     known = [kind.value for kind in ServerKind]
     if options.engine not in (None, *known):
@@ -96,8 +96,8 @@ def _checkpoint(target: str, options: RuntimeOptions) -> Scorer:
 
 
 def _llama_cpp(gguf: Path, options: RuntimeOptions) -> LlamaCppScorer:
-    from qtool.scoring.llama_cpp import llama_cpp_scorer
-    from qtool.scoring.llama_cpp_file import read_model
+    from qtool.scoring.llama_cpp.file import read_model
+    from qtool.scoring.llama_cpp.scorer import llama_cpp_scorer
 
     if options.dtype != _DTYPE:
         raise UsageError(f"{gguf} is run as its file says; --dtype belongs to checkpoints.")
@@ -109,7 +109,7 @@ def _llama_cpp(gguf: Path, options: RuntimeOptions) -> LlamaCppScorer:
 
 
 def _language_files(folder: Path) -> list[Path]:
-    from qtool.scoring.llama_cpp_file import parts_of
+    from qtool.scoring.llama_cpp.file import parts_of
 
     files = [path for path in sorted(folder.glob(f"*{_SUFFIX}")) if not _is_projector(path)]
     later = {part for path in files for part in parts_of(path)[1:]}

@@ -21,11 +21,11 @@ from qtool.arch.rerank_template import FILE_NAME, rerank_template
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.inputs.limits import OFFICIAL_LIMITS
-from qtool.scoring.llama_cpp_file import read_model
+from qtool.scoring.llama_cpp.file import read_model
 from qtool.scoring.runtime import gguf_file, projector_beside
 
 if TYPE_CHECKING:
-    from qtool.scoring.llama_cpp_file import GgufModel
+    from qtool.scoring.llama_cpp.file import GgufModel
 
 _PIXELS: Final = {"min_pixels": OFFICIAL_LIMITS.min_pixels, "max_pixels": OFFICIAL_LIMITS.max_pixels}
 _LM_HEAD: Final = "lm_head"

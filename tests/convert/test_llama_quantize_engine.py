@@ -13,7 +13,7 @@ from qtool.convert.types import LLAMA_QUANTIZE_TYPES
 from qtool.errors import SetupError, UsageError
 from qtool.gguf_file.reader import read_gguf
 from qtool.inputs.panels import load_panel
-from qtool.scoring.llama_cpp import open_llama_cpp
+from qtool.scoring.llama_cpp.scorer import open_llama_cpp
 from tests.convert.zeros import write_imatrix
 from tests.scoring.gguf_files import gguf_of
 from tests.upstream import PACKAGES, PROGRAMS

@@ -135,7 +135,7 @@ def test_a_repaired_file_scores_as_a_right_one(outtype, right, tmp_path):
 
     from qtool import resources
     from qtool.inputs.panels import load_panel
-    from qtool.scoring.llama_cpp import open_llama_cpp
+    from qtool.scoring.llama_cpp.scorer import open_llama_cpp
 
     repair_gguf(RepairOptions(plain(right, outtype, tmp_path / "plain.gguf"), tmp_path / "fixed.gguf"))
     pairs = load_panel(resources.path("calibration/panels/demo-text.jsonl")).pairs[:28]

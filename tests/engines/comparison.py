@@ -19,7 +19,7 @@ from qtool.arch.spec import Task
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.items import Item, Pair
 from qtool.resources import demo_model
-from qtool.scoring.http import HttpOptions, HttpScorer, open_http
+from qtool.scoring.http.scorer import HttpOptions, HttpScorer, open_http
 from qtool.scoring.reference import open_scorer
 from qtool.scoring.scorer import Scorer
 from qtool.scoring.serve_command import ServingEngine, serve_command, with_template

@@ -31,6 +31,11 @@ def tokenizer(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(directory)
 
 
+def ids(directory: Path, text: str) -> tuple[int, ...]:
+    """Of a whole prompt."""
+    return tuple(tokenizer(directory)(text).input_ids)
+
+
 def load(directory: Path) -> Any:
     """The whole model with its real lm_head, in fp32."""
     from transformers import AutoConfig

@@ -13,8 +13,8 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import load_panel
-from qtool.scoring.llama_cpp import LlamaCppScorer
-from qtool.scoring.llama_cpp_server import LlamaCppOptions, Pooling, start_server
+from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
+from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
 from qtool.scoring.reference import TransformersScorer
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from tests.scoring.gguf_files import gguf_of, projector_of, quantized

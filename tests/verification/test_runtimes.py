@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qtool import resources
-from qtool.scoring.llama_cpp_server import LlamaCppOptions, Pooling, start_server
+from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
 from qtool.verification.case import VerifyOptions
 from qtool.verification.report import Report
 from qtool.verification.run import verify

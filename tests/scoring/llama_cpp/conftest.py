@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qtool.scoring.llama_cpp import open_llama_cpp
+from qtool.scoring.llama_cpp.scorer import open_llama_cpp
 from qtool.scoring.reference import TransformersScorer, open_scorer
 from tests.scoring.gguf_files import gguf_of, projector_of
 from tests.scoring.llama_cpp.shared import ALONE, RERANKER

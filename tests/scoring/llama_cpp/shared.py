@@ -9,7 +9,7 @@ from PIL import Image
 
 from qtool import resources
 from qtool.inputs.panels import load_panel
-from qtool.scoring.llama_cpp_server import LlamaCppOptions
+from qtool.scoring.llama_cpp.server import LlamaCppOptions
 
 RERANKER = resources.demo_model("qtool-demo-reranker")
 EMBEDDER = resources.demo_model("qtool-demo-embedder")

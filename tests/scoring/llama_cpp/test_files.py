@@ -12,8 +12,8 @@ import pytest
 from qtool.errors import ModelError
 from qtool.gguf_file.values import Kind, array, string, uint32
 from qtool.inputs.items import Pair
-from qtool.scoring.llama_cpp import open_llama_cpp
-from qtool.scoring.llama_cpp_file import read_model
+from qtool.scoring.llama_cpp.file import read_model
+from qtool.scoring.llama_cpp.scorer import open_llama_cpp
 from tests.scoring.gguf_files import changed, gguf_of
 from tests.scoring.llama_cpp.shared import (
     ALONE,

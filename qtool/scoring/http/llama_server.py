@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.http_answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
-from qtool.scoring.http_engine import check_no_video, check_text_only, known_prompt, request_name
-from qtool.scoring.llama_cpp_file import DOCUMENT
-from qtool.scoring.llama_cpp_prompts import TextPrompt, TextPromptBuilder, normalized, request_of, side_text
+from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
+from qtool.scoring.http.engine import check_no_video, check_text_only, known_prompt, request_name
+from qtool.scoring.llama_cpp.file import DOCUMENT
+from qtool.scoring.llama_cpp.prompts import TextPrompt, TextPromptBuilder, normalized, request_of, side_text
 from qtool.scoring.scorer import PromptSeen
 from qtool.scoring.tokenizer import PromptTokenizer
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qtool.arch.prompts import PromptSpec
-    from qtool.scoring.http_client import HttpClient
+    from qtool.scoring.http.client import HttpClient
 
 _TEXTS_ONLY: Final = "llama-server's /v1/rerank takes texts, and scores a picture's place holder as one."
 

@@ -19,9 +19,9 @@ from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.contents import distinct_pairs, query_content
 from qtool.scoring.identity import files_sha256, prompt_sha256
-from qtool.scoring.llama_cpp_engine import Engines
-from qtool.scoring.llama_cpp_file import GgufModel, check_projector, parts_of, read_model
-from qtool.scoring.llama_cpp_prompts import (
+from qtool.scoring.llama_cpp.engine import Engines
+from qtool.scoring.llama_cpp.file import GgufModel, check_projector, parts_of, read_model
+from qtool.scoring.llama_cpp.prompts import (
     TextPrompt,
     TextPromptBuilder,
     normalized,
@@ -30,7 +30,7 @@ from qtool.scoring.llama_cpp_prompts import (
     request_of,
     side_text,
 )
-from qtool.scoring.llama_cpp_server import VERIFYING, LlamaCppOptions, Pooling, engine_version, import_engine
+from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions, Pooling, engine_version, import_engine
 from qtool.scoring.probability import log_odds
 from qtool.scoring.scorer import Answered, Identity, PromptSeen, unheard
 

@@ -19,8 +19,8 @@ from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.limits import OFFICIAL_LIMITS, smart_resize
 from qtool.inputs.vision import load_image
-from qtool.scoring.http_answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
-from qtool.scoring.http_engine import check_no_video, item_name, known_prompt, picture_url, request_name
+from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
+from qtool.scoring.http.engine import check_no_video, item_name, known_prompt, picture_url, request_name
 from qtool.scoring.probability import sigmoid
 from qtool.scoring.prompt import embed_instruction
 from qtool.scoring.scorer import PromptSeen
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qtool.arch.prompts import PromptSpec
-    from qtool.scoring.http_client import HttpClient
+    from qtool.scoring.http.client import HttpClient
 
 _ACTIVATION_ERROR: Final = 0.01
 """bf16 rounds a probability by up to 0.002; another activation than the sigmoid is further off."""

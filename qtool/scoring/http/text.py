@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.http_answers import probabilities_as_log_odds, scores_of, vector_of
-from qtool.scoring.http_detect import RERANK_PATHS
-from qtool.scoring.http_engine import check_text_only, item_name, known_prompt, request_name
+from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, vector_of
+from qtool.scoring.http.detect import RERANK_PATHS
+from qtool.scoring.http.engine import check_text_only, item_name, known_prompt, request_name
 from qtool.scoring.prompt import embed_instruction
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qtool.arch.prompts import PromptSpec
-    from qtool.scoring.http_client import HttpClient
+    from qtool.scoring.http.client import HttpClient
 
 _TEXTS_ONLY: Final = "this server's interface takes texts."
 

@@ -15,9 +15,9 @@ from qtool.errors import ModelError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.limits import OFFICIAL_LIMITS
 from qtool.inputs.panels import load_panel
-from qtool.scoring.http import HttpOptions, open_http
-from qtool.scoring.llama_cpp import open_llama_cpp
-from qtool.scoring.llama_cpp_server import LlamaCppOptions, Pooling, start_server
+from qtool.scoring.http.scorer import HttpOptions, open_http
+from qtool.scoring.llama_cpp.scorer import open_llama_cpp
+from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
 from qtool.scoring.probability import sigmoid
 from qtool.scoring.reference import open_scorer
 from tests.scoring.gguf_files import gguf_of, projector_of, text_family_of
@@ -123,7 +123,7 @@ def test_the_text_family_embeds_over_http_as_in_process(folder):
 def test_a_server_that_cuts_pictures_by_its_own_rule_is_refused(folder, monkeypatch):
     gguf, projector = gguf_of(EMBEDDER, "f16", folder), projector_of(EMBEDDER, folder)
     small = replace(OFFICIAL_LIMITS, max_pixels=OFFICIAL_LIMITS.min_pixels)
-    monkeypatch.setattr("qtool.scoring.llama_cpp_server.OFFICIAL_LIMITS", small)
+    monkeypatch.setattr("qtool.scoring.llama_cpp.server.OFFICIAL_LIMITS", small)
     picture = Item("d", image=(Image.new("RGB", (256, 256)),))
     with (
         serving(gguf, Pooling.LAST, projector) as url,

@@ -16,7 +16,7 @@ from qtool.arch.rerank_template import rerank_template
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.http import HttpOptions, open_http
+from qtool.scoring.http.scorer import HttpOptions, open_http
 from qtool.scoring.probability import log_odds, sigmoid
 from qtool.scoring.prompt import PromptBuilder
 from qtool.scoring.tokenizer import PromptTokenizer

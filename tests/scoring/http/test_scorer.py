@@ -12,7 +12,7 @@ import pytest
 
 from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.http import HttpOptions, open_http
+from qtool.scoring.http.scorer import HttpOptions, open_http
 from tests.scoring.servers import HTML, Reply, jina, many, results, serving
 
 QUICK = HttpOptions(retries=0, timeout=5)

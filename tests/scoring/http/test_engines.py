@@ -10,8 +10,8 @@ from qtool.arch.prompts import TEXT_EMBEDDER, TEXT_RERANKER, VL_EMBEDDER
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair, Video
-from qtool.scoring.http import HttpOptions, open_http
-from qtool.scoring.http_detect import ServerKind
+from qtool.scoring.http.detect import ServerKind
+from qtool.scoring.http.scorer import HttpOptions, open_http
 from tests.scoring.servers import HTML, Reply, many, serving
 
 QUICK = HttpOptions(retries=0, timeout=5)

@@ -15,7 +15,7 @@ from qtool.arch.spec import Task
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from qtool.scoring.http_client import HttpClient
+    from qtool.scoring.http.client import HttpClient
 
 
 class ServerKind(Enum):

@@ -19,13 +19,13 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.contents import distinct_pairs, query_content
-from qtool.scoring.http_client import HttpClient
-from qtool.scoring.http_crowd import ask_all
-from qtool.scoring.http_detect import Server, ServerKind, detect_server
-from qtool.scoring.http_engine import DOCUMENTS_AT_ONCE, HttpEngine
-from qtool.scoring.http_llama_server import LlamaServer
-from qtool.scoring.http_text import Jina, Tei
-from qtool.scoring.http_vllm import Vllm
+from qtool.scoring.http.client import HttpClient
+from qtool.scoring.http.crowd import ask_all
+from qtool.scoring.http.detect import Server, ServerKind, detect_server
+from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine
+from qtool.scoring.http.llama_server import LlamaServer
+from qtool.scoring.http.text import Jina, Tei
+from qtool.scoring.http.vllm import Vllm
 from qtool.scoring.identity import prompt_sha256
 from qtool.scoring.scorer import Answered, Identity, PromptSeen, unheard
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from qtool.errors import ModelError
-from qtool.scoring.llama_cpp_server import LlamaCppOptions, Pooling, start_server
+from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
