@@ -17,6 +17,7 @@ from qtool import resources
 from qtool.errors import UsageError
 
 NonEmpty = Annotated[str, Field(min_length=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -33,13 +34,15 @@ class Keep(_Strict):
 class Bound(_Strict):
     """The range that a metric must lie in for a gate to pass; either end may be open."""
 
-    min: float | None = None
-    max: float | None = None
+    min: Finite | None = None
+    max: Finite | None = None
 
     @model_validator(mode="after")
-    def _has_an_end(self) -> Bound:
+    def _holds_something(self) -> Bound:
         if self.min is None and self.max is None:
             raise ValueError("a gate needs a min or a max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("no number is both at least min and at most max")
         return self
 
 

@@ -49,6 +49,13 @@ def test_an_empty_gate_is_refused():
         parse_recipe(f"{head}gates:\n  kendall_tau: {{}}\n")
 
 
+@pytest.mark.parametrize("bound", ["{max: .inf}", "{min: .nan}", "{min: 1.0, max: 0.5}"])
+def test_a_gate_that_no_number_or_every_number_passes_is_refused(bound):
+    head, _, _ = TEXT.partition("gates:")
+    with pytest.raises(UsageError, match=r"gates\.kendall_tau"):
+        parse_recipe(f"{head}gates:\n  kendall_tau: {bound}\n")
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(UsageError, match=r"missing\.yaml"):
         load_recipe("missing.yaml")

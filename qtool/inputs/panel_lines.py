@@ -40,7 +40,7 @@ def _not_a_flag(value: Any) -> Any:
 
 
 Side = Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)]
-Grade = Annotated[float, BeforeValidator(_not_a_flag), Field(ge=0, allow_inf_nan=False)]
+Grade = Annotated[float, BeforeValidator(_not_a_flag), Field(ge=0, le=100, allow_inf_nan=False)]
 Id = Annotated[str, Field(min_length=1)]
 Pixels = Annotated[int | None, Field(ge=1)]
 

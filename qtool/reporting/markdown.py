@@ -90,7 +90,7 @@ def _metrics(report: Report) -> list[str]:
     rows = [(escaped(label(name)), *(_value(panel, name) for panel in report.panels)) for name in metric_names(report)]
     noise = report.noise
     floor = noise and (
-        f"The reference in {escaped(noise.dtype)} against itself in float32, {noise.pairs} pairs: "
+        f"The reference in {escaped(noise.dtype)} against its own scores, {noise.pairs} pairs: "
         f"median {number(noise.p50)}, p95 {number(noise.p95)}, p99 {number(noise.p99)}, max {number(noise.max)}."
     )
     said = "In brackets: 90 % intervals." if any(panel.intervals for panel in report.panels) else ""

@@ -80,8 +80,10 @@ def shared_length(spans: Sequence[Span]) -> int:
 
 def _common_pictures(one: Span, other: Span) -> int:
     for count, (mine, theirs) in enumerate(zip(one.pictures, other.pictures, strict=False)):
-        # A picture in memory is made ready anew for each prompt, so equal ones need not be the same object.
-        if mine is not theirs and not np.array_equal(mine.pixel_values, theirs.pixel_values):
+        # A picture in memory is made ready anew for each prompt, so equal ones need not be the same object. The patches
+        # of blank pictures are equal whatever their shapes, and what a prompt reads is not: positions follow the shape.
+        is_same = mine.grid_thw == theirs.grid_thw and np.array_equal(mine.pixel_values, theirs.pixel_values)
+        if mine is not theirs and not is_same:
             return count
     return min(len(one.pictures), len(other.pictures))
 

@@ -112,6 +112,10 @@ def open_case(options: VerifyOptions) -> Case:
 
 def _located(options: VerifyOptions) -> Path | None:
     if options.artefact.startswith(_URL):
+        if options.structure_only:
+            raise UsageError(
+                f"{options.artefact} shows no files, so it has no structure to check.", "Leave out --structure-only."
+            )
         return None
     path = Path(options.artefact)
     return path if path.is_file() else resolve(options.artefact, None, options.token).directory

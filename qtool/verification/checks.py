@@ -6,10 +6,10 @@ Rule: here is decided which of them run and in what order; what they look at is 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from qtool.comparison.stage import STRUCTURE, Outcome, RederivedFile, Stage, Ten
 from qtool.comparison.structure import check_structure
 from qtool.comparison.weights import compare_weights
 from qtool.inputs.items import Item, Pair
+from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress
 from qtool.verification.case import Case
 from qtool.verification.voices import Voice, open_voice
@@ -64,10 +65,16 @@ def check_files(case: Case, progress: StageProgress) -> Checked:
 
 def check_prompts(case: Case) -> Stage:
     """What both sides read for the first questions of each panel."""
-    questions = [question for panel in case.panels for question in islice(_questions(case, panel.pairs), _QUESTIONS)]
+    questions = [question for panel in case.panels for question in islice(_questions(case, panel), _QUESTIONS)]
     with closing(open_voice(case, Voice.REFERENCE)) as reference, closing(open_voice(case, Voice.ARTEFACT)) as artefact:
         return compare_prompts(reference, artefact, questions, case.reference, case.options.artefact)
 
 
-def _questions(case: Case, pairs: Sequence[Pair]) -> Sequence[Pair | Item]:
-    return pairs if case.task is Task.RERANK else [pair.document for pair in pairs]
+def _questions(case: Case, panel: Panel) -> Iterable[Pair | Item]:
+    """Pairs; of an embedder documents and, each time it changes, the query, which alone has an instruction."""
+    if case.task is Task.RERANK:
+        return panel.pairs
+    return chain.from_iterable(
+        (query.item.with_instruction(query.item.instruction or case.query_instruction), *query.documents)
+        for query in panel.queries
+    )

@@ -98,7 +98,7 @@ def _scored_stages(
     distances = [gate for gate in gates if gate.metric not in RANKING]
     rankings = [gate for gate in gates if gate.metric in RANKING]
     return (
-        _noise_stage(noise),
+        _noise_stage(case.options.dtype, noise),
         Stage("scores", worst(gate.outcome for gate in distances), _summary(_headline(case.task), measured)),
         Stage("ranking", worst(gate.outcome for gate in rankings), _summary("kendall_tau", measured)),
     )
@@ -110,7 +110,9 @@ def _unscored(checked: Checked) -> tuple[Stage, ...]:
     return tuple(Stage(name, Outcome.SKIPPED, why) for name in SCORED)
 
 
-def _noise_stage(noise: NoiseFloor | None) -> Stage:
+def _noise_stage(dtype: str, noise: NoiseFloor | None) -> Stage:
+    if dtype == NOISE_DTYPE:
+        return Stage("noise", Outcome.SKIPPED, f"the reference is in {dtype} itself, so no order counts as decisive")
     if noise is None:
         return Stage("noise", Outcome.SKIPPED, "not measured, so no order counts as decisive")
     return Stage(
@@ -124,9 +126,9 @@ def _noise_stage(noise: NoiseFloor | None) -> Stage:
 def _verdict(stages: Sequence[Stage], gates: Sequence[GateResult], *, is_scored: bool) -> Verdict:
     outcome = worst(stage.outcome for stage in stages)
     is_judged = any(gate.outcome is not Outcome.SKIPPED for gate in gates)
-    if outcome in (Outcome.PASS, Outcome.SKIPPED) and is_scored and not is_judged:
+    if outcome is Outcome.SKIPPED or (outcome is Outcome.PASS and is_scored and not is_judged):
         return Verdict.UNGATED
-    return Verdict.PASS if outcome is Outcome.SKIPPED else Verdict(outcome.value)
+    return Verdict(outcome.value)
 
 
 def _headline(task: Task) -> str:

@@ -34,7 +34,7 @@ class Range(Protocol):
 
 
 class Verdict(str, Enum):
-    """What the stages say together; UNGATED where scores were compared and no gate could be held against them."""
+    """What the stages say together; UNGATED where no gate could be held against anything."""
 
     PASS = "pass"
     FAIL = "fail"

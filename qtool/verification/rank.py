@@ -6,7 +6,7 @@ tied documents counts the same.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -67,9 +67,15 @@ def reciprocal_rank(labels: Scores, scores: Scores) -> float | None:
     best = scores[labels > 0].max()
     before, tied = int((scores > best).sum()), scores == best
     size, relevant = int(tied.sum()), int((labels[tied] > 0).sum())
-    # The first of `relevant` in a tie of `size` stands at place k when the others all stand behind it.
-    chances = ((k, math.comb(size - k, relevant - 1)) for k in range(1, size - relevant + 2))
-    return sum(ways / (before + k) for k, ways in chances) / math.comb(size, relevant)
+    return sum(chance / (before + place) for place, chance in _first_places(size, relevant))
+
+
+def _first_places(size: int, relevant: int) -> Iterator[tuple[int, float]]:
+    """Where in a tie the first of its relevant documents stands, and how likely: the others all stand behind it."""
+    chance = relevant / size
+    for place in range(1, size - relevant + 2):
+        yield place, chance
+        chance *= (size - place - relevant + 1) / max(size - place, 1)
 
 
 def ndcg(labels: Scores, scores: Scores, cutoff: int = CUTOFF) -> float | None:

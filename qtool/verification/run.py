@@ -15,7 +15,7 @@ from qtool.verification.checks import Checked, check_files, check_prompts
 from qtool.verification.conclude import conclude
 from qtool.verification.noise import noise_panels
 from qtool.verification.report import Report
-from qtool.verification.voices import Heard, Voice, hear
+from qtool.verification.voices import NOISE_DTYPE, Heard, Voice, hear
 
 PACKAGES: Final = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pillow", "xllamacpp")
 
@@ -44,7 +44,7 @@ def _may_go_on(options: VerifyOptions, checked: Checked) -> bool:
 def _hear_all(case: Case, progress: StageProgress) -> dict[Voice, Heard]:
     heard = {Voice.REFERENCE: hear(case, Voice.REFERENCE, case.panels, progress)}
     noise = noise_panels(case.panels, case.options.noise_queries, case.options.shard)
-    if any(panel.queries for panel in noise):
+    if case.options.dtype != NOISE_DTYPE and any(panel.queries for panel in noise):
         heard[Voice.NOISE] = hear(case, Voice.NOISE, noise, progress)
     heard[Voice.ARTEFACT] = hear(case, Voice.ARTEFACT, case.panels, progress)
     return heard

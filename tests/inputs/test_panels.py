@@ -162,6 +162,7 @@ def with_document(**fields: Any) -> dict[str, Any]:
         (with_document(label=True), r"line 2: documents\[1\].label: .*true or false"),
         (with_document(label=-1), r"line 2: documents\[1\].label: "),
         (with_document(label=float("nan")), r"line 2: documents\[1\].label: "),
+        (with_document(label=1500), r"line 2: documents\[1\].label: .*100"),
         (with_document(label=None), r"line 2: documents\[1\].label: missing"),
         (with_document(video="gone.mp4"), r"line 2: documents\[1\].video: no such file: gone.mp4"),
         (with_document(video={"frames": ["gone.png"]}), r"line 2: documents\[1\].video: no such file: gone.png"),

@@ -63,6 +63,14 @@ def test_a_shared_beginning_scores_as_whole_texts_do(text_model: Path) -> None:
     np.testing.assert_allclose(scorer.score(TEXT_PAIRS), alone(scorer, TEXT_PAIRS), rtol=0, atol=1e-5)
 
 
+def test_blank_pictures_of_as_many_patches_are_told_apart_by_their_shape(vl_model: Path) -> None:
+    scorer = rerank(vl_model)
+    shapes = ((128, 512), (512, 128), (256, 256))
+    blank = [Item(f"{shape}", image=(Image.new("RGB", shape, "white"),)) for shape in shapes]
+    pairs = [Pair(QUERIES[0], document) for document in blank]
+    np.testing.assert_allclose(scorer.score(pairs), alone(scorer, pairs), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("length", [40, 190, 260])
 def test_truncated_prompts_share_what_is_left_of_them(vl_model: Path, length: int) -> None:
     scorer = rerank(vl_model)

@@ -52,6 +52,16 @@ def test_vectors_by_hand() -> None:
     assert metrics["similarity_spearman"] == pytest.approx(0)
 
 
+def test_the_similarities_of_many_items_are_compared_on_a_fixed_draw_of_them() -> None:
+    vectors = np.random.default_rng(0).standard_normal((5000, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    turned = vectors + 0.05 * np.random.default_rng(1).standard_normal(vectors.shape)
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+    found = vector_metrics(vectors, turned)
+    assert 0.95 < found["similarity_spearman"] < 1
+    assert vector_metrics(vectors, turned) == found
+
+
 def test_slope_tells_a_stretched_model_from_a_shifted_one() -> None:
     stretched = rerank_metrics([query([0, 1, 2], [0, 1.5, 3]), query([4, 3], [6, 4.5])])
     assert stretched["log_odds_slope"] == pytest.approx(1.5)

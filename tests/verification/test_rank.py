@@ -95,6 +95,12 @@ def test_reciprocal_rank_of_ties_is_the_mean_over_their_orders(rows: list[tuple[
         assert ours is None
 
 
+def test_reciprocal_rank_of_a_model_that_answers_a_thousand_documents_alike() -> None:
+    labels = np.array([0.0, 1.0] * 600)
+    # Of two drawn without end one is relevant: 1/2 + 1/4·1/2 + 1/8·1/3 + … = ln 2.
+    assert reciprocal_rank(labels, np.zeros(1200)) == pytest.approx(np.log(2), abs=1e-3)
+
+
 def test_ndcg_by_hand() -> None:
     # Ranked 0, 2, 1: gains 0, 3, 1 at discounts 1, 1/log2(3), 1/2; ideal 3, 1, 0.
     expected = (3 / math.log2(3) + 1 / 2) / (3 + 1 / math.log2(3))

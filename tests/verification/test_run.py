@@ -14,6 +14,7 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.builtin import find_panel
 from qtool.reporting.console import render
+from qtool.verification import checks
 from qtool.verification.case import VerifyOptions
 from qtool.verification.gate import Verdict
 from qtool.verification.report import Report
@@ -112,6 +113,29 @@ def test_embedders_are_compared_by_cosine_and_each_content_is_embedded_once(
     assert seen[-1] == ("artefact", 7, 7)  # four queries and three documents
     assert ("reference", 7, 7) in seen
     assert run(model, model, panel, task=Task.EMBED).panels[0].metrics["cosine_min"] == pytest.approx(1)
+
+
+def test_a_reference_in_bf16_has_no_noise_floor_of_its_own(model: Path, panel: Path) -> None:
+    report = run(model, model, panel, noise_queries=2, dtype="bfloat16")
+    noise = next(stage for stage in report.stages if stage.name == "noise")
+    assert (report.noise, noise.outcome.value) == (None, "skipped")
+    assert "bfloat16" in noise.summary
+    assert "decisive_flips" not in report.panels[0].metrics
+
+
+def test_a_server_has_no_structure_that_could_pass(model: Path, panel: Path) -> None:
+    with pytest.raises(UsageError, match="shows no files"):
+        verify(VerifyOptions("http://127.0.0.1:9", str(model), (str(panel),), task=Task.RERANK, structure_only=True))
+
+
+def test_the_prompts_of_an_embedders_queries_are_compared_too(
+    model: Path, panel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    stage = checks.compare_prompts
+    monkeypatch.setattr(checks, "compare_prompts", lambda *sides: seen.extend(sides[2]) or stage(*sides))
+    run(model, model, panel, task=Task.EMBED)
+    assert [item.id for item in seen] == ["q1", "d1", "d2", "d3"]
 
 
 def test_the_artefacts_own_recipe_brings_the_gates(model: Path, panel: Path, tmp_path: Path) -> None:
