@@ -1,18 +1,21 @@
-"""Several ledgers of one scorer as one, and a scorer that knows only what stands in it.
+"""Several ledgers of one scorer as one, and a scorer that knows only what stands in them.
 
-Rule: nothing is asked; an answer that no ledger holds is an error that names the question.
+Rule: nothing is asked, and nothing is written into the parts, which may lie where nobody may write; an answer that no
+ledger holds is an error that names the question.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from qtool.answers.ledger import open_ledger
+from qtool.answers.ledger import Ledger
+from qtool.answers.lines import Answer, read_answer, read_header
 from qtool.answers.remembering import Remembering
-from qtool.errors import UsageError
+from qtool.errors import SetupError, UsageError
 from qtool.scoring.scorer import Identity, unheard
 
 if TYPE_CHECKING:
@@ -20,26 +23,54 @@ if TYPE_CHECKING:
     from qtool.inputs.items import Item, Pair
     from qtool.scoring.scorer import Answered, PromptSeen
 
+_NO_FILE = -1
 
-def join_ledgers(parts: Sequence[Path], target: Path, task: Task) -> Remembering:
-    """Copy the answers of `parts` into a new ledger at `target`; all must be of one identity."""
+
+def read_ledgers(parts: Sequence[Path], task: Task) -> Remembering:
+    """All answers of `parts`, which must be of one identity. Raises UsageError on one that is another's or broken."""
     identity = _identity(parts[0])
-    for part in parts:
-        open_ledger(part, identity).close()  # raises where it is another's or broken
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as joined:
-        for number, part in enumerate(parts):
-            header, _, answers = part.read_bytes().partition(b"\n")
-            joined.write(answers if number else header + b"\n" + answers)
-    return Remembering(_Silent(identity, task), open_ledger(target, identity))
+    known = dict(answer for part in parts for answer in _answers(part, identity))
+    return Remembering(_Silent(identity, task), Ledger(parts[0], _NO_FILE, known, is_shared=False))
+
+
+def copy_ledgers(parts: Sequence[Path], target: Path) -> None:
+    """Write the answers of `parts`, which `read_ledgers` took, as one ledger. Raises SetupError."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as joined:
+            for number, part in enumerate(parts):
+                joined.writelines(islice(_whole_lines(part), 1 if number else 0, None))  # one header is enough
+    except OSError as error:
+        raise SetupError(f"{target}: {error.strerror}.", "Choose another place, or free some space.") from error
+
+
+def _answers(part: Path, identity: Identity) -> Iterator[tuple[str, Answer]]:
+    lines = _whole_lines(part)
+    read_header(next(lines, b""), identity, part)
+    yield from (_answer(part, number, line) for number, line in enumerate(lines, start=2))
+
+
+def _answer(part: Path, number: int, line: bytes) -> tuple[str, Answer]:
+    try:
+        return read_answer(line)
+    except ValueError as error:
+        raise UsageError(f"{part}, line {number} is no answer: {error}.", "Verify that shard again.") from error
 
 
 def _identity(path: Path) -> Identity:
     try:
-        with path.open("rb") as file:
-            return Identity(**json.loads(file.readline())["identity"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Identity(**json.loads(next(_whole_lines(path), b""))["identity"])
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is no ledger of answers.") from error
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a ledger without what a killed run tore off at the end."""
+    try:
+        with path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))
+    except OSError as error:
+        raise SetupError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 class _Silent:

@@ -94,7 +94,6 @@ def verify(
     """Prove that an artefact scores as its reference does: structure, prompt, scores, ranking, verdict."""
     from qtool.inputs.shards import Shard
     from qtool.verification.case import VerifyOptions
-    from qtool.verification.folder import prepare
     from qtool.verification.run import verify as run
 
     options = VerifyOptions(
@@ -102,10 +101,8 @@ def verify(
         revision=revision, token=token, structure_only=structure_only, weights=weights, rederive=rederive,
         engine=engine, served_model=served_model, concurrency=concurrency, timeout=timeout, keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
     )  # fmt: skip
-    if output is not None:
-        prepare(output, force=force)
     with console.stage_bar("items") as progress:
-        report = run(options, progress)
+        report = run(options, progress, force=force)
     _finish(report, output, strict=strict, as_json=json)
 
 
@@ -118,11 +115,9 @@ def merge_reports(
     json: Json = False,
 ) -> None:
     """Join what `verify --shard` scored on several machines and judge it as one verification."""
-    from qtool.verification.folder import prepare
     from qtool.verification.merge import merge_reports as run
 
-    prepare(output, force=force)
-    _finish(run(folders, output), output, strict=strict, as_json=json)
+    _finish(run(folders, output, force=force), output, strict=strict, as_json=json)
 
 
 def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:

@@ -6,14 +6,14 @@ conditions (models, prompts, panels, recipe, versions) is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from qtool.answers.joined import join_ledgers
+from qtool.answers.joined import copy_ledgers, read_ledgers
 from qtool.arch.spec import Task
 from qtool.comparison.stage import Outcome, Stage
 from qtool.errors import UsageError
@@ -24,7 +24,7 @@ from qtool.verification.answers import answer
 from qtool.verification.case import Case, VerifyOptions
 from qtool.verification.checks import Checked
 from qtool.verification.conclude import SCORED, conclude
-from qtool.verification.folder import REPORT
+from qtool.verification.folder import REPORT, check_output, prepare
 from qtool.verification.noise import noise_panels
 from qtool.verification.report import Report
 from qtool.verification.voices import Heard, Voice, answer_file
@@ -33,19 +33,25 @@ _OWN: Final = ("shard",)
 """Settings in which the parts of one verification differ."""
 
 
-def merge_reports(folders: Sequence[Path], output: Path) -> Report:
-    """Join the runs in `folders` and judge them together; the answers go to `output`, which `folder.prepare` made.
+def merge_reports(folders: Sequence[Path], output: Path, *, force: bool = False) -> Report:
+    """Join the runs in `folders` and judge them together; their answers go to `output`, which `force` begins anew.
 
-    Panels are read again from where the runs read them and must be the same by their hash.
+    Panels are read again from where the runs read them and must be the same by their hash. Without answers of a shard
+    that an earlier stage stopped, nothing is scored and that stage's failure is the verdict.
     """
     reports = {folder: read_report(folder) for folder in folders}
+    _refuse_an_input(folders, output)
+    check_output(output, force=force)
     _check_alike(reports)
     _check_complete(reports)
     case = _case(next(iter(reports.values())), output)
-    heard = {voice: _joined(case, voice, reports, output) for voice in Voice if _has(voice, folders)}
-    first = next(iter(reports.values()))
-    seconds = sum(report.seconds for report in reports.values())
-    return conclude(case, _checked(reports.values()), heard, round(seconds, 3), first.versions)
+    parts = _parts(reports)
+    heard = {voice: _heard(case, voice, files, reports.values()) for voice, files in parts.items()}
+    report = _concluded(case, reports.values(), heard)
+    prepare(output, force=force)  # not before: an older report is not lost to shards that cannot be merged
+    for voice, files in parts.items():
+        copy_ledgers(files, answer_file(output, voice))
+    return report
 
 
 def read_report(folder: Path) -> Report:
@@ -61,23 +67,46 @@ def read_report(folder: Path) -> Report:
         raise UsageError(f"{path} is no report that this version reads: {place}: {problem['msg']}.") from error
 
 
-def _check_alike(reports: dict[Path, Report]) -> None:
-    (first_folder, first), *others = reports.items()
-    for folder, report in others:
-        for name, ours, theirs in _conditions(first, report):
+def _refuse_an_input(folders: Iterable[Path], output: Path) -> None:
+    if any(_is_same(output, folder) for folder in folders):
+        raise UsageError(f"{output} is one of the shards to merge.", "Name another folder for the whole.")
+
+
+def _is_same(output: Path, folder: Path) -> bool:
+    try:
+        return output.samefile(folder)
+    except OSError:  # the shard was read, so an output that cannot be looked at is another
+        return False
+
+
+def _check_alike(reports: Mapping[Path, Report]) -> None:
+    for name, said in _conditions(reports):
+        for folder, theirs in said.items():
+            first, ours = next(iter(said.items()))
             if ours != theirs:
                 raise UsageError(
-                    f"{first_folder} and {folder} are no parts of one verification: {name} is {ours} in one and "
-                    f"{theirs} in the other."
+                    f"{first} and {folder} are no parts of one verification: {name} is {ours} in one and {theirs} in "
+                    "the other."
                 )
 
 
-def _conditions(one: Report, other: Report) -> Iterable[tuple[str, Any, Any]]:
-    for name in sorted({*one.settings, *other.settings} - set(_OWN)):
-        yield name, one.settings.get(name), other.settings.get(name)
+def _conditions(reports: Mapping[Path, Report]) -> Iterable[tuple[str, dict[Path, Any]]]:
+    """What must be the same, as each run says it; of sides that answered nothing there is nothing to say."""
+    names = {name for report in reports.values() for name in report.settings}
+    for name in sorted(names - set(_OWN)):
+        yield name, {folder: report.settings.get(name) for folder, report in reports.items()}
+    scored = {folder: report for folder, report in reports.items() if _is_scored(report)}
     for side in ("reference", "artefact"):
         for field in ("engine", "numbers", "sha256", "prompt_sha256"):
-            yield f"{side} {field}", getattr(getattr(one, side), field), getattr(getattr(other, side), field)
+            yield f"{side} {field}", {folder: getattr(getattr(each, side), field) for folder, each in scored.items()}
+
+
+def _is_scored(report: Report) -> bool:
+    return bool(report.panels)
+
+
+def _was_stopped(report: Report) -> bool:
+    return not _is_scored(report) and any(stage.outcome is Outcome.FAIL for stage in report.stages)
 
 
 def _check_complete(reports: dict[Path, Report]) -> None:
@@ -97,7 +126,7 @@ def _case(report: Report, output: Path) -> Case:
         settings["artefact"], settings["reference"], tuple(settings["panel_sources"]), Task(settings["task"]),
         dtype=settings["dtype"], limit=settings["limit"], noise_queries=settings["noise_queries"], output=output,
     )  # fmt: skip
-    panels = load_panels(options.panels, options.limit)
+    panels = load_panels(options.panels, options.limit) if settings["panels"] else []  # none with --structure-only
     _check_panels(panels, settings["panels"])
     recipe = parse_recipe(settings["recipe_text"], report.recipe)
     return Case(
@@ -112,16 +141,34 @@ def _check_panels(panels: Sequence[Panel], wanted: Sequence[str]) -> None:
             raise UsageError(f"The panel {panel.name} is not the one that the runs were asked: its hash differs.")
 
 
-def _has(voice: Voice, folders: Sequence[Path]) -> bool:
-    return answer_file(folders[0], voice).is_file()
+def _parts(reports: Mapping[Path, Report]) -> dict[Voice, list[Path]]:
+    """The files of answers that there are: a shard past the queries asked for noise has none of it."""
+    said = reports.values()
+    if any(map(_was_stopped, said)) or not any(map(_is_scored, said)):
+        return {}
+    voices = [voice for voice in Voice if voice is not Voice.NOISE or any(report.noise for report in said)]
+    parts = {voice: [answer_file(folder, voice) for folder in reports] for voice in voices}
+    return {voice: _existing(voice, files) for voice, files in parts.items()}
 
 
-def _joined(case: Case, voice: Voice, reports: dict[Path, Report], output: Path) -> Heard:
-    first = next(iter(reports.values()))
+def _existing(voice: Voice, files: Sequence[Path]) -> list[Path]:
+    found = [file for file in files if file.is_file()]
+    if not found:  # without them all the report would be about files alone, and pass
+        raise UsageError(f"No run has kept what {voice.value} answered.", "Verify the shards again.")
+    return found
+
+
+def _heard(case: Case, voice: Voice, files: Sequence[Path], reports: Iterable[Report]) -> Heard:
+    scored = next(filter(_is_scored, reports))
     panels = noise_panels(case.panels, case.options.noise_queries) if voice is Voice.NOISE else case.panels
-    known = join_ledgers([answer_file(folder, voice) for folder in reports], answer_file(output, voice), case.task)
-    side = first.artefact if voice is Voice.ARTEFACT else first.reference
+    known = read_ledgers(files, case.task)
+    side = scored.artefact if voice is Voice.ARTEFACT else scored.reference
     return Heard(side, tuple(answer(panel, known, case.task, case.query_instruction) for panel in panels))
+
+
+def _concluded(case: Case, reports: Collection[Report], heard: Mapping[Voice, Heard]) -> Report:
+    seconds = round(sum(report.seconds for report in reports), 3)
+    return conclude(case, _checked(reports), heard, seconds, next(iter(reports)).versions)
 
 
 def _checked(reports: Iterable[Report]) -> Checked:

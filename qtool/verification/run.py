@@ -13,6 +13,7 @@ from qtool.progress import StageProgress
 from qtool.verification.case import Case, VerifyOptions, open_case
 from qtool.verification.checks import Checked, check_files, check_prompts
 from qtool.verification.conclude import conclude
+from qtool.verification.folder import check_output, prepare
 from qtool.verification.noise import noise_panels
 from qtool.verification.report import Report
 from qtool.verification.voices import NOISE_DTYPE, Heard, Voice, hear
@@ -24,10 +25,10 @@ def _unheard(_stage: str, _done: int, _total: int) -> None:
     """Nobody listens."""
 
 
-def verify(options: VerifyOptions, progress: StageProgress = _unheard) -> Report:
-    """Prove, or disprove, that an artefact scores as its reference does."""
+def verify(options: VerifyOptions, progress: StageProgress = _unheard, *, force: bool = False) -> Report:
+    """Prove, or disprove, that an artefact scores as its reference does; `force` begins anew in the output folder."""
     started = time.monotonic()
-    case = open_case(options)
+    case = _begin(options, force=force)
     checked = check_files(case, progress)
     heard: dict[Voice, Heard] = {}
     if _may_go_on(options, checked):
@@ -35,6 +36,16 @@ def verify(options: VerifyOptions, progress: StageProgress = _unheard) -> Report
     if _may_go_on(options, checked):
         heard = _hear_all(case, progress)
     return conclude(case, checked, heard, round(time.monotonic() - started, 3), versions(*PACKAGES))
+
+
+def _begin(options: VerifyOptions, *, force: bool) -> Case:
+    """Refuse the output before a model is fetched, and clear it only once there is something to put there."""
+    if options.output is None:
+        return open_case(options)
+    check_output(options.output, force=force)
+    case = open_case(options)
+    prepare(options.output, force=force)
+    return case
 
 
 def _may_go_on(options: VerifyOptions, checked: Checked) -> bool:

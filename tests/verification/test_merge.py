@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qtool.arch.spec import Task
-from qtool.errors import UsageError
+from qtool.comparison.stage import PROMPT, Outcome, Stage
+from qtool.errors import QtoolError, SetupError, UsageError
 from qtool.inputs.shards import Shard
 from qtool.scoring import reference
 from qtool.verification.case import VerifyOptions
-from qtool.verification.folder import REPORT, prepare
+from qtool.verification.folder import REPORT
 from qtool.verification.gate import Verdict
 from qtool.verification.merge import merge_reports
 from qtool.verification.report import Report
@@ -37,10 +39,10 @@ def panel(tmp_path: Path) -> Path:
     return path
 
 
-def run(models: tuple[Path, Path], panel: Path, output: Path, **options: object) -> Report:
-    prepare(output, force=False)
+def run(models: tuple[Path, Path], panel: Path, output: Path, *, force: bool = False, **options: object) -> Report:
     chosen = {"task": Task.RERANK, "noise_queries": 2, "use_cache": False, "keep_going": True, **options}
-    report = verify(VerifyOptions(str(models[1]), str(models[0]), (str(panel),), output=output, device="cpu", **chosen))
+    asked = VerifyOptions(str(models[1]), str(models[0]), (str(panel),), output=output, device="cpu", **chosen)
+    report = verify(asked, force=force)
     (output / REPORT).write_text(report.to_json())
     return report
 
@@ -52,7 +54,6 @@ def test_shards_judged_together_are_one_verification(models, panel: Path, tmp_pa
     parts = [run(models, panel, folder, task=task, shard=Shard(i, 2)) for i, folder in enumerate(shards, start=1)]
     assert [part.verdict for part in parts] == [Verdict.UNGATED, Verdict.UNGATED]
     assert all(not part.gates for part in parts)
-    prepare(tmp_path / "merged", force=False)
     merged = merge_reports(shards, tmp_path / "merged")
     # What bf16 rounds depends on which prompts are read together, so the noise is alike and not equal.
     assert merged.noise.pairs == whole.noise.pairs
@@ -109,13 +110,129 @@ def test_an_interrupted_run_goes_on_without_asking_again(
     assert again.noise == first.noise
 
 
-def test_a_finished_verification_is_replaced_only_when_told_to(models, panel: Path, tmp_path: Path) -> None:
-    run(models, panel, tmp_path / "out")
+def stopped(models, panel: Path, output: Path, **options: object) -> Report:
+    """A run whose prompt stage fails, so that nothing is asked."""
+    stage = Stage(PROMPT, Outcome.FAIL, "the artefact reads something else")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qtool.verification.run.check_prompts", lambda _case: stage)
+        return run(models, panel, output, keep_going=False, **options)
+
+
+def test_the_order_of_shards_changes_nothing_where_one_lies_past_the_queries_asked_for_noise(
+    models, panel: Path, tmp_path: Path
+) -> None:
+    shards = [tmp_path / "a", tmp_path / "b"]
+    parts = [run(models, panel, folder, shard=Shard(i, 2), noise_queries=1) for i, folder in enumerate(shards, start=1)]
+    assert [part.noise is None for part in parts] == [False, True]
+    one = merge_reports(shards, tmp_path / "one")
+    other = merge_reports(shards[::-1], tmp_path / "other")
+    assert one.noise is not None
+    assert (one.noise, one.gates, one.verdict) == (other.noise, other.gates, other.verdict)
+    assert not (shards[1] / "answers" / "noise.jsonl").exists()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_shard_that_an_earlier_stage_stopped_fails_the_whole(models, panel: Path, tmp_path: Path, first: int) -> None:
+    same = (models[0], models[0])
+    shards = [tmp_path / "a", tmp_path / "b"]
+    assert not stopped(same, panel, shards[0], shard=Shard(1, 2)).panels
+    assert run(same, panel, shards[1], shard=Shard(2, 2)).panels
+    merged = merge_reports([shards[first], shards[1 - first]], tmp_path / "merged")
+    assert merged.verdict is Verdict.FAIL
+    assert (merged.panels, merged.gates) == ((), ())
+    assert {stage.name: stage.outcome for stage in merged.stages} == {
+        "structure": Outcome.PASS, "prompt": Outcome.FAIL,
+        "noise": Outcome.SKIPPED, "scores": Outcome.SKIPPED, "ranking": Outcome.SKIPPED,
+    }  # fmt: skip
+    assert merged.stages[-1].summary == "not run: the stage prompt failed"
+
+
+def test_scored_shards_are_compared_also_where_the_first_was_stopped(models, panel: Path, tmp_path: Path) -> None:
+    shards = [tmp_path / name for name in "abc"]
+    stopped((models[0], models[0]), panel, shards[0], shard=Shard(1, 3))
+    for index in (2, 3):
+        run((models[0], models[0]), panel, shards[index - 1], shard=Shard(index, 3))
+    report = json.loads((shards[2] / REPORT).read_text())
+    report["artefact"]["engine"] = "another"
+    (shards[2] / REPORT).write_text(json.dumps(report))
+    with pytest.raises(UsageError, match=r"b and .*c are no parts of one verification: artefact engine is"):
+        merge_reports(shards, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("voice", ["reference", "noise", "artefact"])
+def test_shards_that_all_lost_the_answers_of_one_voice_do_not_pass(
+    models, panel: Path, tmp_path: Path, voice: str
+) -> None:
+    run(models, panel, tmp_path / "a", shard=Shard(1, 1))
+    (tmp_path / "a" / "answers" / f"{voice}.jsonl").unlink()
+    with pytest.raises(UsageError, match=f"No run has kept what {voice} answered"):
+        merge_reports([tmp_path / "a"], tmp_path / "merged")
+
+
+def test_shards_of_which_only_the_structure_was_asked_are_merged(models, panel: Path, tmp_path: Path) -> None:
+    shards = [tmp_path / "a", tmp_path / "b"]
+    for index, folder in enumerate(shards, start=1):
+        run((models[0], models[0]), panel, folder, shard=Shard(index, 2), structure_only=True)
+    merged = merge_reports(shards, tmp_path / "merged")
+    assert (merged.verdict, merged.panels) == (Verdict.PASS, ())
+
+
+def test_a_merge_that_is_refused_takes_nothing_from_its_output_nor_its_shards(
+    models, panel: Path, tmp_path: Path
+) -> None:
+    shards = [tmp_path / "a", tmp_path / "b"]
+    for index, folder in enumerate(shards, start=1):
+        run(models, panel, folder, shard=Shard(index, 2))
+    output = tmp_path / "merged"
+    (output / REPORT).write_text(merge_reports(shards, output).to_json())
+    (shards[1] / "again").symlink_to(shards[1])
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="is one of the shards"):
+        merge_reports(shards, shards[0], force=True)
+    with pytest.raises(UsageError, match="is one of the shards"):
+        merge_reports(shards, shards[1] / "again", force=True)
+    with pytest.raises(UsageError, match="a whole verification is"):
+        merge_reports(shards[:1], output, force=True)
     with pytest.raises(UsageError, match="holds a finished verification"):
-        prepare(tmp_path / "out", force=False)
-    prepare(tmp_path / "out", force=True)
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["answers"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("dear diary")
-    with pytest.raises(UsageError, match="no verification's"):
-        prepare(tmp_path / "mine", force=True)
+        merge_reports(shards, output)
+    with pytest.raises(SetupError, match="no folder"):
+        merge_reports(shards, panel / "x")
+    assert contents(tmp_path) == before
+    ledger = shards[1] / "answers" / "artefact.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UsageError, match="No run has answered"):
+        merge_reports(shards, output, force=True)
+    assert contents(output) == {path: held for path, held in before.items() if path.is_relative_to(output)}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_force_takes_nothing_from_a_finished_folder_before_models_panels_and_recipe_are_found(
+    models, panel: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run(models, panel, output)
+    before = contents(output)
+    options = VerifyOptions(str(models[1]), str(models[0]), (str(panel),), task=Task.RERANK, output=output)
+    for typo in ({"reference": str(tmp_path / "modle")}, {"panels": ("demo-taste",)}, {"recipe": "nvpf4"}):
+        with pytest.raises(QtoolError):
+            verify(replace(options, **typo), force=True)
+        assert contents(output) == before
+
+
+def test_a_finished_verification_is_refused_before_a_model_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / REPORT).write_text("{}")
+    options = VerifyOptions("no-such-artefact", "no-such-reference", output=tmp_path)
+    with pytest.raises(UsageError, match="holds a finished verification"):
+        verify(options)
+
+
+def test_force_begins_an_unfinished_verification_of_other_models_anew(models, panel: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(models, panel, output)
+    (output / REPORT).unlink()
+    with pytest.raises(UsageError, match="answers of another run"):
+        run(models[::-1], panel, output)
+    assert run(models[::-1], panel, output, force=True).panels
