@@ -43,7 +43,8 @@ def show_line(result: str) -> None:
 
 def show_json(result: Mapping[str, Any]) -> None:
     """The result, for a program."""
-    sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    # ASCII, since a path may hold what stdout's encoding cannot say: a name that is no UTF-8, or any accent in a C locale.
+    sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=True) + "\n")
 
 
 def show_lines(lines: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ EXIT_USAGE: Final = 2
 EXIT_MODEL: Final = 3
 EXIT_SETUP: Final = 4
 EXIT_NETWORK: Final = 5
+EXIT_INTERNAL: Final = 70  # sysexits.h calls it EX_SOFTWARE; 1, which Python would end with, is a verdict here
 EXIT_INTERRUPTED: Final = 130  # by Ctrl-C; typer's own
 
 
@@ -49,3 +50,9 @@ class NetworkError(QtoolError):
     """A hub or server could not be reached or refused us (exit 5)."""
 
     exit_code = EXIT_NETWORK
+
+
+class InternalError(QtoolError):
+    """Something that qtool did not foresee (exit 70); only the command line makes one, of an exception of another kind."""
+
+    exit_code = EXIT_INTERNAL

@@ -19,6 +19,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path.name} is missing from {path.parent}.") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
     except (json.JSONDecodeError, RecursionError) as error:

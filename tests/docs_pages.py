@@ -50,8 +50,9 @@ EXIT_CODES = {
     errors.EXIT_GATE_FAILED: "a gate failed",
     errors.EXIT_USAGE: "the command line, a recipe or a panel is wrong",
     errors.EXIT_MODEL: "the model is unsupported or corrupt",
-    errors.EXIT_SETUP: "the machine lacks something: a package, an engine, disk space",
+    errors.EXIT_SETUP: "the machine lacks or refuses something: a package, an engine, memory, disk space, a file",
     errors.EXIT_NETWORK: "the hub or a server could not be reached, or refused",
+    errors.EXIT_INTERNAL: "qtool itself failed: a bug, and never a verdict; `QTOOL_DEBUG=1` shows where",
     errors.EXIT_INTERRUPTED: "interrupted with Ctrl-C",
 }
 

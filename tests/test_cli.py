@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 
+from qtool import cli
 from qtool.arguments import parse_size
 from qtool.errors import UsageError
 from tests.tiny import text_config, write_checkpoint
@@ -87,6 +89,86 @@ def test_exit_codes(arguments, code, message, model, tmp_path):
 def test_the_traceback_shows_only_on_request(tmp_path):
     assert "Traceback" not in qtool("quantize", tmp_path, "--dry-run").stderr
     assert "Traceback" in qtool("quantize", tmp_path, "--dry-run", QTOOL_DEBUG="1").stderr
+
+
+def _torchs(message):
+    return type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})(message)
+
+
+def ended(monkeypatch, error):
+    """The exit code of a command line that raises `error` somewhere."""
+
+    def app():
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device", "/full/x"), 4, "The system refused: /full/x: No space left on device."),
+        (OSError("no model\nthere"), 4, "The system refused: no model there"),
+        (MemoryError(), 4, "There is not enough memory."),
+        (_torchs("CUDA out of memory."), 4, "There is not enough GPU memory: CUDA out of memory."),
+        (ValueError("a\nb"), 70, "qtool itself failed: ValueError: a b"),
+        (KeyError("x"), 70, "qtool itself failed: KeyError: 'x'"),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 70, "UnicodeEncodeError"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_a_crash_is_no_verdict(error, code, message, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert ended(monkeypatch, error) == code
+    said = capsys.readouterr()
+    assert message in said.err.splitlines()[0]
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_a_crash_tells_how_to_see_its_traceback(monkeypatch, capsys):
+    assert ended(monkeypatch, ValueError("x" * 9999)) == 70
+    first, second = capsys.readouterr().err.splitlines()
+    assert len(first) < 400
+    assert "Set QTOOL_DEBUG=1 for the traceback." in second
+    monkeypatch.setenv("QTOOL_DEBUG", "1")
+    assert ended(monkeypatch, ValueError("here")) == 70
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "ValueError: here" in said
+
+
+def test_an_interruption_is_130_and_a_reader_who_left_is_not_told():
+    script = "import sys; from qtool import cli\n"
+    script += "def stop(): raise KeyboardInterrupt\n"
+    script += "cli.app.command('stop')(stop); sys.argv = ['qtool', 'stop']; cli.main()"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 130
+    with subprocess.Popen(
+        [sys.executable, "-m", "qtool", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as left:
+        left.stdout.close()
+        assert left.stderr.read() == b""
+
+
+def test_json_holds_a_path_that_is_no_utf8(model, tmp_path):
+    artefact = os.fsencode(tmp_path) + b"/caf\xe9"
+    shutil.copytree(os.fsencode(model), artefact)
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        done = qtool("inspect", os.fsdecode(artefact), "--json", PYTHONIOENCODING=encoding)
+        assert json.loads(done.stdout)["target"] == os.fsdecode(artefact)
+        assert (done.returncode, done.stderr) == (1, "")  # a tiny model's tokenizer is no Qwen2's
+
+
+@pytest.mark.parametrize(
+    "address", ["http://localhost:80a", "http://localhost:99999", "http://[::1", "http://a\x01b", "http://\udcff"]
+)
+def test_an_address_that_is_none_is_a_wrong_command_line(address):
+    done = qtool("score", address, "--panel", "demo-text")
+    assert done.returncode == 2, done.stderr
+    assert "no server's address" in done.stderr
 
 
 def test_recipes_are_listed_and_shown():

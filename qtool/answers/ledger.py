@@ -61,11 +61,15 @@ class Ledger:
         self._known[key] = read_answer(line)[1]
 
     def close(self) -> None:
-        """Let go of the file."""
-        if self._descriptor >= 0:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Let go of the file. Raises SetupError where the disk does not take what was written."""
+        if self._descriptor < 0:
+            return
+        descriptor, self._descriptor = self._descriptor, -1
+        with _explained(self.path):
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ Rule: resuming and caching are this one thing; where the ledger lies makes the d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,16 +17,30 @@ from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer, unheard
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qtool.answers.ledger import Ledger
+    from qtool.answers.lines import Answer
     from qtool.arch.spec import Task
 
 QuestionT = TypeVar("QuestionT", Pair, Item)
 
 
+class Memory(Protocol):
+    """What a Ledger does here: answers by the key of their question."""
+
+    def __contains__(self, key: str) -> bool: ...
+
+    def __getitem__(self, key: str) -> Answer: ...
+
+    def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
+        """Remember an answer."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
 class Remembering:
     """`scorer` behind the same protocol, with the answers in `ledger`; equal questions are asked once."""
 
-    def __init__(self, scorer: Scorer, ledger: Ledger) -> None:
+    def __init__(self, scorer: Scorer, ledger: Memory) -> None:
         self._scorer = scorer
         self._ledger = ledger
 

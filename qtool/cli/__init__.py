@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from qtool import console
 from qtool.cli import checkpoints, gguf, scoring, serving, verification
-from qtool.errors import QtoolError
+from qtool.errors import InternalError, QtoolError, SetupError
+
+_SHOWN: Final = 300
 
 app = typer.Typer(
     name="qtool",
@@ -61,6 +63,36 @@ def main() -> None:
     """Run the command line; exits with the documented code."""
     try:
         app()  # typer itself ends with 2 on a wrong command line and with 130 on Ctrl-C
-    except QtoolError as error:
-        console.show_error(error, debug=os.environ.get("QTOOL_DEBUG") == "1")
-        sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - left alone it would end with 1, and CI would read a verdict
+        told = error if isinstance(error, QtoolError) else _told(error)
+        console.show_error(told, debug=os.environ.get("QTOOL_DEBUG") == "1")
+        sys.exit(told.exit_code)
+
+
+def _told(error: Exception) -> QtoolError:
+    """What the library did not foresee, as an error that can be shown; the exception is its cause."""
+    told = _of_the_machine(error) or InternalError(
+        f"qtool itself failed: {type(error).__name__}: {_one_line(error)}", "Set QTOOL_DEBUG=1 for the traceback."
+    )
+    told.__cause__ = error
+    return told
+
+
+def _of_the_machine(error: Exception) -> SetupError | None:
+    if isinstance(error, MemoryError):
+        return SetupError("There is not enough memory.", "End other programs, or ask for less at once.")
+    # By its name, since importing torch only to compare classes takes seconds.
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
+        return SetupError(
+            f"There is not enough GPU memory: {_one_line(error)}",
+            "End other programs on the GPU, ask for less at once, or use --device cpu.",
+        )
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else _one_line(error)
+        return SetupError(f"The system refused: {what}", "Set QTOOL_DEBUG=1 for the traceback.")
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

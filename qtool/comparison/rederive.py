@@ -185,7 +185,7 @@ def _compare_file(path: Path, mine: GgufSide, again: GgufSide, table: list[Reder
     if whole.is_equal:
         table.append(whole)
         return
-    rows = [RederivedFile(name, str(_stored_sha256(mine, name)), _stored_sha256(again, name)) for name in mine.tensors]
+    rows = list(_stored_rows(mine, again))
     table += rows
     unequal = [row.name for row in rows if not row.is_equal] + [n for n in again.tensors if n not in mine.tensors]
     if unequal:
@@ -195,11 +195,13 @@ def _compare_file(path: Path, mine: GgufSide, again: GgufSide, table: list[Reder
         yield finding("fields-not-rederived", path, fields=listed([k for k in fields if not k.startswith(_NAMES)]))
 
 
-def _stored_sha256(side: GgufSide, name: str) -> str | None:
-    if name not in side.tensors:
-        return None
-    path, tensor = side.tensors[name]
-    return _sha256(path, tensor.offset, tensor.nbytes)
+def _stored_rows(mine: GgufSide, again: GgufSide) -> Iterator[RederivedFile]:
+    for name, (path, tensor) in mine.tensors.items():
+        source, other = again.tensors.get(name, (path, None))
+        # The same bytes are other numbers in another type, and other rows in another shape.
+        same_kind = other is not None and (other.type, other.shape) == (tensor.type, tensor.shape)
+        digest = _sha256(source, other.offset, other.nbytes) if other and same_kind else None
+        yield RederivedFile(name, _sha256(path, tensor.offset, tensor.nbytes), digest)
 
 
 def _sha256(path: Path, offset: int, nbytes: int) -> str:

@@ -88,7 +88,7 @@ def modalities(report: Report) -> Markup | None:
         return None
     height = TOP + _ROW * len(rows) + BOTTOM
     reach = max(value for _, _, *values in rows for value in values if value is not None)
-    frame = Frame.around((0, reach * 1.02), (0, 1), height)
+    frame = Frame.around((0, reach * 1.02 or 1.0), (0, 1), height)
     parts = [_modality(frame, TOP + _ROW * place, *row) for place, row in enumerate(rows)]
     ticks = [text(frame.x.at(value), height - BOTTOM + 15, f"{value:.10g}") for value in frame.x.ticks()]
     title = text((LEFT + WIDTH) / 2, height - 6, "|Δ|, artefact minus reference", kind="title")
@@ -136,7 +136,7 @@ def _stack(name: str, tensors: Sequence[tuple[int, TensorError]]) -> Markup:
     for layer, tensor in tensors:
         allowed[layer] = max(allowed[layer], tensor.bound)
     top = max(*(tensor.relative_error for _, tensor in tensors), *allowed.values())
-    frame = Frame.around((-0.5, last + 0.5), (0, top * 1.08))
+    frame = Frame.around((-0.5, last + 0.5), (0, top * 1.08 or 1.0))
     bound = [
         (frame.x.at(layer + side), frame.y.at(allowed[layer])) for layer in sorted(allowed) for side in (-0.5, 0.5)
     ]

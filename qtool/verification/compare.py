@@ -7,11 +7,12 @@ rankings are those of cosine similarities.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
 
-from qtool.errors import ModelError
+from qtool.errors import ModelError, QtoolError
 from qtool.inputs.items import ImageSource, Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.verification.answers import Answers, by_query
@@ -106,7 +107,11 @@ def _worst(panel: Panel, reference: Scores, artefact: Scores) -> tuple[PairDelta
 
 
 def _pictures(pair: Pair) -> tuple[str, ...]:
-    return tuple(thumbnail(source) for source in (*pair.query.image, *pair.document.image)[:_PICTURES_SHOWN])
+    pictures = []
+    for source in (*pair.query.image, *pair.document.image)[:_PICTURES_SHOWN]:
+        with suppress(QtoolError):  # an address may be gone since the models read it; the verdict stands without it
+            pictures.append(thumbnail(source))
+    return tuple(pictures)
 
 
 def modality_of(pair: Pair) -> str:

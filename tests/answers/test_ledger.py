@@ -229,3 +229,17 @@ def test_a_picture_that_is_gone_names_its_item(tmp_path: Path) -> None:
 def test_no_answer_is_infinite() -> None:
     with pytest.raises(ValueError, match="neither"):
         read_answer(answer_line("k", PAIR, math.inf))
+
+
+def test_a_disk_that_fails_when_the_file_is_closed_is_named_and_the_file_let_go(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    ledger = open_ledger(path, IDENTITY)
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(SetupError, match=r"l\.jsonl: Input/output error"):
+        ledger.close()
+    monkeypatch.undo()
+    assert answers(path) == {"a": 0.1, "b": -1e-300, "c": 2.0}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qtool.answers import ledger
 from qtool.answers.cache import cached, cached_answers
 from qtool.answers.ledger import open_ledger
 from qtool.answers.remembering import Remembering
@@ -123,3 +125,78 @@ def test_what_is_not_pinned_or_cannot_be_kept_is_not_cached(tmp_path: Path, monk
     monkeypatch.setattr(scorer, "identity", unpinned)
     assert cached(scorer) is scorer
     assert not (tmp_path / "fine").exists()
+
+
+def damage(content: bytes) -> list[bytes]:
+    """What a crash, a bad disk or a person may leave of a ledger."""
+    middle = len(content) // 2
+    return [
+        bytes(len(content)),
+        content[:middle] + bytes(64) + content[middle + 64 :],
+        content.replace(b'"log_odds"', b'"log_evens"', 1),
+        b"notes\n",
+        b"\xff\xfe" + content,
+    ]
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_a_damaged_cache_is_set_aside_and_begun_anew(
+    kind: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("QTOOL_CACHE", str(tmp_path))
+    first = cached(open_runtime("qtool-demo-reranker"))
+    scores = first.score(PAIRS[:3])
+    first.close()
+    path = cached_answers(first.identity)
+    broken = damage(path.read_bytes())[kind]
+    path.write_bytes(broken)
+    aside = path.with_name(f"{path.name}.broken")
+    aside.write_text("an older one")
+    second = cached(open_runtime("qtool-demo-reranker"))
+    assert second.score(PAIRS[:3]) == scores
+    second.close()
+    assert aside.read_bytes() == broken
+    assert [record.getMessage() for record in caplog.records if "*.broken" in record.getMessage()] == caplog.messages
+    assert len(caplog.messages) == 1
+    monkeypatch.setattr("qtool.scoring.reference.load", lambda *_: pytest.fail("weights were loaded"))
+    assert cached(open_runtime("qtool-demo-reranker")).score(PAIRS[:3]) == scores
+
+
+def test_a_damaged_cache_that_cannot_be_set_aside_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QTOOL_CACHE", str(tmp_path))
+    scorer = open_runtime("qtool-demo-reranker")
+    path = cached_answers(scorer.identity)
+    path.parent.mkdir(parents=True)
+    path.write_text("notes\n")
+    path.with_name(f"{path.name}.broken").mkdir()
+    assert cached(scorer) is scorer
+
+
+def test_a_cache_that_takes_no_more_is_told_once_and_stops_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("QTOOL_CACHE", str(tmp_path))
+    plain = open_runtime("qtool-demo-reranker").score(PAIRS)
+    scorer = cached(open_runtime("qtool-demo-reranker"))
+    written, write = [], ledger._write
+
+    def full(descriptor: int, line: bytes) -> None:
+        if len(written) == 3:
+            write(descriptor, line[:20])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(line)
+        write(descriptor, line)
+
+    monkeypatch.setattr(ledger, "_write", full)
+    told: dict[int, float] = {}
+    scores = scorer.score(PAIRS, told.__setitem__)
+    assert scores == plain
+    assert told == dict(enumerate(scores))
+    assert scorer.score(PAIRS) == scores
+    assert len(caplog.messages) == 1
+    assert "No space left on device. From here on" in caplog.text
+    monkeypatch.setattr(ledger.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    scorer.close()
+    monkeypatch.undo()
+    with open_ledger(next(tmp_path.rglob("*.jsonl")), scorer.identity) as kept:
+        assert len(kept) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -14,10 +15,12 @@ from qtool.comparison.rederive import rederive
 from qtool.comparison.stage import Outcome
 from qtool.comparison.structure import check_structure
 from qtool.comparison.weights import compare_weights
+from qtool.formats.ggml import BF16
 from qtool.inputs.items import Item, Pair
 from qtool.inspection.catalogue import CODES as INSPECTED
 from qtool.inspection.finding import Severity
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
+from tests.comparison import surgery
 from tests.comparison.cases import CASES, PROMPT, REDERIVE, STRUCTURE, WEIGHTS
 from tests.scoring import tiny
 
@@ -53,6 +56,22 @@ def test_the_cheapest_step_finds_it(case, workshop, tmp_path):
             return
         assert (stage.outcome, broken) == (Outcome.PASS, []), step
     pytest.fail(f"nothing found it before {case.step}")
+
+
+@pytest.mark.parametrize("kind", ["shape", "type"])
+def test_the_same_bytes_under_another_shape_or_type_are_not_rederived(kind, workshop, tmp_path):
+    artefact, name = shutil.copytree(workshop.good("reranker/gguf-f16"), tmp_path / "artefact"), "blk.1.ffn_up.weight"
+
+    def change(tensors):
+        output = tensors[name].output
+        other = {"shape": output.shape[::-1]} if kind == "shape" else {"type": BF16}
+        tensors[name] = replace(tensors[name], output=replace(output, **other))
+
+    surgery.gguf(artefact, tensors=change)
+    stage, table = rederive(artefact, workshop.reference("reranker"), tmp_path)
+    assert stage.outcome is Outcome.FAIL
+    assert [each.code for each in stage.findings] == ["tensors-not-rederived"]
+    assert [row.name for row in table if not row.is_equal] == [name]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from xml.etree import ElementTree as ET
 
@@ -72,6 +73,21 @@ def test_modalities_are_bars_from_zero_as_long_as_their_rmse():
         "balls · text",
         "balls · image",
     ]
+
+
+def test_modalities_that_do_not_differ_at_all_are_bars_of_no_length():
+    none = {"text": {"log_odds_rmse": 0.0, "log_odds_p95": 0.0}}
+    drawing = drawn(plots.modalities(replace(reports.whole(), panels=(reports.panel(by_modality=none),))))
+    assert [float(each.get("width")) for each in drawing.iter("rect")] == [0]
+    (whisker, _) = [each for each in drawing.iter("line") if each.get("class") == "whisker"]
+    assert whisker.get("x1") == whisker.get("x2")
+    labels = [t for t in drawing.iter("text") if t.get("text-anchor") == "middle" and t.get("class") == "tick"]
+    assert float(labels[0].text) == 0
+
+
+def test_layers_without_an_error_lie_on_the_axis():
+    ((_, markup),) = plots.layers([TensorError("model.layers.0.mlp.up_proj.weight", "BF16", 0.0, 0.0)])
+    assert float(numbers(drawn(markup), "end")[0]) == 0
 
 
 def test_each_stack_of_layers_is_a_plot_and_what_exceeds_its_format_stands_out():

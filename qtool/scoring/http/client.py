@@ -12,7 +12,7 @@ from functools import cached_property
 from http import HTTPStatus
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
 
@@ -137,7 +137,7 @@ class HttpClient:
 
 
 def _checked_url(url: str) -> str:
-    parts = urlsplit(url)
+    parts = _parts(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url!r} is no server's address.", "It begins with http:// or https://.")
     if parts.username or parts.password or parts.query or parts.fragment:
@@ -146,6 +146,19 @@ def _checked_url(url: str) -> str:
         )
     # Clients are often configured with OpenAI's base, which ends so.
     return url.rstrip("/").removesuffix("/v1")
+
+
+def _parts(url: str) -> SplitResult:
+    import httpx
+
+    try:
+        httpx.URL(url)  # otherwise refused while sending, by an exception of its own kind
+        parts = urlsplit(url)
+        _ = parts.port  # checked when it is asked for
+    except (ValueError, httpx.InvalidURL) as error:
+        # Without the address, which may hold a password.
+        raise UsageError(f"That is no server's address: {error}.", "It is like http://localhost:8000.") from None
+    return parts
 
 
 def _asked_pause(response: httpx.Response) -> float:
