@@ -1,20 +1,24 @@
 """JSON over HTTP to a scoring server, patiently.
 
 Rule: what may pass (no connection, 429, 502 to 504) is tried again with growing pauses and is a NetworkError in the end; an
-answer that is wrong is a ModelError at once. Both name the address and who asked. The api key is in no message.
+answer that is wrong is a ModelError at once. Both name the address and who asked. The api key is in no message. What a
+server has is concluded only from answers of one that is well.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from http import HTTPStatus
+from itertools import count
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
+from qtool.scoring.http.sockets import Sockets
 
 if TYPE_CHECKING:
     import httpx
@@ -37,19 +41,21 @@ _CONNECT_SECONDS: Final = 10.0
 
 
 class HttpClient:
-    """One server, asked from any number of threads until `stop` is set; a request may take `timeout` seconds."""
+    """One server, asked from any number of threads; a request may take `timeout` seconds, and is not repeated once `stop` is set."""
 
     def __init__(self, url: str, timeout: float, retries: int) -> None:
         self.url = _checked_url(url)
         self.stop = Event()
         self._timeout = timeout
         self._retries = retries
+        self._sockets = Sockets()
+        self._is_closed = False
 
     @cached_property
     def _client(self) -> httpx.Client:
         import httpx
 
-        key = os.environ.get(KEY_VARIABLE)
+        key = _api_key()
         return httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS)),
@@ -57,13 +63,16 @@ class HttpClient:
         )
 
     def close(self) -> None:
-        """Drop the connections; another request would open new ones."""
-        self._client.close()
-        del self._client
+        """Drop the connections, under requests too; another request is refused."""
+        self._is_closed = True
+        self.stop.set()
+        self._sockets.drop()
+        if "_client" in self.__dict__:
+            self._client.close()
 
     def find(self, path: str) -> Any:
-        """The JSON at `path`; None where the server has no such page, or one that is not JSON."""
-        response = self._sent("GET", path, None, "qtool")
+        """The JSON at `path`; None where the server has no such page, or one that is not JSON. Raises NetworkError."""
+        response = self._looked("GET", path, None)
         if response.status_code in _LOCKED:
             raise self._failed(response, path, "qtool")
         try:
@@ -72,23 +81,37 @@ class HttpClient:
             return None
 
     def takes(self, path: str) -> bool:
-        """Whether the server does something at `path`: it then finds fault with an empty question."""
-        return self._sent("POST", path, {}, "qtool").status_code not in (*_NO_SUCH_PAGE, HTTPStatus.NOT_IMPLEMENTED)
+        """Whether the server does something at `path`: it then finds fault with an empty question. Raises NetworkError."""
+        return self._looked("POST", path, {}).status_code not in (*_NO_SUCH_PAGE, HTTPStatus.NOT_IMPLEMENTED)
 
-    def ask(self, name: str, path: str, body: Any) -> Any:
-        """The JSON answer to `body`, asked for `name`. Raises NetworkError or ModelError."""
-        answer = self.ask_if_there(name, path, body)
-        if answer is None:
-            raise ModelError(
-                f"{name}: {self.url} has no {path}.", "Is this the server's address, and the right engine?"
-            )
-        return answer
+    def ask(self, name: str, paths: str | Sequence[str], body: Any) -> Any:
+        """The JSON answer to `body`, asked for `name`, of the first page that is there. Raises NetworkError or ModelError."""
+        refusals = []
+        for path in (paths,) if isinstance(paths, str) else paths:
+            response = self._sent("POST", path, body, name)
+            if response.status_code not in _NO_SUCH_PAGE:
+                return self._answer(response, path, name)
+            refusals.append(self._said(response, path))
+        raise ModelError(
+            f"{name}: {'; '.join(refusals)}",
+            "Is this the server's address, the right engine, and a model that it serves?",
+        )
 
     def ask_if_there(self, name: str, path: str, body: Any) -> Any:
         """See `ask`; None where the server has no such page."""
         response = self._sent("POST", path, body, name)
-        if response.status_code in _NO_SUCH_PAGE:
-            return None
+        return None if response.status_code in _NO_SUCH_PAGE else self._answer(response, path, name)
+
+    def _looked(self, method: str, path: str, body: Any) -> httpx.Response:
+        """An answer that tells what the server has, as 501 does; any other failure of the server's own does not."""
+        response = self._sent(method, path, body, "qtool")
+        if response.is_server_error and response.status_code != HTTPStatus.NOT_IMPLEMENTED:
+            raise NetworkError(
+                f"qtool: {self._said(response, path)}", "Is the server well, and has it loaded its model?"
+            )
+        return response
+
+    def _answer(self, response: httpx.Response, path: str, name: str) -> Any:
         if not response.is_success:
             raise self._failed(response, path, name)
         try:
@@ -98,25 +121,37 @@ class HttpClient:
             raise ModelError(f"{name}: {self.url}{path} answers with something that is not JSON: {shown}") from None
 
     def _sent(self, method: str, path: str, body: Any, name: str) -> httpx.Response:
+        """An answer that does not pass. Raises NetworkError where there is none in the end."""
         import httpx
 
         # Not httpx's own encoder, which refuses lone surrogates only while sending.
         content = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        for attempt in range(self._retries + 1):
-            is_last = attempt == self._retries or self.stop.is_set()
-            try:
-                response = self._client.request(method, self.url + path, content=content, headers=headers)
-                if response.status_code not in _PASSING or is_last:
-                    return response
-                pause = _asked_pause(response)
-            except httpx.TransportError as error:
-                # A server that has hung for the whole timeout is not given another one.
-                if is_last or isinstance(error, httpx.ReadTimeout):
-                    raise self._unreached(name, path, error) from error
-                pause = 0.0
-            self.stop.wait(max(pause, min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)))
-        raise AssertionError  # the last attempt returns or raises
+        for attempt in count(1):
+            outcome = self._tried(method, path, content)
+            pause = _pause(outcome, attempt)
+            # Not asked before the attempt: it may fail because `close` has just dropped its connection.
+            if pause is None or attempt > self._retries or self.stop.wait(pause):
+                break
+        if not isinstance(outcome, httpx.Response):
+            raise self._unreached(name, path, outcome) from _without_secrets(outcome)
+        if outcome.status_code in _PASSING:
+            times = "once" if attempt == 1 else f"{attempt} times"
+            raise NetworkError(f"{name}: {self._said(outcome, path)}", f"It was asked {times}.")
+        return outcome
+
+    def _tried(self, method: str, path: str, content: bytes | None) -> httpx.Response | httpx.TransportError:
+        import httpx
+
+        if self._is_closed:
+            raise UsageError(f"{self.url} is asked after its connections were closed.")
+        headers = {} if content is None else {"Content-Type": "application/json"}
+        extensions = {"trace": self._sockets.heard}
+        try:
+            return self._client.request(
+                method, self.url + path, content=content, headers=headers, extensions=extensions
+            )
+        except httpx.TransportError as error:
+            return error
 
     def _unreached(self, name: str, path: str, error: httpx.TransportError) -> NetworkError:
         import httpx
@@ -124,16 +159,47 @@ class HttpClient:
         if isinstance(error, httpx.ReadTimeout):
             message = f"{name}: {self.url}{path} has not answered within {self._timeout:g} seconds."
             return NetworkError(message, "Is it stuck? A slow one may need a longer timeout or less at once.")
+        if isinstance(error, httpx.LocalProtocolError):
+            return NetworkError(f"{name}: {self.url}{path} cannot be asked: the request would break HTTP's rules.")
         return NetworkError(f"{name}: {self.url}{path} cannot be reached: {error}.", "Is the server running there?")
 
     def _failed(self, response: httpx.Response, path: str, name: str) -> QtoolError:
-        status = response.status_code
-        message = f"{name}: {self.url}{path} answers {status}: {_shown(_error_text(response.text))}"
-        if status in _LOCKED:
+        message = f"{name}: {self._said(response, path)}"
+        if response.status_code in _LOCKED:
             return NetworkError(message, f"Put the server's api key into the environment variable {KEY_VARIABLE}.")
-        if status in _PASSING:
-            return NetworkError(message, f"It was asked {self._retries + 1} times.")
         return ModelError(message)
+
+    def _said(self, response: httpx.Response, path: str) -> str:
+        return f"{self.url}{path} answers {response.status_code}: {_shown(_error_text(response.text))}"
+
+
+def _api_key() -> str:
+    # A line's end comes along from a file; httpx would show it, and the key with it, in its complaint.
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"The api key in the environment variable {KEY_VARIABLE} cannot be sent.",
+            "It must consist of printable ASCII characters: is it copied as a whole, and nothing else with it?",
+        )
+    return key
+
+
+def _pause(outcome: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
+    """Seconds after which another attempt may go better; None where it will not."""
+    import httpx
+
+    growing = min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
+    if isinstance(outcome, httpx.Response):
+        return max(_asked_pause(outcome), growing) if outcome.status_code in _PASSING else None
+    # A server that has hung for the whole timeout is not given another one.
+    return None if isinstance(outcome, (httpx.ReadTimeout, httpx.LocalProtocolError)) else growing
+
+
+def _without_secrets(error: httpx.TransportError) -> httpx.TransportError | None:
+    """The error as a cause, which QTOOL_DEBUG shows; h11's complaints quote headers, and the api key is in one."""
+    import httpx
+
+    return None if isinstance(error, httpx.LocalProtocolError) else error
 
 
 def _checked_url(url: str) -> str:

@@ -24,8 +24,10 @@ def ask_all(
     workers: int,
     stop: Event,
 ) -> None:
-    """Ask each batch and tell each answer; raises the first error that stands in place of one. Sets `stop` at the end."""
-    stop.clear()
+    """Ask each batch and tell each answer; raises the first error that stands in place of one.
+
+    `stop` is set as soon as no more is wanted, and stays so only if something may still be under way.
+    """
     pool = ThreadPoolExecutor(workers)
     failed: QtoolError | None = None
     try:
@@ -40,6 +42,7 @@ def ask_all(
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
+    stop.clear()  # all have answered, and what is asked next is asked patiently again
     if failed is not None:
         raise failed
 

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from qtool.arch.spec import Task
-from qtool.errors import UsageError
+from qtool.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from qtool.scoring.http.client import HttpClient
@@ -67,11 +67,18 @@ def detect_server(client: HttpClient, kind: ServerKind | None, model: str | None
 
 
 def _task(client: HttpClient, kind: ServerKind, page: Mapping[str, Any]) -> Task:
-    """TEI says it; the others rank at pages that embedders lack (vLLM's /score compares vectors too, /classify does not)."""
+    """TEI says it; the others rank at pages that embedders lack (vLLM's /score compares vectors too, /classify does not).
+
+    Raises ModelError where there is no page at all.
+    """
     if "model_type" in page:
         return Task.RERANK if "reranker" in page["model_type"] else Task.EMBED
     pages = {ServerKind.VLLM: ("/classify",), ServerKind.LLAMA_SERVER: ("/v1/rerank",)}
-    return Task.RERANK if any(client.takes(path) for path in pages.get(kind, RERANK_PATHS)) else Task.EMBED
+    if any(client.takes(path) for path in pages.get(kind, RERANK_PATHS)):
+        return Task.RERANK
+    if not page and client.find("/v1/models") is None and not client.takes("/v1/embeddings"):
+        raise ModelError(f"{client.url} has no page of a scoring server.", "Is this the server's address?")
+    return Task.EMBED
 
 
 def _listed_model(client: HttpClient) -> str:

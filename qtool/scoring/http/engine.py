@@ -76,6 +76,15 @@ def check_text_only(item: Item, why: str) -> None:
         raise UsageError(f"Item {item.id!r} holds a picture: {why}", "Choose a panel of texts for this server.")
 
 
+def check_empty_is_missing(pair: Pair, template: str) -> None:
+    """Raise UsageError for an empty text, where `template` would write the word for a side without content."""
+    for side in (pair.query, pair.document):
+        if side.text and not side.joined_text and not side.image:
+            raise UsageError(
+                f"{pair.name}: item {side.id!r} is an empty text, which {template} cannot tell from a missing one."
+            )
+
+
 def known_prompt(prompt: PromptSpec | None, why: str) -> PromptSpec:
     """The prompt, or a UsageError that asks for it."""
     if prompt is None:

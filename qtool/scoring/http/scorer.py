@@ -121,6 +121,7 @@ class HttpScorer:
             raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
         for pair in pairs:
             self._engine.check_pair(pair)
+        self._client.stop.clear()  # an interrupted call leaves it set
         self._engine.prepare(pairs)
         scores: dict[int, float] = {}
 
@@ -145,6 +146,7 @@ class HttpScorer:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
         for item in items:
             self._engine.check_item(item)
+        self._client.stop.clear()
         vectors: dict[int, NDArray[np.float32]] = {}
 
         def tell(place: int, vector: NDArray[np.float32]) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from qtool.errors import ModelError, UsageError
+from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, vector_of
 from qtool.scoring.http.detect import RERANK_PATHS
-from qtool.scoring.http.engine import check_text_only, item_name, known_prompt, request_name
+from qtool.scoring.http.engine import check_empty_is_missing, check_text_only, item_name, known_prompt, request_name
 from qtool.scoring.prompt import embed_instruction
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Jina:
         check_text_only(pair.document, _TEXTS_ONLY)
         if pair.query.instruction and not (self._prompt and pair.query.instruction == self._prompt.default_instruction):
             raise UsageError(f"{pair.name}: a server of this kind cannot be given an instruction.")
+        if self._prompt and self._prompt.empty_side:
+            check_empty_is_missing(pair, "a server of this kind")
 
     def check_item(self, item: Item) -> None:
         """See HttpEngine."""
@@ -53,11 +55,8 @@ class Jina:
         """See HttpEngine."""
         name, documents = request_name(pairs), [pair.document.joined_text for pair in pairs]
         body = self._model | {"query": pairs[0].query.joined_text, "documents": documents, "return_documents": False}
-        for path in RERANK_PATHS:
-            answer = self._client.ask_if_there(name, path, body)
-            if answer is not None:
-                return probabilities_as_log_odds(name, scores_of(name, answer, len(pairs)))
-        raise ModelError(f"{name}: {self._client.url} has none of {', '.join(RERANK_PATHS)}.")
+        answer = self._client.ask(name, RERANK_PATHS, body)
+        return probabilities_as_log_odds(name, scores_of(name, answer, len(pairs)))
 
     def embed(self, item: Item) -> NDArray[np.float64]:
         """See HttpEngine."""
@@ -71,7 +70,7 @@ class Jina:
         prompt = known_prompt(self._prompt, "An item's prompt depends on the model")
         instruction = embed_instruction(item.instruction, prompt)
         template = prompt.template if instruction else prompt.bare_template
-        return template.format(instruction=instruction, content=item.joined_text or prompt.empty_side)
+        return template.format(instruction=instruction, content=_shown(item, prompt))
 
 
 class Tei(Jina):
@@ -96,15 +95,18 @@ class Tei(Jina):
         return vector_of(item_name(item), self._client.ask(item_name(item), "/embed", body))
 
     def _halves(self, pair: Pair) -> tuple[str, str]:
-        query, document = pair.query.joined_text, pair.document.joined_text
         if self._prompt is None:
-            return query, document
+            return pair.query.joined_text, pair.document.joined_text
         before, after = self._prompt.template.split("{document}")
         # A space belongs to the token of the word behind it, so it goes with the document.
         shown = before.rstrip(" ")
         instruction = pair.query.instruction or self._prompt.default_instruction
-        empty = self._prompt.empty_side
         return (
-            shown.format(instruction=instruction, query=query or empty),
-            f"{before[len(shown) :]}{document or empty}{after}",
+            shown.format(instruction=instruction, query=_shown(pair.query, self._prompt)),
+            f"{before[len(shown) :]}{_shown(pair.document, self._prompt)}{after}",
         )
+
+
+def _shown(item: Item, prompt: PromptSpec) -> str:
+    """The text, an empty one too: the official prompts have another word for a side that has none."""
+    return item.joined_text if item.text else prompt.empty_side

@@ -12,15 +12,22 @@ by newlines, so a side has one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from qtool.errors import ModelError, UsageError
-from qtool.inputs.items import Item, Pair
+from qtool.inputs.items import ImageSource, Item, Pair
 from qtool.inputs.limits import OFFICIAL_LIMITS, smart_resize
 from qtool.inputs.vision import load_image
 from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
-from qtool.scoring.http.engine import check_no_video, item_name, known_prompt, picture_url, request_name
+from qtool.scoring.http.engine import (
+    check_empty_is_missing,
+    check_no_video,
+    item_name,
+    known_prompt,
+    picture_url,
+    request_name,
+)
 from qtool.scoring.probability import sigmoid
 from qtool.scoring.prompt import embed_instruction
 from qtool.scoring.scorer import PromptSeen
@@ -47,12 +54,9 @@ class Vllm:
 
     def check_pair(self, pair: Pair) -> None:
         """See HttpEngine."""
-        for side in (pair.query, pair.document):
-            check_no_video(side)
-            if side.text and not side.joined_text and not side.image:
-                raise UsageError(
-                    f"{pair.name}: item {side.id!r} is an empty text, which vLLM's template cannot tell from a missing one."
-                )
+        check_no_video(pair.query)
+        check_no_video(pair.document)
+        check_empty_is_missing(pair, "vLLM's template")
 
     def check_item(self, item: Item) -> None:
         """See HttpEngine."""
@@ -86,14 +90,13 @@ class Vllm:
         """The ids that /tokenize gives for a prompt with as many tokens as the scored one had; None if there is no such."""
         if isinstance(question, Pair):
             name, asked = question.name, tokens_read(self._score([question]))
-            pictures = question.query.image + question.document.image
         else:
-            name, asked, pictures = item_name(question), tokens_read(self._embedding(question)), question.image
+            name, asked = item_name(question), tokens_read(self._embedding(question))
         for body in self._tokenizations(question):
             answer = self._client.ask_if_there(name, "/tokenize", self._model | body)
             ids = answer.get("tokens") if isinstance(answer, dict) else None
             if isinstance(ids, list) and len(ids) == asked:
-                return PromptSeen(tuple(ids), tuple(_grid(source) for source in pictures))
+                return PromptSeen(tuple(ids), tuple(_grids(question)))
         return None
 
     def _scale_is_log_odds(self, pair: Pair) -> bool:
@@ -132,7 +135,8 @@ class Vllm:
         if not prompt.sees_pictures:
             template = prompt.template if instruction else prompt.bare_template
             return {"input": template.format(instruction=instruction, content=item.joined_text)}
-        content = _parts(item) or [{"type": "text", "text": prompt.empty_side}]
+        # A text that is empty has been given; the word for nothing stands only where none has.
+        content = _parts(item) or [{"type": "text", "text": "" if item.text else prompt.empty_side}]
         system = {"role": "system", "content": [{"type": "text", "text": instruction}]}
         return {"messages": [system, {"role": "user", "content": content}], "add_generation_prompt": True}
 
@@ -163,7 +167,13 @@ def _instructed(query: Item) -> Mapping[str, Any]:
     return {"chat_template_kwargs": {"instruction": query.instruction}} if query.instruction else {}
 
 
-def _grid(source: Any) -> tuple[int, int, int]:
+def _grids(question: Pair | Item) -> Iterator[tuple[int, int, int]]:
+    for item in (question.query, question.document) if isinstance(question, Pair) else (question,):
+        yield from (_grid(item, source) for source in item.image)
+
+
+def _grid(item: Item, source: ImageSource) -> tuple[int, int, int]:
+    """What the server makes, by the official limits that it keeps, of the picture as it is sent."""
     picture = load_image(source)
-    rows, columns = smart_resize(picture.height, picture.width)
+    rows, columns = smart_resize(*smart_resize(picture.height, picture.width, item.limits))
     return 1, rows // OFFICIAL_LIMITS.patch, columns // OFFICIAL_LIMITS.patch

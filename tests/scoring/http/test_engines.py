@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qtool.arch.prompts import TEXT_EMBEDDER, TEXT_RERANKER, VL_EMBEDDER
+from qtool.arch.prompts import TEXT_EMBEDDER, TEXT_RERANKER, VL_EMBEDDER, VL_RERANKER
 from qtool.arch.spec import Task
-from qtool.errors import ModelError, UsageError
+from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.inputs.items import Item, Pair, Video
 from qtool.scoring.http.detect import ServerKind
 from qtool.scoring.http.scorer import HttpOptions, open_http
@@ -75,6 +75,48 @@ def test_of_several_models_one_must_be_named():
             assert scorer.server.model == "b"
 
 
+LOADING = {"error": {"message": "Loading model"}}
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_is_still_loading_is_not_taken_for_another_engine_or_task(status):
+    pages = {"/v1/models": {"data": [{"id": "listed"}]}}
+    asking = (lambda path, _: pages.get(path, Reply(LOADING, status)), "/props")
+    ranking = (lambda path, _: (pages | {"/props": PAGES["/props"]}).get(path, Reply(LOADING, status)), "/v1/rerank")
+    for answer, page in (asking, ranking):
+        with (
+            serving(answer) as server,
+            pytest.raises(NetworkError, match=f"qtool: {server.url}{page} answers {status}: Loading model"),
+        ):
+            open_http(server.url, QUICK)
+
+
+@pytest.mark.parametrize("kind", [None, ServerKind.VLLM, ServerKind.TEI])
+def test_an_address_without_a_known_page_is_no_embedder(kind):
+    with (
+        serving(lambda *_: None) as server,
+        pytest.raises(ModelError, match=f"{server.url} has no page of a scoring server"),
+    ):
+        open_http(server.url, HttpOptions(engine=kind, model="m"))
+
+
+def test_a_page_that_is_missing_for_a_reason_gives_the_reason():
+    absent = Reply({"error": {"message": "The model `foo` does not exist."}}, 404)
+    reason = r"query 'q0', document 'd': .*/{} answers 404: The model `foo` does not exist\."
+    for kind, page in (
+        (ServerKind.VLLM, "score"),
+        (ServerKind.JINA, "v1/rerank"),
+        (ServerKind.LLAMA_SERVER, "v1/rerank"),
+    ):
+        options = HttpOptions(engine=kind, model="foo", task=Task.RERANK)
+        with (
+            serving(lambda *_: absent) as server,
+            open_http(server.url, options) as scorer,
+            pytest.raises(ModelError, match=reason.format(page)),
+        ):
+            scorer.score(many(1))
+
+
 PICTURED = Pair(Item("q", ("q",)), Item("seen", image=(Image.new("RGB", (64, 64)),)))
 FILMED = Pair(Item("q", ("q",)), Item("film", video=(Video("film.mp4"),)))
 ASKED = Pair(Item("q", ("q",), instruction="Judge the colour."), Item("d", ("d",)))
@@ -109,7 +151,9 @@ def test_embedding_needs_the_prompt_and_one_vector_of_some_length():
     vectors = {"ok": [3, 4], "zero": [0, 0], "nan": [float("nan"), 1], "null": [None, 1], "none": []}
 
     def answer(path, body):
-        return {"data": [{"embedding": vectors[body["input"]]}]} if path == "/v1/embeddings" else None
+        if path != "/v1/embeddings":
+            return None
+        return {"data": [{"embedding": vectors[body["input"]]}]} if body else Reply({}, 400)
 
     options = HttpOptions(model="m", family="qwen3", retries=0, concurrency=1)
     with serving(answer) as server:
@@ -152,3 +196,43 @@ def test_tei_gets_the_official_prompt_in_two_halves_and_answers_in_log_odds():
     assert body["query"].endswith("<Document>:")
     official = VL_EMBEDDER.template.format(instruction=VL_EMBEDDER.default_instruction, content="text")
     assert embedded["inputs"] == [official]
+
+
+BLANK, NONE = Item("blank", ("",)), Item("none")
+
+
+def test_an_empty_text_is_not_a_missing_one_in_the_prompts_that_tei_gets():
+    def answer(path, body):
+        if path == "/embed":
+            return [[1.0]]
+        return [{"index": place, "score": 1} for place in range(len(body["texts"]))] if path == "/rerank" else None
+
+    def options(task):
+        return HttpOptions(engine=ServerKind.TEI, model="m", family="qwen3_vl", task=task)
+
+    with serving(answer) as server:
+        with open_http(server.url, options(Task.RERANK)) as scorer:
+            scorer.score([Pair(BLANK, BLANK), Pair(NONE, NONE)])
+        with open_http(server.url, options(Task.EMBED)) as scorer:
+            scorer.embed([BLANK, NONE])
+        prompts = {body["query"] + body["texts"][0] for body in server.bodies("/rerank")}
+        embedded = {body["inputs"][0] for body in server.bodies("/embed")}
+    judged, shown = VL_RERANKER.default_instruction, VL_EMBEDDER.default_instruction
+    sides = ("", "NULL")
+    assert prompts == {VL_RERANKER.template.format(instruction=judged, query=side, document=side) for side in sides}
+    assert embedded == {VL_EMBEDDER.template.format(instruction=shown, content=side) for side in sides}
+
+
+def test_an_empty_text_is_refused_where_the_servers_own_template_takes_it_for_a_missing_one():
+    def options(family):
+        return HttpOptions(engine=ServerKind.JINA, model="m", family=family, task=Task.RERANK)
+
+    with serving(lambda *_: {"results": [{"index": 0, "relevance_score": 0.5}]}) as server:
+        for pair in (Pair(BLANK, Item("d", ("d",))), Pair(Item("q", ("q",)), BLANK)):
+            with (
+                open_http(server.url, options("qwen3_vl")) as scorer,
+                pytest.raises(UsageError, match="item 'blank' is an empty text"),
+            ):
+                scorer.score([pair])
+            with open_http(server.url, options("qwen3")) as scorer:  # whose prompt has one word for both, which is none
+                assert scorer.score([pair]) == [0]

@@ -6,12 +6,16 @@ import re
 import socket
 import threading
 import time
+import traceback
+from contextlib import closing
 
+import httpx
 import numpy as np
 import pytest
 
 from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.scoring.http.client import HttpClient
 from qtool.scoring.http.scorer import HttpOptions, open_http
 from tests.scoring.servers import HTML, Reply, jina, many, results, serving
 
@@ -166,6 +170,48 @@ def test_what_passes_is_asked_again():
     assert time.monotonic() - started >= 0.5 + 1 + 2
 
 
+@pytest.mark.parametrize(
+    ("retries", "is_stopped", "hint"),
+    [(0, False, "It was asked once."), (1, False, "It was asked 2 times."), (5, True, "It was asked once.")],
+)
+def test_the_hint_counts_what_was_really_asked(retries, is_stopped, hint):
+    with serving(lambda *_: Reply("busy", 503)) as server:
+        client = HttpClient(server.url, 5, retries)
+        if is_stopped:
+            client.stop.set()
+        with closing(client), pytest.raises(NetworkError) as caught:
+            client.ask("qtool", "/rerank", {})
+        assert caught.value.hint == hint
+        assert len(server.asked) == int(re.sub("once", "1 times", hint).split()[3])
+
+
+def test_an_interrupted_run_ends_at_once_and_asks_nothing_again():
+    heard, gone = threading.Barrier(4), threading.Event()
+
+    def rank(query, _):
+        heard.wait(10)
+        return results(0.5) if query == "q0" else gone.wait(20) and None
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with serving(jina(rank)) as server:
+        try:
+            scorer = open_http(server.url, HttpOptions(concurrency=4, timeout=20))
+            with scorer, pytest.raises(KeyboardInterrupt):
+                scorer.score(many(4), interrupt)
+            started = time.monotonic()
+            for worker in threading.enumerate():
+                if worker.name.startswith("ThreadPoolExecutor"):
+                    worker.join(10)
+            assert time.monotonic() - started < 3
+        finally:
+            gone.set()
+        assert sorted(body["query"] for body in server.bodies("/rerank")) == ["q0", "q1", "q2", "q3"]
+        with pytest.raises(UsageError, match="after its connections were closed"):
+            scorer.score(many(1))
+
+
 def test_nobody_there_is_a_network_error():
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -195,6 +241,35 @@ def test_the_api_key_is_sent_and_never_shown(monkeypatch):
     assert "QTOOL_API_KEY" in caught.value.hint
     assert "s3cret" not in f"{caught.value!r} {caught.value.message} {caught.value.hint} {scorer.identity}"
     assert {headers["Authorization"] for _, headers, _ in server.asked} == {"Bearer s3cret"}
+
+
+def test_a_key_with_a_line_end_is_sent_without_it(monkeypatch):
+    monkeypatch.setenv("QTOOL_API_KEY", " s3cret\n")
+    with serving(jina(lambda *_: results(0.5))) as server, open_http(server.url, QUICK) as scorer:
+        scorer.score(many(1))
+    assert {headers["Authorization"] for _, headers, _ in server.asked} == {"Bearer s3cret"}
+
+
+@pytest.mark.parametrize("key", ["s3crét", "s3c\nret", "s3cret\x7f"])
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(key, monkeypatch):
+    monkeypatch.setenv("QTOOL_API_KEY", key)
+    with (
+        serving(jina(lambda *_: results(0.5))) as server,
+        pytest.raises(UsageError, match="environment variable QTOOL_API_KEY") as caught,
+    ):
+        open_http(server.url, QUICK)
+    assert "s3c" not in "".join(traceback.format_exception(caught.value))
+    assert not server.asked
+
+
+def test_a_complaint_about_a_header_is_not_quoted(monkeypatch):
+    def request(*_, **__):
+        raise httpx.LocalProtocolError("Illegal header value b'Bearer s3cret'")
+
+    monkeypatch.setattr(httpx.Client, "request", request)
+    with pytest.raises(NetworkError, match="cannot be asked") as caught:
+        open_http("http://127.0.0.1:9", HttpOptions(retries=3))
+    assert "b'Bearer" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_base_that_ends_in_v1_is_the_same_server():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from io import BytesIO
 
 import numpy as np
@@ -16,6 +17,7 @@ from qtool.arch.rerank_template import rerank_template
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.inputs.limits import PixelLimits
 from qtool.scoring.http.scorer import HttpOptions, open_http
 from qtool.scoring.probability import log_odds, sigmoid
 from qtool.scoring.prompt import PromptBuilder
@@ -168,6 +170,8 @@ def test_an_embedders_items_are_messages_with_the_instruction_as_system():
         np.testing.assert_array_equal(scorer.embed([picture, Item("empty")]), [[0, 1], [0, 1]])
         seen = scorer.prompt_seen(picture)
         bodies = server.bodies("/v1/embeddings")
+        scorer.embed([Item("blank", ("",))])
+        blank = server.bodies("/v1/embeddings")[-1]
     of_kind = {body["messages"][1]["content"][0]["type"]: body for body in bodies if body}
     pictured, empty = of_kind["image_url"], of_kind["text"]
     assert pictured["messages"][0] == {"role": "system", "content": [{"type": "text", "text": "Find it."}]}
@@ -175,4 +179,38 @@ def test_an_embedders_items_are_messages_with_the_instruction_as_system():
     assert pictured["add_generation_prompt"] is True
     assert empty["messages"][0]["content"][0]["text"] == VL_EMBEDDER.default_instruction
     assert empty["messages"][1]["content"] == [{"type": "text", "text": "NULL"}]
+    assert blank["messages"][1]["content"] == [{"type": "text", "text": ""}]  # as the official class writes it
     assert (seen.token_ids, seen.grids) == ((5, 6, 7), ((1, 4, 4),))
+
+
+def test_the_grid_is_that_of_the_picture_as_it_was_sent_and_as_the_server_resizes_it():
+    def answer(path, body):
+        if path == "/v1/embeddings":
+            return {"data": [{"embedding": [1]}], "usage": {"prompt_tokens": 1}} if body else Reply({}, 400)
+        return {"/version": {"version": "1"}, "/tokenize": {"tokens": [5]}}.get(path)
+
+    def grid(limits):
+        (found,) = scorer.prompt_seen(Item("i", image=(Image.new("RGB", (256, 192)),), limits=limits)).grids
+        return found
+
+    with serving(answer) as server, open_http(server.url, OPTIONS) as scorer:
+        assert grid(PixelLimits()) == (1, 12, 16)
+        assert grid(PixelLimits(max_pixels=128 * 96)) == (1, 6, 8)
+        assert grid(PixelLimits(min_pixels=32 * 32, max_pixels=64 * 32)) == (1, 4, 4)  # which the server enlarges
+
+
+def test_what_is_asked_after_a_first_score_is_tried_again_too():
+    answer, busy = vllm(), threading.Event()
+
+    def flaky(path, body):
+        if path == "/score" and busy.is_set():
+            busy.clear()
+            return Reply("busy", 503)
+        return answer(path, body)
+
+    with serving(flaky) as server, open_http(server.url, HttpOptions(family="qwen3_vl", retries=1)) as scorer:
+        first = scorer.score([pair()])
+        busy.set()
+        assert scorer.prompt_seen(pair()) is not None
+        busy.set()
+        assert scorer.score([pair()]) == first
