@@ -127,7 +127,7 @@ def _questions(source: PanelChoice | Texts, query_instruction: str | None) -> tu
 
 def _lines(source: Texts) -> tuple[list[Row], list[Item]]:
     try:
-        lines = source.path.read_text(encoding="utf-8").split("\n")
+        lines = source.path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {source.path}: {error}.") from error
     texts = [

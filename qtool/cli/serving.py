@@ -12,7 +12,7 @@ import typer
 
 from qtool import console
 from qtool.arguments import parse_task
-from qtool.cli.options import Json, TaskOption
+from qtool.cli.options import Json, Mmproj, TaskOption
 
 
 def serve_command(
@@ -26,6 +26,7 @@ def serve_command(
             metavar="FILE", help="Write the official chat template of a reranker that lacks it.", show_default=False
         ),
     ] = None,
+    mmproj: Mmproj = None,
     task: TaskOption = None,
     json: Json = False,
 ) -> None:
@@ -33,7 +34,7 @@ def serve_command(
     from qtool.scoring.serve_command import parse_engine, with_template
     from qtool.scoring.serve_command import serve_command as run
 
-    command = run(artefact, parse_engine(engine), port, parse_task(task), write_template)
+    command = run(artefact, parse_engine(engine), port, parse_task(task), write_template, mmproj)
     command = with_template(command, write=write_template is not None)
     if json:
         console.show_json(command.to_json())

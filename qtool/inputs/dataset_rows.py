@@ -1,6 +1,7 @@
 """A row of a data set as a query with its documents.
 
-Rule: strict. A column that is missing, empty or of another kind than its role asks for is an error that names the row.
+Rule: strict. A column that is missing, empty or of another kind than its role asks for is an error that names the row;
+only that nothing is negative may be.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qtool.errors import UsageError
-from qtool.inputs.sources import is_url
+from qtool.errors import QtoolError, UsageError
+from qtool.inputs.dataset_source import read_picture
+from qtool.inputs.items import is_text
+from qtool.inputs.sources import is_url, shown
 
 Columns = Mapping[str, tuple[str, ...]]
 
@@ -54,8 +57,18 @@ class Row:
 
     def joined(self, other: Row) -> Row:
         """This row with the documents that another one of its query adds; one that is positive there is not negative."""
-        positives = {side.key: side for side in (*self.positives, *other.positives)}
-        negatives = {side.key: side for side in (*self.negatives, *other.negatives) if side.key not in positives}
+        added = replace(
+            self,
+            positives=(*self.positives, *other.positives),
+            negatives=(*self.negatives, *other.negatives),
+        )
+        return added.distinct
+
+    @property
+    def distinct(self) -> Row:
+        """This row with each document once, as a positive where it is both."""
+        positives = {side.key: side for side in self.positives}
+        negatives = {side.key: side for side in self.negatives if side.key not in positives}
         return replace(self, positives=tuple(positives.values()), negatives=tuple(negatives.values()))
 
 
@@ -76,14 +89,16 @@ def read_row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
     found = _values(values, columns, "id")
     row_id = str(found[0]) if found else None
     if "positive" in columns or "positive_image" in columns:
-        negatives = _sides(values, columns, "negative", where) if _has(columns, "negative") else ()
-        return Row(row_id, query, _sides(values, columns, "positive", where), negatives)
+        negatives = () if _has_none(values, columns, "negative") else _sides(values, columns, "negative", where)
+        return Row(row_id, query, _sides(values, columns, "positive", where), negatives).distinct
     documents = _sides(values, columns, "documents", where)
-    return Row(row_id, query, _labelled(documents, values, columns, where), is_listed=True)
+    return Row(row_id, query, _labelled(documents, values, columns, where), is_listed=True).distinct
 
 
-def _has(columns: Columns, role: str) -> bool:
-    return role in columns or f"{role}_image" in columns
+def _has_none(values: Mapping[str, Any], columns: Columns, role: str) -> bool:
+    """Whether the role has no column, or none that holds anything in this row."""
+    found = (values[column] for name in (role, f"{role}_image") for column in columns.get(name, ()))
+    return all(value is None or value == [] for value in found)
 
 
 def _labelled(documents: tuple[Side, ...], values: Mapping[str, Any], columns: Columns, where: str) -> tuple[Side, ...]:
@@ -124,19 +139,30 @@ def _values(values: Mapping[str, Any], columns: Columns, role: str) -> list[Any]
 
 
 def _text(value: Any, role: str, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    raise UsageError(f"{where}: {role} is no text but {_kind(value)}.")
+    if not isinstance(value, str):
+        raise UsageError(f"{where}: {role} is no text but {_kind(value)}.")
+    if not is_text(value):
+        raise UsageError(f"{where}: {role} holds half of a character (a lone surrogate).")
+    return value
 
 
 def _image(value: Any, role: str, where: str) -> str:
-    """An address; the bytes of a picture become a `data:` URL."""
+    """An address; the bytes of a picture, or of the file that it is kept in, become a `data:` URL."""
     if isinstance(value, str) and is_url(value):
         return value
-    content = value.get("bytes") if isinstance(value, Mapping) else None
+    content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (None, None)
+    if content is None and isinstance(path, str):
+        content = _stored(path, f"{where}: {role}_image")
     if isinstance(content, bytes):
         return f"data:;base64,{base64.b64encode(content).decode()}"
     raise UsageError(f"{where}: {role}_image is no picture or http(s) address but {_kind(value)}.")
+
+
+def _stored(path: str, where: str) -> bytes:
+    try:
+        return read_picture(path)
+    except QtoolError as error:
+        raise type(error)(f"{where}: cannot read {shown(path)}: {error.message}", error.hint) from error
 
 
 def _kind(value: Any) -> str:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from qtool.errors import NetworkError, QtoolError, UsageError
+from qtool.inputs.sources import opened
 
 _SPLITS: Final = ("test", "validation", "train")
+_PICTURE_BYTES: Final = 128 << 20
+_PICTURE_SECONDS: Final = 60.0
 _FORMATS: Final = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -32,6 +35,21 @@ def open_rows(path: str, config: str | None, split: str | None, revision: str | 
         raise _explained(path, error) from error
     found = _split(path, splits, split)
     return Rows(_rows(path, _undecoded(found)), str(found.info.license or ""))
+
+
+def read_picture(path: str) -> bytes:
+    """A picture that a data set keeps in a file of its own, here or on the hub, perhaps within an archive."""
+    if "://" not in path:
+        found = opened(path, _PICTURE_BYTES, _PICTURE_SECONDS)
+        return found.read_bytes() if isinstance(found, Path) else found.getvalue()
+    from datasets.utils.file_utils import xopen
+
+    try:
+        with xopen(path, "rb") as file:
+            content: bytes = file.read()
+    except Exception as error:  # as above
+        raise _explained(path, error) from error
+    return content
 
 
 def _opened(path: str, config: str | None, revision: str | None) -> Any:

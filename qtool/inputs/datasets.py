@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qtool.errors import UsageError
-from qtool.inputs.dataset_rows import Row, json_line, read_row
+from qtool.inputs.dataset_rows import Row, Side, json_line, read_row
 from qtool.inputs.dataset_source import open_rows
 from qtool.inputs.panels import Panel, panel_of
 
@@ -30,7 +30,7 @@ class DatasetSpec:
     """Which rows of a data set make a panel.
 
     `columns` maps a role (ROLES) to the columns that play it: a query, and either `documents`, with `labels` if there
-    are any, or `positive` and `negative`. Where nothing is negative, `negatives` are drawn from the other queries'
+    are any, or `positive` and `negative`. For a query without a negative `negatives` are drawn from the other queries'
     positives. A column holds a value or a list of them; rows of equal queries are one query. Without `split` it is the
     first of test, validation and train that there is. `limit` counts queries.
     """
@@ -78,8 +78,7 @@ def dataset_lines(spec: DatasetSpec) -> tuple[bytes, str]:
     rows = _taken((read_row(values, spec.columns, where) for where, values in source.rows), spec.limit)
     if not rows:
         raise UsageError(f"Data set {spec.name} holds no row.")
-    draw = _drawn if not any(row.negatives or row.is_listed for row in rows) else _as_they_are
-    return b"".join(json_line(row, place) for place, row in enumerate(draw(rows, spec), start=1)), source.license
+    return b"".join(json_line(row, place) for place, row in enumerate(_judged(rows, spec), start=1)), source.license
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]]:
@@ -115,20 +114,20 @@ def _taken(rows: Iterator[Row], limit: int) -> list[Row]:
     return list(found.values())
 
 
-def _as_they_are(rows: Sequence[Row], _spec: DatasetSpec) -> Sequence[Row]:
-    return rows
-
-
-def _drawn(rows: Sequence[Row], spec: DatasetSpec) -> Iterator[Row]:
-    """Each row with negatives from the others' positives."""
+def _judged(rows: Sequence[Row], spec: DatasetSpec) -> Iterator[Row]:
+    """Each row, those without a negative with some of the others' positives."""
     pool = list({document.key: document for row in rows for document in row.positives}.values())
     for place, row in enumerate(rows):
-        own = {document.key for document in row.positives}
-        others = [document for document in pool if document.key not in own]
-        if not others:
-            raise UsageError(
-                f"Data set {spec.name}: there is nothing to draw negatives from.", "Take more queries with --limit."
-            )
-        # Each query has a generator of its own, so that a longer panel does not change how it begins to choose.
-        chosen = random.Random(f"{spec.seed}/{place}").sample(others, min(spec.negatives, len(others)))
-        yield replace(row, negatives=tuple(chosen))
+        yield row if row.negatives or row.is_listed else replace(row, negatives=_drawn(row, place, pool, spec))
+
+
+def _drawn(row: Row, place: int, pool: Sequence[Side], spec: DatasetSpec) -> tuple[Side, ...]:
+    own = {document.key for document in row.positives}
+    others = [document for document in pool if document.key not in own]
+    if not others:
+        raise UsageError(
+            f"Data set {spec.name}: there is nothing to draw negatives from.", "Take more queries with --limit."
+        )
+    # Each query has a generator of its own, so that a longer panel does not change how it begins to choose.
+    chosen = random.Random(f"{spec.seed}/{place}").sample(others, min(spec.negatives, len(others)))
+    return tuple(chosen)

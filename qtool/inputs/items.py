@@ -17,6 +17,17 @@ ImageSource: TypeAlias = str | Image
 """A file's path, an http(s) or `data:` URL, or a picture in memory."""
 
 
+def is_text(value: object) -> bool:
+    """Whether it is a str that UTF-8 can carry: a lone surrogate, half of a character, is none."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Video:
     """A file (path, http(s) or `data:` URL) of which `fps` frames a second are read, or a list of frames.
@@ -55,6 +66,12 @@ class Item:
     instruction: str | None = None
     label: float | None = None
     limits: PixelLimits = OFFICIAL_LIMITS
+
+    def __post_init__(self) -> None:
+        # Runtimes fail on these each in its own way, llama.cpp and servers only once they are asked.
+        for text in (*self.text, self.instruction or ""):
+            if not is_text(text):
+                raise UsageError(f"Item {self.id!r}: no text but {text!r}", "Texts are str, without lone surrogates.")
 
     @property
     def joined_text(self) -> str:

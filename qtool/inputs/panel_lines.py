@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from qtool.errors import UsageError
+from qtool.inputs.items import is_text
 
 
 def _as_tuple(value: Any) -> Any:
@@ -45,6 +46,17 @@ Id = Annotated[str, Field(min_length=1)]
 Pixels = Annotated[int | None, Field(ge=1)]
 
 
+def _no_half_characters(value: Any) -> Any:
+    # JSON may write one as \ud83d, Python keeps it, and no tokenizer or server takes it.
+    if isinstance(value, str) and not is_text(value):
+        message = "holds half of a character (a lone surrogate)"
+        raise ValueError(message)
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_no_half_characters)]
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -57,7 +69,7 @@ class HeaderLine(_Line):
     license: str
     modality: Literal["text", "image", "video", "mixed"]
     labels: Literal["graded", "binary", "none"]
-    instruction: str | None = None
+    instruction: Text | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -83,7 +95,7 @@ class VideoLine(_Line):
 class SidesLine(_Line):
     """The content of a query; `min_pixels` and `max_pixels` bound its images, `total_pixels` each list of frames."""
 
-    text: Side = None
+    text: Annotated[tuple[Text, ...] | None, BeforeValidator(_as_tuple)] = None
     image: Side = None
     video: Annotated[tuple[VideoLine, ...] | None, BeforeValidator(_as_videos)] = None
     min_pixels: Pixels = None
@@ -108,7 +120,7 @@ class QueryLine(_Line):
 
     id: Id | None = None
     query: Annotated[SidesLine, BeforeValidator(_as_sides)]
-    instruction: str | None = None
+    instruction: Text | None = None
     documents: Annotated[list[Annotated[DocumentLine, BeforeValidator(_as_sides)]], Field(min_length=1)]
 
 

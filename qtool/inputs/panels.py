@@ -136,7 +136,7 @@ def _where(path: Path, number: int) -> str:
 def _is_header(line: bytes) -> bool:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # said with its line once it is read as a query
         return False
     return isinstance(value, dict) and "qtool_panel" in value
 
@@ -177,6 +177,9 @@ def _json(line: bytes, where: str) -> Any:
         return json.loads(line)
     except ValueError as error:
         message = f"{where}: not JSON ({error})"
+        raise UsageError(message) from error
+    except RecursionError as error:
+        message = f"{where}: not JSON that can be read (nested too deeply)"
         raise UsageError(message) from error
 
 

@@ -83,6 +83,8 @@ def _fetched(url: str, max_bytes: int, deadline: float, tries: int = 0) -> bytes
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         if tries == len(_PAUSES) or not _is_passing(error) or time.monotonic() > deadline:
             raise _failure(error) from error
+    except UnicodeError as error:  # a host with an empty label, or one of more than 63 characters
+        raise UsageError(f"no address ({error})") from error
     time.sleep(_PAUSES[tries])
     return _fetched(url, max_bytes, deadline, tries + 1)
 

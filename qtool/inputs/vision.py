@@ -44,11 +44,21 @@ def load_image(source: str | Path | Image.Image) -> Image.Image:
     UsageError where the picture is at fault (missing, broken, too large), NetworkError where the way to it is.
     """
     if isinstance(source, Image.Image):
+        read_whole(source)
         return to_rgb(source)
     try:
         return _decoded(source)
     except QtoolError as error:
         raise type(error)(f"cannot read the picture {shown(source)}: {error.message}", error.hint or _HINT) from error
+
+
+def read_whole(image: Image.Image) -> None:
+    """Decode a picture in memory, which `Image.open` leaves for later. Raises UsageError where it is broken."""
+    try:
+        image.load()
+    except Exception as error:  # as in _decoded
+        name = shown(getattr(image, "filename", "") or "in memory")
+        raise UsageError(f"cannot read the picture {name}: {str(error) or type(error).__name__}", _HINT) from error
 
 
 def _decoded(source: str | Path) -> Image.Image:

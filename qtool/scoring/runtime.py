@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from qtool.errors import UsageError
+from qtool.errors import ModelError, UsageError
 from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
 if TYPE_CHECKING:
     from qtool.arch.spec import Task
+    from qtool.scoring.llama_cpp.file import GgufModel
     from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
     from qtool.scoring.scorer import Scorer
 
@@ -28,7 +29,7 @@ class RuntimeOptions:
     """How to open a model; each runtime heeds what concerns it.
 
     `task` overrides what the model declares. Checkpoints: `dtype`, `device` (torch's words, or "auto"), and of hub
-    repositories `revision` and `token`. GGUF files: `mmproj`, by default the projector beside the file, and `llama_cpp`.
+    repositories `revision` and `token`. GGUF files: `mmproj`, by default the fitting projector beside the file, and `llama_cpp`.
     Servers: `engine` and `served_model`, by default what the server says, `concurrency` requests at a time, and
     `timeout` seconds for each; `family` (as `arch` names it), which none tells, decides how items are embedded.
     """
@@ -67,10 +68,11 @@ def gguf_file(target: str) -> Path | None:
     return _only(path, _language_files(path), "language models", f"Name the file: {path}/….gguf.")
 
 
-def projector_beside(gguf: Path) -> Path | None:
-    """The projector in a language model's folder, None where there is none. Raises UsageError where there are several."""
-    files = [path for path in sorted(gguf.parent.glob(f"*{_SUFFIX}")) if _is_projector(path)]
-    return _only(gguf.parent, files, "projectors", "Choose one with --mmproj.") if files else None
+def projector_beside(model: GgufModel) -> Path | None:
+    """The projector in a model's folder that fits it, None where none does. Raises UsageError where several do."""
+    folder = model.path.parent
+    files = [path for path in sorted(folder.glob(f"*{_SUFFIX}")) if _is_projector(path) and _fits(path, model)]
+    return _only(folder, files, "projectors", "Choose one with --mmproj.") if files else None
 
 
 def _server(url: str, options: RuntimeOptions) -> Scorer:
@@ -104,8 +106,7 @@ def _llama_cpp(gguf: Path, options: RuntimeOptions) -> LlamaCppScorer:
     model = read_model(gguf)
     if options.task not in (None, model.task):
         raise UsageError(f"{gguf} is made to {model.task.value}; --task cannot change that.")
-    found = projector_beside(gguf) if options.mmproj is None and model.prompt.sees_pictures else options.mmproj
-    return llama_cpp_scorer(model, found, options.llama_cpp)
+    return llama_cpp_scorer(model, options.mmproj or projector_beside(model), options.llama_cpp)
 
 
 def _language_files(folder: Path) -> list[Path]:
@@ -117,8 +118,19 @@ def _language_files(folder: Path) -> list[Path]:
 
 
 def _is_projector(path: Path) -> bool:
-    # As llama.cpp tells them apart on the hub; the header is checked once one is chosen.
+    # As llama.cpp tells them apart on the hub; whether it fits, its header says.
     return "mmproj" in path.name.lower()
+
+
+def _fits(projector: Path, model: GgufModel) -> bool:
+    """Nobody asked for what merely lies there, so another model's or a broken one is no error; pictures will miss it."""
+    from qtool.scoring.llama_cpp.file import check_projector
+
+    try:
+        check_projector(projector, model)
+    except ModelError:
+        return False
+    return True
 
 
 def _only(folder: Path, files: list[Path], what: str, hint: str) -> Path:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qtool.arch.detect import Detection, detect
-from qtool.arch.prompts import NO, YES, reranker_prompt
+from qtool.arch.prompts import NO, YES, Truncation, reranker_prompt
 from qtool.arch.rerank_template import FILE_NAME, rerank_template
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.inputs.limits import OFFICIAL_LIMITS
-from qtool.scoring.llama_cpp.file import read_model
+from qtool.scoring.llama_cpp.file import check_projector, read_model
 from qtool.scoring.runtime import gguf_file, projector_beside
 
 if TYPE_CHECKING:
@@ -61,12 +61,22 @@ class ServeCommand:
 
 
 def serve_command(
-    artefact: str, engine: ServingEngine, port: int | None, task: Task | None, template: Path | None
+    artefact: str,
+    engine: ServingEngine,
+    port: int | None,
+    task: Task | None,
+    template: Path | None,
+    mmproj: Path | None = None,
 ) -> ServeCommand:
-    """How `engine` serves `artefact`; a reranker's chat template is looked for at `template`, by default beside its weights."""
+    """How `engine` serves `artefact`; a reranker's chat template is looked for at `template`, by default beside its weights.
+
+    `mmproj` is a GGUF embedder's projector, by default the fitting one beside it.
+    """
     gguf = gguf_file(artefact)
     if gguf is not None:
-        made = _llama_server(gguf, engine)
+        made = _llama_server(gguf, engine, mmproj)
+    elif mmproj is not None:
+        raise UsageError(f"{artefact} is no GGUF file and takes no projector.", "Leave out --mmproj.")
     else:
         if not (Path(artefact) / "config.json").is_file():
             raise UsageError(f"{artefact} is neither a checkpoint's folder nor a GGUF file.", "Download it first.")
@@ -100,23 +110,37 @@ def with_template(command: ServeCommand, *, write: bool) -> ServeCommand:
     return replace(command, notes=(*command.notes, f"{path} is not the template of the official prompt."))
 
 
-def _llama_server(gguf: Path, engine: ServingEngine) -> ServeCommand:
+def _llama_server(gguf: Path, engine: ServingEngine, mmproj: Path | None) -> ServeCommand:
     if engine is not ServingEngine.LLAMA_SERVER:
         raise UsageError(f"{gguf} is a GGUF file, which {engine.value} does not serve.", "Use --engine llama-server.")
     model = read_model(gguf)
-    length = str(model.prompt.truncation.max_length)
+    length = str(_room(model.prompt.truncation))
     argv = ["llama-server", "--model", str(gguf), "--ctx-size", length]
     if model.task is Task.RERANK:
+        if mmproj is not None:
+            raise UsageError(f"{gguf} is a reranker: llama-server ranks texts only and takes no projector.")
         # A rank-pooled prompt must fit into one physical batch.
         return ServeCommand((*argv, "--batch-size", length, "--ubatch-size", length, "--rerank"), _rank_notes(model))
     argv += ["--embedding", "--pooling", "last"]
-    projector = projector_beside(gguf) if model.prompt.sees_pictures else None
+    projector = _projector(model, mmproj)
     if projector is not None:
         low, high = _TOKENS_OF_PICTURES
         argv += ["--mmproj", str(projector), "--image-min-tokens", low, "--image-max-tokens", high]
     missing = model.prompt.sees_pictures and projector is None
-    notes = (f"No projector lies beside {gguf.name}, so this serves texts only.",) if missing else ()
+    notes = (f"No projector that fits lies beside {gguf.name}, so this serves texts only.",) if missing else ()
     return ServeCommand(tuple(argv), notes)
+
+
+def _projector(model: GgufModel, mmproj: Path | None) -> Path | None:
+    if mmproj is None:
+        return projector_beside(model)
+    check_projector(mmproj, model)
+    return mmproj
+
+
+def _room(rule: Truncation) -> int:
+    """The context for the longest official prompt: llama.cpp takes prompts that are shorter than it."""
+    return rule.max_length + (rule.kept_tail if rule.tail_is_extra else 0) + 1
 
 
 def _rank_notes(model: GgufModel) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from qtool.errors import ModelError
+from qtool.errors import ModelError, UsageError
 from qtool.jsonfile import read_json
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -42,7 +42,10 @@ class PromptTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a whole prompt; whatever the tokenizer itself appends is in them, as in the official code."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text).ids
+        except (TypeError, UnicodeError) as error:  # what is no str, and one with a lone surrogate
+            raise UsageError(f"no text that a tokenizer reads: {text!a:.80}") from error
         return ids
 
     def appends(self, token: str) -> bool:

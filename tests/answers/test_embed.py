@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from qtool.answers.embed import EmbedOptions, Texts, embed, shortened
+from qtool.answers.embed import EmbedOptions, Texts, _lines, embed, shortened
 from qtool.answers.panel import PanelChoice
 from qtool.cli import app
 from qtool.errors import QtoolError, UsageError
@@ -69,6 +69,13 @@ def test_lines_of_text_are_embedded_under_the_instruction(tmp_path: Path) -> Non
     assert rows_of(tmp_path / "own.jsonl") == [{"row": 0, "line": 1}, {"row": 1, "line": 3}]
     items = [Item("", (text,), instruction="Find it.") for text in ("a red ball", "  a blue cube")]
     np.testing.assert_array_equal(done.vectors, open_runtime("qtool-demo-embedder", CPU).embed(items))
+
+
+def test_the_mark_that_windows_begins_a_file_with_is_no_text(tmp_path: Path) -> None:
+    for name, mark in (("marked", b"\xef\xbb\xbf"), ("plain", b"")):
+        (tmp_path / f"{name}.txt").write_bytes(mark + b"a red ball\n")
+    marked, plain = (_lines(Texts(tmp_path / f"{name}.txt")) for name in ("marked", "plain"))
+    assert marked == plain
 
 
 @pytest.mark.parametrize(

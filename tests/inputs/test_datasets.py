@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from qtool.errors import UsageError
+from qtool.inputs.dataset_rows import read_row
 from qtool.inputs.datasets import DatasetSpec, dataset_lines, load_dataset_panel, parse_dataset
 from qtool.inputs.panels import load_panel
 from qtool.inputs.vision import load_image
@@ -236,3 +237,40 @@ def test_a_data_set_on_the_hub_is_streamed(tmp_path: Path) -> None:
 def test_a_hub_out_of_reach_is_the_networks_fault(tmp_path: Path) -> None:
     ((code, message),) = on_the_hub("http://127.0.0.1:9", tmp_path, "org/model", HF_HUB_OFFLINE="1")
     assert (code, "org/model could not be read" in message) == (5, True)
+
+
+def test_a_folder_of_pictures_gives_them_by_path(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for shade in (10, 200):
+        Image.new("RGB", (40, 50), (shade,) * 3).save(folder / f"{shade}.png")
+    write(folder / "metadata.jsonl", [{"file_name": f"{shade}.png", "text": f"grey {shade}"} for shade in (10, 200)])
+    panel = load_dataset_panel(parse_dataset(str(folder), "query=text,positive_image=image"))
+    for query in panel.queries:
+        shade = int(query.item.joined_text.removeprefix("grey "))
+        assert load_image(query.documents[0].image[0]).getpixel((0, 0)) == (shade,) * 3
+        assert query.documents[0].image[0].startswith("data:")
+
+
+def test_a_picture_that_is_not_where_its_row_says_is_named(tmp_path: Path) -> None:
+    row = {"q": "a", "p": {"path": str(tmp_path / "gone.png"), "bytes": None}}
+    with pytest.raises(UsageError, match=r"row 1: positive_image: cannot read .*gone\.png: no such file"):
+        load_dataset_panel(parse_dataset(write(tmp_path / "rows.jsonl", [row]), "query=q,positive_image=p"))
+
+
+def test_within_a_row_nothing_stands_twice_and_no_positive_is_negative(tmp_path: Path) -> None:
+    rows = [{"q": "a", "p": ["x", "y", "x"], "n": ["y", "z", "z"]}, {"q": "b", "p": ["v"], "n": ["w"]}]
+    spec = parse_dataset(write(tmp_path / "rows.jsonl", rows), "query=q,positive=p,negative=n")
+    assert texts(spec) == [[("x", 1), ("y", 1), ("z", 0)], [("v", 1), ("w", 0)]]
+
+
+@pytest.mark.parametrize("nothing", [[], None, ["x"]])
+def test_a_query_without_a_negative_of_its_own_is_given_some(nothing: Any, tmp_path: Path) -> None:
+    rows = [{"q": "a", "p": ["x"], "n": nothing}, {"q": "b", "p": ["v"], "n": ["w"]}]
+    spec = parse_dataset(write(tmp_path / "rows.jsonl", rows), "query=q,positive=p,negative=n")
+    assert texts(spec) == [[("x", 1), ("v", 0)], [("v", 1), ("w", 0)]]
+
+
+def test_half_of_a_character_in_a_row_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"row 1: query holds half of a character"):
+        read_row({"q": "\ud83d", "p": "x"}, {"query": ("q",), "positive": ("p",)}, "row 1")

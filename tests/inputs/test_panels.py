@@ -177,6 +177,12 @@ def with_document(**fields: Any) -> dict[str, Any]:
         (with_document(image="gone.png"), r"line 2: documents\[1\].image: no such file: gone.png"),
         (with_document(image="x" * 5000), r"line 2: documents\[1\].image: no such file"),
         (with_document(image="nul\0"), r"line 2: documents\[1\].image: no such file"),
+        (with_document(text="a \ud83d"), r"line 2: documents\[1\].text\[0\]: .*half of a character"),
+        (with_document(id="\ud83d"), r"line 2: documents\[1\].id: "),
+        ({"query": "a \ud83d", "documents": ["x"]}, r"line 2: query.text\[0\]: .*half of a character"),
+        ({"query": "a", "instruction": "\udcff", "documents": ["x"]}, "line 2: instruction: .*half of a character"),
+        ("[" * 100_000, "line 2: not JSON.*nested too deeply"),
+        ('{"query": ' + "[" * 100_000, "line 2: not JSON.*nested too deeply"),
     ],
 )
 def test_a_broken_query_names_line_and_field(tmp_path: Path, query: Any, message: str) -> None:
@@ -246,6 +252,24 @@ def test_files_that_are_no_panels(tmp_path: Path) -> None:
         load_panel(write(tmp_path / "empty.jsonl", b"\n"))
     with pytest.raises(UsageError, match="not UTF-8"):
         load_panel(write(tmp_path / "latin.jsonl", b'{"query": "\xe9"}'))
+
+
+def test_a_first_line_of_brackets_is_no_header_and_named(tmp_path: Path) -> None:
+    for line in ("[" * 100_000, '{"qtool_panel": ' + "[" * 100_000):
+        with pytest.raises(UsageError, match=r"deep\.jsonl, line 1: not JSON"):
+            load_panel(write(tmp_path / "deep.jsonl", lines(line)))
+
+
+def test_a_headers_instruction_is_text_as_well(tmp_path: Path) -> None:
+    path = panel_file(tmp_path, QUERY)
+    path.write_bytes(path.read_bytes().replace(b"Find it.", b"Find \\ud83d."))
+    with pytest.raises(UsageError, match=r"line 1: instruction: .*half of a character"):
+        load_panel(path)
+
+
+def test_both_halves_of_a_character_are_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", lines('{"query": "\\ud83d\\ude00", "documents": ["x"]}'))
+    assert load_panel(path).queries[0].item.text == ("\U0001f600",)
 
 
 def test_the_built_in_panels_load() -> None:

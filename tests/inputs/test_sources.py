@@ -168,3 +168,9 @@ def test_a_data_url_needs_no_type_and_a_folder_or_device_is_no_picture(tmp_path:
     for path in (str(tmp_path), "/dev/zero", "a\0b", "x" * 5000):
         with pytest.raises(UsageError, match="no such file"):
             load_image(path)
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'x' * 64}.org", "\ud83d.org"])
+def test_a_host_that_no_name_service_knows_by_rule_is_no_address(host: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the picture http://.*no address"):
+        load_image(f"http://{host}/x.png")

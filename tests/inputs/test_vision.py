@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from qtool.errors import QtoolError
+from qtool.errors import QtoolError, UsageError
 from qtool.inputs.limits import OFFICIAL_LIMITS, PixelLimits, smart_resize
 from qtool.inputs.vision import load_image, patchify, resize_image, to_rgb
 
@@ -141,3 +141,14 @@ def test_vision_imports_neither_torch_nor_transformers() -> None:
         "import sys, qtool.inputs.vision; sys.exit(bool({'torch', 'transformers', 'torchvision'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_picture_in_memory_that_was_never_read_whole_is_an_error_too(tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(png(noise((64, 64)))[:2000])
+    with (
+        Image.open(tmp_path / "cut.png") as lazy,
+        pytest.raises(UsageError, match=r"cannot read the picture .*cut\.png: .*truncated"),
+    ):
+        load_image(lazy)
+    with Image.open(BytesIO(png(noise((64, 64)))[:2000])) as lazy, pytest.raises(UsageError, match="in memory"):
+        load_image(lazy)

@@ -11,13 +11,14 @@ import pytest
 from qtool import resources
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
+from qtool.gguf_file.values import Value
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import load_panel
 from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
 from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
 from qtool.scoring.reference import TransformersScorer
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
-from tests.scoring.gguf_files import gguf_of, projector_of, quantized
+from tests.scoring.gguf_files import changed, gguf_of, projector_of, quantized
 
 RERANKER, EMBEDDER = "qtool-demo-reranker", "qtool-demo-embedder"
 TEXT, IMAGE = (load_panel(find_panel(f"demo-{name}")).first(1).pairs[:3] for name in ("text", "image"))
@@ -91,6 +92,19 @@ def test_two_language_models_or_projectors_must_be_chosen_from(gguf_folder: Path
     assert "--mmproj" in caught.value.hint
     chosen = RuntimeOptions(mmproj=folder / "mmproj-second.gguf")
     assert open_runtime(str(folder / "second.gguf"), chosen).identity == open_runtime(str(gguf_folder)).identity
+
+
+def test_a_projector_of_another_model_is_passed_over_unless_it_is_named(gguf_folder: Path, tmp_path: Path) -> None:
+    gguf = shutil.copy(gguf_folder / "reranker-F32.gguf", tmp_path)
+    changes: dict[str, Value | None] = {"clip.vision.projection_dim": 999}
+    other = changed(gguf_folder / "mmproj-reranker-F32.gguf", tmp_path / "mmproj-other.gguf", changes)
+    (tmp_path / "mmproj-broken.gguf").write_bytes(b"GGUF")
+    with open_runtime(str(gguf)) as scorer:
+        assert len(scorer.score(TEXT)) == len(TEXT)
+        with pytest.raises(UsageError, match="needs the model's projector"):
+            scorer.score(IMAGE)
+    with pytest.raises(ModelError, match="gives vectors of 999"):
+        open_runtime(str(gguf), RuntimeOptions(mmproj=other))
 
 
 def test_what_does_not_concern_a_runtime_is_refused(gguf_folder: Path) -> None:

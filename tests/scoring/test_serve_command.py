@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -79,16 +80,41 @@ def test_sglang_ranks_without_an_embedding_mode(artefact):
 def test_llama_server_gets_room_for_a_whole_prompt_and_the_official_pixels(folder):
     gguf = gguf_of(RERANKER, "f16", folder)
     assert options_of(gguf, "llama-server")[1] == {
-        "--model": str(gguf), "--ctx-size": "10240", "--batch-size": "10240", "--ubatch-size": "10240", "--rerank": None
+        "--model": str(gguf), "--ctx-size": "10246", "--batch-size": "10246", "--ubatch-size": "10246", "--rerank": None
     }  # fmt: skip
     embedder = gguf_of(EMBEDDER, "f16", folder)
     command = serve_command(str(embedder), ServingEngine.LLAMA_SERVER, None, None, None)
-    assert command.notes == ("No projector lies beside model.gguf, so this serves texts only.",)
+    assert command.notes == ("No projector that fits lies beside model.gguf, so this serves texts only.",)
     projector = shutil.copy(projector_of(EMBEDDER, folder), embedder.parent)
     assert options_of(embedder, "llama-server")[1] == {
-        "--model": str(embedder), "--ctx-size": "8192", "--embedding": None, "--pooling": "last",
+        "--model": str(embedder), "--ctx-size": "8193", "--embedding": None, "--pooling": "last",
         "--mmproj": str(projector), "--image-min-tokens": "4", "--image-max-tokens": "1800",
     }  # fmt: skip
+
+
+def test_no_command_names_a_projector_that_does_not_fit(folder, tmp_path):
+    embedder = Path(shutil.copy(gguf_of(EMBEDDER, "f16", folder), tmp_path))
+    projector = projector_of(EMBEDDER, folder)
+    other = changed(projector, tmp_path / "mmproj-other.gguf", {"clip.vision.projection_dim": 999})
+    assert "--mmproj" not in options_of(embedder, "llama-server")[1]
+    with pytest.raises(ModelError, match="gives vectors of 999"):
+        serve_command(str(embedder), ServingEngine.LLAMA_SERVER, None, None, None, other)
+    own = shutil.copy(projector, tmp_path / "mmproj-own.gguf")
+    assert options_of(embedder, "llama-server")[1]["--mmproj"] == str(own)
+
+
+def test_of_several_projectors_one_is_chosen_by_option(folder, tmp_path):
+    embedder = Path(shutil.copy(gguf_of(EMBEDDER, "f16", folder), tmp_path))
+    one, two = (shutil.copy(projector_of(EMBEDDER, folder), tmp_path / f"mmproj-{name}.gguf") for name in "ab")
+    call = ["serve-command", str(embedder), "--engine", "llama-server"]
+    refused = CliRunner().invoke(app, call).exception
+    assert isinstance(refused, UsageError)
+    assert "--mmproj" in refused.hint
+    for chosen in (one, two):
+        assert f"--mmproj {chosen}" in CliRunner().invoke(app, [*call, "--mmproj", str(chosen)]).stdout
+    for path, engine in ((gguf_of(RERANKER, "f16", folder), "llama-server"), (EMBEDDER, "vllm")):
+        with pytest.raises(UsageError, match="takes no projector"):
+            serve_command(str(path), parse_engine(engine), None, None, None, Path(one))
 
 
 def test_a_file_that_would_rank_wrongly_gets_no_command(folder, tmp_path):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import processors
 
 from qtool.arch import prompts
-from qtool.errors import ModelError
+from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item
 from qtool.scoring.prompt import PromptBuilder
 from qtool.scoring.tokenizer import PromptTokenizer
@@ -49,3 +50,9 @@ def test_a_broken_tokenizer_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="not a readable tokenizer"):
         PromptTokenizer.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a \ud83d", None])
+def test_what_is_no_text_is_the_users_mistake(tokenizer: PromptTokenizer, text: Any) -> None:
+    with pytest.raises(UsageError, match="no text that a tokenizer reads"):
+        tokenizer.encode(text)

@@ -18,6 +18,7 @@ from qtool.arch.prompts import embedder_prompt, reranker_prompt
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.inputs.vision import read_whole
 from qtool.scoring.contents import distinct_pairs, query_content
 from qtool.scoring.http.client import HttpClient
 from qtool.scoring.http.crowd import ask_all
@@ -122,6 +123,7 @@ class HttpScorer:
         for pair in pairs:
             self._engine.check_pair(pair)
         self._client.stop.clear()  # an interrupted call leaves it set
+        _read_pictures([item for pair in pairs for item in (pair.query, pair.document)])
         self._engine.prepare(pairs)
         scores: dict[int, float] = {}
 
@@ -147,6 +149,7 @@ class HttpScorer:
         for item in items:
             self._engine.check_item(item)
         self._client.stop.clear()
+        _read_pictures(items)
         vectors: dict[int, NDArray[np.float32]] = {}
 
         def tell(place: int, vector: NDArray[np.float32]) -> None:
@@ -179,6 +182,17 @@ class HttpScorer:
             return self._engine.embed(item).astype(np.float32)
         except QtoolError as error:
             return error
+
+
+def _read_pictures(items: Sequence[Item]) -> None:
+    """Decode what is in memory here, since pillow cannot decode one picture in several threads. Errors name the item."""
+    for item in items:
+        try:
+            for source in item.image:
+                if not isinstance(source, str):
+                    read_whole(source)
+        except UsageError as error:
+            raise UsageError(f"Item {item.id!r}: {error.message}", error.hint) from error
 
 
 def _official_prompt(task: Task, family: str | None) -> PromptSpec | None:

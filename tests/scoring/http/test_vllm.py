@@ -18,6 +18,7 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.limits import PixelLimits
+from qtool.scoring.http.detect import ServerKind
 from qtool.scoring.http.scorer import HttpOptions, open_http
 from qtool.scoring.probability import log_odds, sigmoid
 from qtool.scoring.prompt import PromptBuilder
@@ -214,3 +215,43 @@ def test_what_is_asked_after_a_first_score_is_tried_again_too():
         assert scorer.prompt_seen(pair()) is not None
         busy.set()
         assert scorer.score([pair()]) == first
+
+
+def lazy_picture(content, threads):
+    """A picture that is read when first needed, as Image.open gives it, and says by which thread."""
+    picture = Image.open(BytesIO(content))
+    read = picture.load
+
+    def load():
+        threads.append(threading.current_thread())
+        return read()
+
+    picture.load = load
+    return picture
+
+
+def stored(picture):
+    target = BytesIO()
+    picture.save(target, "PNG")
+    return target.getvalue()
+
+
+def test_a_picture_in_memory_is_decoded_before_several_threads_share_it():
+    threads = []
+    picture = lazy_picture(stored(Image.new("RGB", (64, 64))), threads)
+    items = [Item(f"i{place}", image=(picture,)) for place in range(3)]
+    embedding = {"data": [{"index": 0, "embedding": [0, 1]}], "usage": {"prompt_tokens": 1}}
+    with serving(lambda path, _: embedding if path == "/v1/embeddings" else Reply({}, 400)) as server:
+        options = HttpOptions(family="qwen3_vl", retries=0, task=Task.EMBED, engine=ServerKind.VLLM, model="m")
+        with open_http(server.url, options) as scorer:
+            scorer.embed(items)
+    assert threads[0] is threading.main_thread()
+
+
+def test_a_broken_picture_in_memory_is_named_before_anything_is_asked():
+    whole = stored(Image.effect_noise((64, 64), 50))
+    item = Item("cut", image=(Image.open(BytesIO(whole[:2000])),))
+    with serving(lambda *_: Reply({}, 500)) as server:
+        options = HttpOptions(family="qwen3_vl", retries=0, task=Task.EMBED, engine=ServerKind.VLLM, model="m")
+        with open_http(server.url, options) as scorer, pytest.raises(UsageError, match="Item 'cut': cannot read"):
+            scorer.embed([item])
