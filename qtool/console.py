@@ -1,6 +1,7 @@
 """How qtool talks: progress and status to stderr, the result alone to stdout.
 
 Rule: nothing else in qtool prints. Colour and animation stop by themselves where nobody watches (and with NO_COLOR).
+Rich is imported by what needs it: `--help` does not.
 """
 
 from __future__ import annotations
@@ -10,30 +11,33 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console, RenderableType
-from rich.markup import escape
 
 from qtool.errors import QtoolError
 from qtool.progress import Progress, StageProgress
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
     from rich.progress import ProgressColumn, TaskID
 
-_status = Console(stderr=True, highlight=False)
-_result = Console(highlight=False)
+
+@cache
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
 
 
 def show_status(message: str) -> None:
     """One line of status."""
-    _status.print(escape(message))
+    _console(stderr=True).print(message, markup=False)
 
 
 def show_result(result: RenderableType) -> None:
     """The result, for a person."""
-    _result.print(result)
+    _console(stderr=False).print(result)
 
 
 def show_line(result: str) -> None:
@@ -55,10 +59,16 @@ def show_lines(lines: Iterable[str]) -> None:
 def show_error(error: QtoolError, *, debug: bool) -> None:
     """The message and the hint; with `debug` the traceback before them."""
     if debug:
-        _status.print(escape("".join(traceback.format_exception(error))))
-    _status.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
+        show_status("".join(traceback.format_exception(error)))
+    _show_labelled("error: ", "bold red", error.message)
     if error.hint:
-        _status.print(f"[bold]hint:[/]  {escape(error.hint)}", soft_wrap=True)
+        _show_labelled("hint:  ", "bold", error.hint)
+
+
+def _show_labelled(label: str, style: str, message: str) -> None:
+    from rich.text import Text
+
+    _console(stderr=True).print(Text.assemble((label, style), message), soft_wrap=True)
 
 
 @contextmanager
@@ -85,15 +95,16 @@ def _bar(*amounts: ProgressColumn) -> Bar:
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
-    label = TextColumn("{task.description}")
+    label = TextColumn("{task.description}", markup=False)
+    status = _console(stderr=True)
     return RichProgress(
-        label, BarColumn(), *amounts, TimeRemainingColumn(), console=_status, disable=not _status.is_terminal
+        label, BarColumn(), *amounts, TimeRemainingColumn(), console=status, disable=not status.is_terminal
     )
 
 
 def _update(bar: Bar, tasks: dict[str, TaskID], label: str, done: int, total: int) -> None:
     if label not in tasks:
-        tasks[label] = bar.add_task(escape(label), total=total, rate="-")
+        tasks[label] = bar.add_task(label, total=total, rate="-")
     speed = bar.tasks[tasks[label]].speed
     rate = "-" if speed is None else f"{speed:,.1f}"
     bar.update(tasks[label], completed=done, total=total, rate=rate)

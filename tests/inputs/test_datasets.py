@@ -271,6 +271,6 @@ def test_a_query_without_a_negative_of_its_own_is_given_some(nothing: Any, tmp_p
     assert texts(spec) == [[("x", 1), ("v", 0)], [("v", 1), ("w", 0)]]
 
 
-def test_half_of_a_character_in_a_row_is_named(tmp_path: Path) -> None:
+def test_half_of_a_character_in_a_row_is_named() -> None:
     with pytest.raises(UsageError, match=r"row 1: query holds half of a character"):
         read_row({"q": "\ud83d", "p": "x"}, {"query": ("q",), "positive": ("p",)}, "row 1")

@@ -11,7 +11,7 @@ import pytest
 from qtool import resources
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
-from qtool.gguf_file.values import Value
+from qtool.gguf_file.values import Value, uint32
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import load_panel
 from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
@@ -96,7 +96,7 @@ def test_two_language_models_or_projectors_must_be_chosen_from(gguf_folder: Path
 
 def test_a_projector_of_another_model_is_passed_over_unless_it_is_named(gguf_folder: Path, tmp_path: Path) -> None:
     gguf = shutil.copy(gguf_folder / "reranker-F32.gguf", tmp_path)
-    changes: dict[str, Value | None] = {"clip.vision.projection_dim": 999}
+    changes: dict[str, Value | None] = {"clip.vision.projection_dim": uint32(999)}
     other = changed(gguf_folder / "mmproj-reranker-F32.gguf", tmp_path / "mmproj-other.gguf", changes)
     (tmp_path / "mmproj-broken.gguf").write_bytes(b"GGUF")
     with open_runtime(str(gguf)) as scorer:

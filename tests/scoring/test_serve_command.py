@@ -16,6 +16,7 @@ from qtool.arch.rerank_template import rerank_template
 from qtool.arch.spec import Task
 from qtool.cli import app
 from qtool.errors import ModelError, UsageError
+from qtool.gguf_file.values import uint32
 from qtool.scoring.serve_command import ServingEngine, parse_engine, serve_command, with_template
 from tests.scoring.gguf_files import changed, gguf_of, projector_of, quantized, text_family_of
 from tests.tiny import text_config, write_checkpoint
@@ -95,7 +96,7 @@ def test_llama_server_gets_room_for_a_whole_prompt_and_the_official_pixels(folde
 def test_no_command_names_a_projector_that_does_not_fit(folder, tmp_path):
     embedder = Path(shutil.copy(gguf_of(EMBEDDER, "f16", folder), tmp_path))
     projector = projector_of(EMBEDDER, folder)
-    other = changed(projector, tmp_path / "mmproj-other.gguf", {"clip.vision.projection_dim": 999})
+    other = changed(projector, tmp_path / "mmproj-other.gguf", {"clip.vision.projection_dim": uint32(999)})
     assert "--mmproj" not in options_of(embedder, "llama-server")[1]
     with pytest.raises(ModelError, match="gives vectors of 999"):
         serve_command(str(embedder), ServingEngine.LLAMA_SERVER, None, None, None, other)

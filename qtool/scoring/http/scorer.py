@@ -122,8 +122,9 @@ class HttpScorer:
             raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
         for pair in pairs:
             self._engine.check_pair(pair)
+            _read_pictures(pair.query)
+            _read_pictures(pair.document)
         self._client.stop.clear()  # an interrupted call leaves it set
-        _read_pictures([item for pair in pairs for item in (pair.query, pair.document)])
         self._engine.prepare(pairs)
         scores: dict[int, float] = {}
 
@@ -148,8 +149,8 @@ class HttpScorer:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
         for item in items:
             self._engine.check_item(item)
+            _read_pictures(item)
         self._client.stop.clear()
-        _read_pictures(items)
         vectors: dict[int, NDArray[np.float32]] = {}
 
         def tell(place: int, vector: NDArray[np.float32]) -> None:
@@ -184,15 +185,14 @@ class HttpScorer:
             return error
 
 
-def _read_pictures(items: Sequence[Item]) -> None:
+def _read_pictures(item: Item) -> None:
     """Decode what is in memory here, since pillow cannot decode one picture in several threads. Errors name the item."""
-    for item in items:
-        try:
-            for source in item.image:
-                if not isinstance(source, str):
-                    read_whole(source)
-        except UsageError as error:
-            raise UsageError(f"Item {item.id!r}: {error.message}", error.hint) from error
+    try:
+        for source in item.image:
+            if not isinstance(source, str):
+                read_whole(source)
+    except UsageError as error:
+        raise UsageError(f"Item {item.id!r}: {error.message}", error.hint) from error
 
 
 def _official_prompt(task: Task, family: str | None) -> PromptSpec | None:

@@ -251,7 +251,7 @@ def test_a_picture_in_memory_is_decoded_before_several_threads_share_it():
 def test_a_broken_picture_in_memory_is_named_before_anything_is_asked():
     whole = stored(Image.effect_noise((64, 64), 50))
     item = Item("cut", image=(Image.open(BytesIO(whole[:2000])),))
-    with serving(lambda *_: Reply({}, 500)) as server:
+    with serving(lambda *_: Reply({}, 400)) as server:
         options = HttpOptions(family="qwen3_vl", retries=0, task=Task.EMBED, engine=ServerKind.VLLM, model="m")
         with open_http(server.url, options) as scorer, pytest.raises(UsageError, match="Item 'cut': cannot read"):
             scorer.embed([item])
