@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from qtool.arch.spec import Task
 from qtool.checkpoint.workers import worker_pool
 from qtool.comparison.catalogue import finding
 from qtool.comparison.sides import gguf_files, open_reference
-from qtool.comparison.stage import WEIGHTS, Stage, TensorError, concluded
+from qtool.comparison.stage import WEIGHTS, Outcome, Stage, TensorError, concluded
 from qtool.comparison.weight_formats import bound
 from qtool.comparison.weight_measure import Measured
 from qtool.comparison.weight_mistakes import explain
@@ -57,7 +58,10 @@ def compare_weights(
         return concluded(WEIGHTS, started, [finding("unreadable", artefact, problem=str(error))], ""), ()
     findings += explain([each for each in measured if not each.is_sound], measured, artefact, reference)
     errors = sorted((_tensor_error(each) for each in measured), key=lambda each: -each.relative_error)
-    return concluded(WEIGHTS, started, findings, _summary(errors)), tuple(errors)
+    stage = concluded(WEIGHTS, started, findings, _summary(errors))
+    if not errors and stage.outcome is Outcome.PASS:
+        stage = replace(stage, outcome=Outcome.INCONCLUSIVE)
+    return stage, tuple(errors)
 
 
 def _summary(errors: Sequence[TensorError]) -> str:

@@ -5,12 +5,12 @@ Rule: the numbers of a dry run are computed by the same code as those of the rea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from qtool.checkpoint.workers import WORKERS
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.quantization.job import Job
 from qtool.quantization.plan import Action, PlannedTensor, QuantizationPlan
@@ -105,4 +105,4 @@ def _peak_memory(job: Job, source_bytes: int) -> int:
     """An estimate from measured runs: constant for streaming, in proportion to the model for ModelOpt."""
     if job.backend == "modelopt":
         return int(_MODELOPT_BASE + _MODELOPT_FACTOR * source_bytes)
-    return _STREAMING_BASE + (os.cpu_count() or 1) * _STREAMING_PER_THREAD
+    return _STREAMING_BASE + WORKERS * _STREAMING_PER_THREAD

@@ -141,6 +141,27 @@ def test_a_type_of_llama_cpp_is_held_to_its_bits(kind, workshop, tmp_path):
     assert 0.3 < errors[0].relative_error / errors[0].bound < 0.6  # measured 0.36 and 0.46
 
 
+def test_a_type_that_nothing_here_reads_is_not_compared_and_alone_proves_nothing(workshop, tmp_path):
+    artefact, unread = copy_of(workshop, "reranker/gguf-f16", tmp_path), GGML_TYPES[GGMLQuantizationType.Q1_0]
+
+    def retype(tensors):
+        tensors["blk.1.ffn_down.weight"] = tensors["blk.1.ffn_down.weight"].changed(type=unread)
+
+    def rename(tensors):
+        tensors.update(
+            {f"other.{name}": tensors.pop(name).changed(gguf_name=f"other.{name}") for name in list(tensors)}
+        )
+
+    surgery.gguf(artefact, tensors=retype)
+    stage, errors = compare_weights(artefact, workshop.reference("reranker"))
+    assert codes(stage) == (Outcome.PASS, ["weights-not-compared"])
+    assert "blk.1.ffn_down.weight" not in {each.hf_name for each in errors}
+    for file in artefact.glob("*.gguf"):
+        surgery.gguf(artefact, tensors=rename, name=file.name)
+    stage, errors = compare_weights(artefact, workshop.reference("reranker"))
+    assert (codes(stage), errors) == ((Outcome.INCONCLUSIVE, []), ())
+
+
 def test_few_packed_weights_are_a_warning(workshop, tmp_path):
     reference = workshop.reference("reranker")
     artefact = make(reference, tmp_path / "artefact", "nvfp4")

@@ -6,7 +6,6 @@ Rule: every setting that could make a score depend on anything but model and pro
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from qtool.checkpoint.workers import WORKERS
 from qtool.errors import ModelError, SetupError
 from qtool.inputs.limits import OFFICIAL_LIMITS
 
@@ -92,7 +92,7 @@ def _choose(params: Any, xllamacpp: Any, pooling: Pooling, context: int, options
     params.cache_type_k = params.cache_type_v = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{options.kv_cache.upper()}")
     attention = "ENABLED" if options.flash_attention else "DISABLED"
     params.flash_attn_type = getattr(xllamacpp.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{attention}")
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads or os.cpu_count() or 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads or WORKERS
     params.n_gpu_layers = options.gpu_layers
     params.mmproj_use_gpu = options.gpu_layers != 0
     # llama.cpp's own limits are 8 and 4096; pictures arrive on the official grid, which it must leave alone.
