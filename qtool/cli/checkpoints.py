@@ -86,7 +86,7 @@ def demo(
     ),
     json: Json = False,
 ) -> None:
-    """Quantize the built-in reranker and embedder and verify them: the whole job in a minute or two."""
+    """Quantize the built-in reranker and embedder and verify them: the whole job in about two minutes."""
     from qtool.demo.showcase import showcase
 
     with console.stage_bar("items") as progress:
