@@ -1,18 +1,21 @@
 """How qtool talks: progress and status to stderr, the result alone to stdout.
 
 Rule: nothing else in qtool prints. Colour and animation stop by themselves where nobody watches (and with NO_COLOR).
-Rich is imported by what needs it: `--help` does not.
+Who leaves, as `head` does, has seen enough: the command goes on and ends as it would have, unheard. Rich is imported by
+what needs it: `--help` does not.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from qtool.errors import QtoolError
 from qtool.progress import Progress, StageProgress
@@ -27,7 +30,26 @@ if TYPE_CHECKING:
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    class Unoffended(Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends the process with 1
+            _mute(self.file)
+
+    return Unoffended(stderr=stderr, highlight=False)
+
+
+@contextmanager
+def _stdout() -> Iterator[TextIO]:
+    try:
+        yield sys.stdout
+        sys.stdout.flush()  # at the exit it would be too late to say what went wrong
+    except BrokenPipeError:
+        _mute(sys.stdout)
+
+
+def _mute(stream: IO[str]) -> None:
+    """Send to nowhere what its buffer still holds, and whatever comes."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def show_status(message: str) -> None:
@@ -42,18 +64,21 @@ def show_result(result: RenderableType) -> None:
 
 def show_line(result: str) -> None:
     """The result, to be copied: one line, however long."""
-    sys.stdout.write(result + "\n")
+    with _stdout() as stdout:
+        stdout.write(result + "\n")
 
 
 def show_json(result: Mapping[str, Any]) -> None:
     """The result, for a program."""
     # ASCII, since a path may hold what stdout's encoding cannot say: a name that is no UTF-8, or any accent in a C locale.
-    sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=True) + "\n")
+    with _stdout() as stdout:
+        stdout.write(json.dumps(result, indent=2, ensure_ascii=True) + "\n")
 
 
 def show_lines(lines: Iterable[str]) -> None:
     """A result of many lines, each as it is."""
-    sys.stdout.writelines(f"{line}\n" for line in lines)
+    with _stdout() as stdout:
+        stdout.writelines(f"{line}\n" for line in lines)
 
 
 def show_error(error: QtoolError, *, debug: bool) -> None:

@@ -141,6 +141,33 @@ def test_a_crash_tells_how_to_see_its_traceback(monkeypatch, capsys):
     assert "ValueError: here" in said
 
 
+def test_nothing_that_a_command_raises_ends_with_the_1_of_a_verdict():
+    script = "import sys; from qtool import cli\n"
+    script += "class PanicException(BaseException): pass\n"  # as Rust's reach Python
+    script += "def stop(): raise {}\n"
+    script += "cli.app.command('stop')(stop); sys.argv = ['qtool', 'stop']; cli.main()"
+    for error, code in (("EOFError('torn')", 70), ("BrokenPipeError(32, 'Broken')", 4), ("PanicException('torn')", 70)):
+        done = subprocess.run([sys.executable, "-c", script.format(error)], check=False, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "show", ["line('x' * 99999)", "line('x')", "json({})", "lines(['x'])", "result('x')", "status('x')"]
+)
+def test_a_reader_who_left_changes_no_exit_code(show):
+    script = "import sys, typer; from qtool import cli, console\n"
+    script += f"def end():\n console.show_{show}\n console.show_{show}\n raise typer.Exit(7)\n"
+    script += "cli.app.command('end')(end); sys.argv = ['qtool', 'end']; sys.stdin.read(); cli.main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as left:
+        (left.stderr if "status" in show else left.stdout).close()
+        left.stdin.close()
+        assert (left.stdout if "status" in show else left.stderr).read() == b""
+    assert left.returncode == 7
+
+
 def test_an_interruption_is_130_and_a_reader_who_left_is_not_told():
     script = "import sys; from qtool import cli\n"
     script += "def stop(): raise KeyboardInterrupt\n"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from qtool import console
 from qtool.cli import checkpoints, gguf, scoring, serving, verification
@@ -17,8 +18,21 @@ from qtool.errors import InternalError, QtoolError, SetupError
 
 _SHOWN: Final = 300
 
+
+class _Commands(TyperGroup):
+    """The commands; typer would end with 1 where one raises what it takes for its user's or its reader's leaving."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the one that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except (EOFError, BrokenPipeError) as error:
+            raise _told(error) from error
+
+
 app = typer.Typer(
     name="qtool",
+    cls=_Commands,
     help="Quantize, convert and verify Qwen3 and Qwen3-VL rerankers and embedders.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -63,13 +77,15 @@ def main() -> None:
     """Run the command line; exits with the documented code."""
     try:
         app()  # typer itself ends with 2 on a wrong command line and with 130 on Ctrl-C
-    except Exception as error:  # noqa: BLE001 - left alone it would end with 1, and CI would read a verdict
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic in Rust too; left alone it would end with the 1 of a verdict
         told = error if isinstance(error, QtoolError) else _told(error)
         console.show_error(told, debug=os.environ.get("QTOOL_DEBUG") == "1")
         sys.exit(told.exit_code)
 
 
-def _told(error: Exception) -> QtoolError:
+def _told(error: BaseException) -> QtoolError:
     """What the library did not foresee, as an error that can be shown; the exception is its cause."""
     told = _of_the_machine(error) or InternalError(
         f"qtool itself failed: {type(error).__name__}: {_one_line(error)}", "Set QTOOL_DEBUG=1 for the traceback."
@@ -78,7 +94,7 @@ def _told(error: Exception) -> QtoolError:
     return told
 
 
-def _of_the_machine(error: Exception) -> SetupError | None:
+def _of_the_machine(error: BaseException) -> SetupError | None:
     if isinstance(error, MemoryError):
         return SetupError("There is not enough memory.", "End other programs, or ask for less at once.")
     # By its name, since importing torch only to compare classes takes seconds.
@@ -93,6 +109,6 @@ def _of_the_machine(error: Exception) -> SetupError | None:
     return None
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
