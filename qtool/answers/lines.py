@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 1
 _MARK: Final = "qtool_answers"
+_BEGINNING: Final = f'{{"{_MARK}": '.encode()
 _SHOWN: Final = 16
 
 Answer: TypeAlias = float | NDArray[np.float32]
@@ -49,6 +50,13 @@ def read_header(line: bytes, identity: Identity, path: Path) -> None:
                 f"this one's is {_shown(ours[name])}.",
                 "Choose another output, or begin anew with --force.",
             )
+
+
+def may_be_ledger(path: Path) -> bool:
+    """Whether a file begins as a ledger does, of whatever identity; one whose header was torn off may be one too."""
+    with path.open("rb") as file:
+        start = file.read(len(_BEGINNING))
+    return _BEGINNING.startswith(start)
 
 
 def answer_line(key: str, question: Pair | Item, answer: Answer) -> bytes:

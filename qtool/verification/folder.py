@@ -1,18 +1,21 @@
 """The folder of a verification: every answer as it comes, then the reports.
 
 Rule: a folder without a finished report is one to go on with; a finished one is replaced only when told to, and nothing
-is removed before all that can be refused was: `check_output` first, `prepare` last.
+is removed before all that can be refused was: `check_output` first, `prepare` last. Others write files of the same names,
+so what is replaced or removed is looked into.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from qtool.answers.lines import may_be_ledger
 from qtool.errors import SetupError, UsageError
 
 REPORT: Final = "report.json"
@@ -24,11 +27,10 @@ LEDGERS: Final = ("reference.jsonl", "noise.jsonl", "artefact.jsonl")
 def check_output(folder: Path, *, force: bool) -> None:
     """Raise UsageError on a folder that is finished or somebody else's, SetupError on one that cannot be written."""
     with _explained(folder):
-        is_finished = (folder / REPORT).exists()
-        if is_finished and not force:
-            raise UsageError(f"{folder} holds a finished verification.", "Pass --force to replace it.")
-        if not is_finished and folder.exists() and not (folder.is_dir() and _is_ours(folder)):
+        if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
             raise UsageError(f"{folder} exists and is no verification's.", "Name a new folder.")
+        if (folder / REPORT).exists() and not force:
+            raise UsageError(f"{folder} holds a finished verification.", "Pass --force to replace it.")
         _check_writable(folder)
 
 
@@ -47,7 +49,21 @@ def prepare(folder: Path, *, force: bool) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / ANSWERS).is_dir() or not any(folder.iterdir())
+    if (folder / REPORT).exists():
+        return _is_report(folder / REPORT)
+    if not (folder / ANSWERS).is_dir():
+        return not any(folder.iterdir())
+    ledgers = [path for path in (folder / ANSWERS / name for name in LEDGERS) if path.exists()]
+    has_reports = any((folder / name).exists() for name in REPORTS)
+    return all(map(may_be_ledger, ledgers)) and (bool(ledgers) or not has_reports)
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"artefact", "reference", "verdict"}
 
 
 def _check_writable(folder: Path) -> None:

@@ -16,8 +16,11 @@ def finished(tmp_path: Path) -> Path:
     """A folder with every file that a verification writes, and one that somebody else wrote."""
     folder = tmp_path / "out"
     (folder / ANSWERS).mkdir(parents=True)
-    for name in (*REPORTS, *(f"{ANSWERS}/{ledger}" for ledger in LEDGERS), "notes.txt", f"{ANSWERS}/notes.txt"):
+    for name in (*REPORTS, "notes.txt", f"{ANSWERS}/notes.txt"):
         (folder / name).write_text(name)
+    (folder / REPORT).write_text('{"artefact": {}, "reference": {}, "verdict": "pass"}')
+    for name in LEDGERS:
+        (folder / ANSWERS / name).write_text('{"qtool_answers": 1}')
     return folder
 
 
@@ -66,6 +69,34 @@ def test_somebody_elses_folder_is_left_alone(tmp_path: Path, *, force: bool) -> 
     with pytest.raises(UsageError, match="no verification's"):
         prepare(tmp_path / "report.md", force=force)
     assert (tmp_path / "report.md").read_text() == "dear diary"
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report.json", '{"tests": 3}'),
+        ("report.json", "[]"),
+        ("report.json", "no JSON"),
+        ("report.md", "dear diary"),
+        ("answers/reference.jsonl", '{"answer": 42}'),
+    ],
+)
+def test_files_that_only_have_our_names_are_left_alone(tmp_path: Path, name: str, content: str, *, force: bool) -> None:
+    (tmp_path / ANSWERS).mkdir()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match="no verification's"):
+        prepare(tmp_path, force=force)
+    assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("start", ["", '{"qtool', '{"qtool_answers": 1, "qtool'])
+def test_a_run_goes_on_after_one_that_was_killed_at_its_first_line(tmp_path: Path, start: str) -> None:
+    (tmp_path / ANSWERS).mkdir()
+    prepare(tmp_path, force=False)
+    (tmp_path / ANSWERS / LEDGERS[0]).write_text(start)
+    prepare(tmp_path, force=False)
+    assert names(tmp_path) == [ANSWERS, f"{ANSWERS}/{LEDGERS[0]}"]
 
 
 def test_answers_that_another_run_is_writing_are_not_removed(finished: Path) -> None:

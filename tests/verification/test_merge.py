@@ -223,7 +223,7 @@ def test_force_takes_nothing_from_a_finished_folder_before_models_panels_and_rec
 
 
 def test_a_finished_verification_is_refused_before_a_model_is_looked_for(tmp_path: Path) -> None:
-    (tmp_path / REPORT).write_text("{}")
+    (tmp_path / REPORT).write_text('{"artefact": {}, "reference": {}, "verdict": "pass"}')
     options = VerifyOptions("no-such-artefact", "no-such-reference", output=tmp_path)
     with pytest.raises(UsageError, match="holds a finished verification"):
         verify(options)
