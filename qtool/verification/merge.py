@@ -42,6 +42,8 @@ def merge_reports(folders: Sequence[Path], output: Path, *, force: bool = False)
     reports = {folder: read_report(folder) for folder in folders}
     _refuse_an_input(folders, output)
     check_output(output, force=force)
+    if not force:
+        _refuse_answers(output)
     _check_alike(reports)
     _check_complete(reports)
     case = _case(next(iter(reports.values())), output)
@@ -70,6 +72,12 @@ def read_report(folder: Path) -> Report:
 def _refuse_an_input(folders: Iterable[Path], output: Path) -> None:
     if any(_is_same(output, folder) for folder in folders):
         raise UsageError(f"{output} is one of the shards to merge.", "Name another folder for the whole.")
+
+
+def _refuse_answers(output: Path) -> None:
+    # A run goes on with them; a merge would write whole files in their place.
+    if any(answer_file(output, voice).exists() for voice in Voice):
+        raise UsageError(f"{output} holds answers of an unfinished verification.", "Pass --force to replace them.")
 
 
 def _is_same(output: Path, folder: Path) -> bool:

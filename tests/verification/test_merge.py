@@ -205,6 +205,20 @@ def test_a_merge_that_is_refused_takes_nothing_from_its_output_nor_its_shards(
     assert contents(output) == {path: held for path, held in before.items() if path.is_relative_to(output)}
 
 
+def test_a_merge_does_not_replace_the_answers_of_an_unfinished_run_unasked(models, panel: Path, tmp_path: Path) -> None:
+    shards = [tmp_path / "a", tmp_path / "b"]
+    for index, folder in enumerate(shards, start=1):
+        run(models, panel, folder, shard=Shard(index, 2))
+    output = tmp_path / "unfinished"
+    run(models, panel, output)
+    (output / REPORT).unlink()
+    before = contents(output)
+    with pytest.raises(UsageError, match="holds answers of an unfinished verification"):
+        merge_reports(shards, output)
+    assert contents(output) == before
+    assert merge_reports(shards, output, force=True).panels
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
