@@ -12,7 +12,8 @@ from threading import Lock
 from typing import Any, Final
 from weakref import WeakSet
 
-_CONNECTED: Final = ("connection.connect_tcp.complete", "connection.start_tls.complete")
+# Whoever connects, httpcore's `connection`, `proxy` or `socks`: TLS through a proxy takes the socket over into another one.
+_CONNECTED: Final = (".connect_tcp.complete", ".start_tls.complete")
 
 
 class Sockets:
@@ -25,7 +26,7 @@ class Sockets:
 
     def heard(self, event: str, details: Mapping[str, Any]) -> None:
         """Remember the socket of a new connection, which was begun too late if all have been dropped."""
-        if event not in _CONNECTED:
+        if not event.endswith(_CONNECTED):
             return
         made = details["return_value"].get_extra_info("socket")
         with self._lock:
