@@ -80,12 +80,15 @@ def shared_length(spans: Sequence[Span]) -> int:
 
 def _common_pictures(one: Span, other: Span) -> int:
     for count, (mine, theirs) in enumerate(zip(one.pictures, other.pictures, strict=False)):
-        # A picture in memory is made ready anew for each prompt, so equal ones need not be the same object. The patches
-        # of blank pictures are equal whatever their shapes, and what a prompt reads is not: positions follow the shape.
-        is_same = mine.grid_thw == theirs.grid_thw and np.array_equal(mine.pixel_values, theirs.pixel_values)
-        if mine is not theirs and not is_same:
+        if not _are_equal(mine, theirs):
             return count
     return min(len(one.pictures), len(other.pictures))
+
+
+def _are_equal(one: PatchedImage, other: PatchedImage) -> bool:
+    # A picture in memory is made ready anew for each prompt, so equal ones need not be the same object. The patches of
+    # blank pictures are equal whatever their shapes, and what a prompt reads is not: positions follow the shape.
+    return one is other or (one.grid_thw == other.grid_thw and np.array_equal(one.pixel_values, other.pixel_values))
 
 
 def _whole_pictures(span: Span, length: int, common: int) -> int:
