@@ -121,7 +121,7 @@ class HttpClient:
             raise ModelError(f"{name}: {self.url}{path} answers with something that is not JSON: {shown}") from None
 
     def _sent(self, method: str, path: str, body: Any, name: str) -> httpx.Response:
-        """An answer that does not pass. Raises NetworkError where there is none in the end."""
+        """An answer that does not pass. Raises NetworkError where there is none in the end, ModelError where it is broken."""
         import httpx
 
         # Not httpx's own encoder, which refuses lone surrogates only while sending.
@@ -139,7 +139,7 @@ class HttpClient:
             raise NetworkError(f"{name}: {self._said(outcome, path)}", f"It was asked {times}.")
         return outcome
 
-    def _tried(self, method: str, path: str, content: bytes | None) -> httpx.Response | httpx.TransportError:
+    def _tried(self, method: str, path: str, content: bytes | None) -> httpx.Response | httpx.RequestError:
         import httpx
 
         if self._is_closed:
@@ -150,12 +150,14 @@ class HttpClient:
             return self._client.request(
                 method, self.url + path, content=content, headers=headers, extensions=extensions
             )
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return error
 
-    def _unreached(self, name: str, path: str, error: httpx.TransportError) -> NetworkError:
+    def _unreached(self, name: str, path: str, error: httpx.RequestError) -> QtoolError:
         import httpx
 
+        if isinstance(error, httpx.DecodingError):
+            return ModelError(f"{name}: {self.url}{path} answers with something that cannot be decoded: {error}.")
         if isinstance(error, httpx.ReadTimeout):
             message = f"{name}: {self.url}{path} has not answered within {self._timeout:g} seconds."
             return NetworkError(message, "Is it stuck? A slow one may need a longer timeout or less at once.")
@@ -184,7 +186,7 @@ def _api_key() -> str:
     return key
 
 
-def _pause(outcome: httpx.Response | httpx.TransportError, attempt: int) -> float | None:
+def _pause(outcome: httpx.Response | httpx.RequestError, attempt: int) -> float | None:
     """Seconds after which another attempt may go better; None where it will not."""
     import httpx
 
@@ -192,10 +194,11 @@ def _pause(outcome: httpx.Response | httpx.TransportError, attempt: int) -> floa
     if isinstance(outcome, httpx.Response):
         return max(_asked_pause(outcome), growing) if outcome.status_code in _PASSING else None
     # A server that has hung for the whole timeout is not given another one.
-    return None if isinstance(outcome, (httpx.ReadTimeout, httpx.LocalProtocolError)) else growing
+    is_final = isinstance(outcome, (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.DecodingError))
+    return None if is_final else growing
 
 
-def _without_secrets(error: httpx.TransportError) -> httpx.TransportError | None:
+def _without_secrets(error: httpx.RequestError) -> httpx.RequestError | None:
     """The error as a cause, which QTOOL_DEBUG shows; h11's complaints quote headers, and the api key is in one."""
     import httpx
 

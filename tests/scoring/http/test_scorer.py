@@ -96,6 +96,7 @@ def test_no_more_requests_than_asked_for_are_under_way():
         (HTML, "not JSON: <html><body>Welcome to nginx"),
         (Reply("<html>oops</html>", 500, "text/html"), "answers 500: <html>oops</html>"),
         (Reply({"error": {"message": "too long"}}, 400), "answers 400: too long"),
+        (Reply("no gzip", headers={"Content-Encoding": "gzip"}), "something that cannot be decoded: Error -3"),
         (Reply("", 302, headers={"Location": "http://elsewhere"}), "answers 302"),
     ],
 )
