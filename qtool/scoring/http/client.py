@@ -17,7 +17,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
+from qtool.errors import ModelError, NetworkError, QtoolError, SetupError, UsageError
 from qtool.scoring.http.sockets import Sockets
 
 if TYPE_CHECKING:
@@ -56,11 +56,17 @@ class HttpClient:
         import httpx
 
         key = _api_key()
-        return httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS)),
-            limits=httpx.Limits(max_connections=None),
-        )
+        try:
+            return httpx.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS)),
+                limits=httpx.Limits(max_connections=None),
+            )
+        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+            raise SetupError(
+                f"No HTTP client can be made: {error}",
+                "Do HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE and the like say what they should?",
+            ) from error
 
     def close(self) -> None:
         """Drop the connections, under requests too; another request is refused."""

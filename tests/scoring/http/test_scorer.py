@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from qtool.errors import ModelError, NetworkError, UsageError
+from qtool.errors import ModelError, NetworkError, SetupError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.http.client import HttpClient
 from qtool.scoring.http.scorer import HttpOptions, open_http
@@ -271,6 +271,17 @@ def test_a_complaint_about_a_header_is_not_quoted(monkeypatch):
     with pytest.raises(NetworkError, match="cannot be asked") as caught:
         open_http("http://127.0.0.1:9", HttpOptions(retries=3))
     assert "b'Bearer" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "ftp://proxy"), ("ALL_PROXY", "http://[::1"), ("SSL_CERT_FILE", "/no/such/file")],
+)
+def test_an_environment_that_no_client_takes_is_a_matter_of_the_machine(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SetupError, match="No HTTP client can be made: ") as caught:
+        open_http("http://localhost:9", QUICK)
+    assert name in caught.value.hint
 
 
 def test_a_base_that_ends_in_v1_is_the_same_server():
