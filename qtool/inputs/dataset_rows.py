@@ -16,6 +16,7 @@ from typing import Any
 from qtool.errors import QtoolError, UsageError
 from qtool.inputs.dataset_source import read_picture
 from qtool.inputs.items import is_text
+from qtool.inputs.panel_lines import HIGHEST_GRADE
 from qtool.inputs.sources import is_url, shown
 
 Columns = Mapping[str, tuple[str, ...]]
@@ -66,8 +67,12 @@ class Row:
 
     @property
     def distinct(self) -> Row:
-        """This row with each document once, as a positive where it is both."""
-        positives = {side.key: side for side in self.positives}
+        """This row with each document once, by the best that is said of it: as a positive, and with its highest label."""
+        positives: dict[str, Side] = {}
+        for side in self.positives:
+            known = positives.setdefault(side.key, side)
+            if (side.label or 0) > (known.label or 0):
+                positives[side.key] = side
         negatives = {side.key: side for side in self.negatives if side.key not in positives}
         return replace(self, positives=tuple(positives.values()), negatives=tuple(negatives.values()))
 
@@ -87,7 +92,7 @@ def read_row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
             raise UsageError(f"{where}: there is no column {column!r}.", f"There are {', '.join(values)}.")
     (query,) = _sides(values, columns, "query", where)[:1]
     found = _values(values, columns, "id")
-    row_id = str(found[0]) if found else None
+    row_id = str(found[0]) if found and found[0] is not None else None
     if "positive" in columns or "positive_image" in columns:
         negatives = () if _has_none(values, columns, "negative") else _sides(values, columns, "negative", where)
         return Row(row_id, query, _sides(values, columns, "positive", where), negatives).distinct
@@ -113,9 +118,9 @@ def _labelled(documents: tuple[Side, ...], values: Mapping[str, Any], columns: C
 
 
 def _grade(value: Any, where: str) -> float:
-    if isinstance(value, bool | int | float) and 0 <= value < float("inf"):
+    if isinstance(value, bool | int | float) and 0 <= value <= HIGHEST_GRADE:
         return float(value)
-    raise UsageError(f"{where}: the label {value!r} is no grade from 0 up.")
+    raise UsageError(f"{where}: the label {value!r} is no grade from 0 to {HIGHEST_GRADE}.")
 
 
 def _sides(values: Mapping[str, Any], columns: Columns, role: str, where: str) -> tuple[Side, ...]:

@@ -5,7 +5,7 @@ Rule: strict. A field that is unknown, or of another type than the format says, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -41,7 +41,8 @@ def _not_a_flag(value: Any) -> Any:
 
 
 Side = Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)]
-Grade = Annotated[float, BeforeValidator(_not_a_flag), Field(ge=0, le=100, allow_inf_nan=False)]
+HIGHEST_GRADE: Final = 100
+Grade = Annotated[float, BeforeValidator(_not_a_flag), Field(ge=0, le=HIGHEST_GRADE, allow_inf_nan=False)]
 Id = Annotated[str, Field(min_length=1)]
 Pixels = Annotated[int | None, Field(ge=1)]
 

@@ -102,6 +102,22 @@ def test_lists_of_documents_keep_their_labels(tmp_path: Path) -> None:
     assert load_dataset_panel(parse_dataset(path, "query=q,documents=docs")).labels == "none"
 
 
+def test_a_document_that_is_listed_twice_has_its_highest_label(tmp_path: Path) -> None:
+    rows = [
+        {"q": "a", "docs": ["x", "y", "x"], "grades": [1, 0, 0]},
+        {"q": "b", "docs": ["x", "y"], "grades": [1, 0]},
+        {"q": "b", "docs": ["y", "x"], "grades": [2, 0]},
+    ]
+    spec = parse_dataset(write(tmp_path / "rows.jsonl", rows), "query=q,documents=docs,labels=grades")
+    assert texts(spec) == [[("x", 1), ("y", 0)], [("x", 1), ("y", 2)]]
+
+
+def test_queries_that_have_no_id_of_their_own_are_numbered(tmp_path: Path) -> None:
+    rows = [{"id": name, "q": f"which {place}?", "p": f"{place}"} for place, name in enumerate(["x", None, None])]
+    panel = load_dataset_panel(parse_dataset(write(tmp_path / "rows.jsonl", rows), "id=id,query=q,positive=p"))
+    assert [query.id for query in panel.queries] == ["x", "q2", "q3"]
+
+
 def test_labels_for_unknown_documents_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"q": "a", "docs": ["x"], "grades": [1, 0]}])
     with pytest.raises(UsageError, match="row 1: 2 labels for 1 documents"):
@@ -154,6 +170,11 @@ def test_a_folder_has_splits_and_a_csv_file_is_read(tmp_path: Path) -> None:
         ({"q": "a", "p": "x"}, "query=q,positive=gone", "row 1: there is no column 'gone'"),
         ({"q": "a", "p": "x"}, "query=q,positive_image=p", "positive_image is no picture"),
         ({"q": "a", "p": "x", "l": ["bad"]}, "query=q,documents=p,labels=l", "label 'bad' is no grade"),
+        (
+            {"q": "a", "p": "x", "l": [101]},
+            "query=q,documents=p,labels=l",
+            "row 2: the label 101 is no grade from 0 to 100",
+        ),
     ],
 )
 def test_what_a_row_lacks_is_said_with_its_number(
