@@ -46,7 +46,10 @@ def copy_ledgers(parts: Sequence[Path], target: Path) -> None:
 
 def _answers(part: Path, identity: Identity) -> Iterator[tuple[str, Answer]]:
     lines = _whole_lines(part)
-    read_header(next(lines, b""), identity, part)
+    try:
+        read_header(next(lines, b""), identity, part)
+    except UsageError as error:  # whose hint is for who writes a ledger
+        raise UsageError(error.message, "Verify that shard again.") from error
     yield from (_answer(part, number, line) for number, line in enumerate(lines, start=2))
 
 

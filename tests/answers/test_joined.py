@@ -55,8 +55,9 @@ def test_a_part_that_is_not_there_is_not_made(parts: list[Path], tmp_path: Path)
 
 def test_what_is_no_ledger_of_the_same_scorer_is_refused(parts: list[Path], tmp_path: Path) -> None:
     open_ledger(tmp_path / "c.jsonl", replace(IDENTITY, numbers="bfloat16 on cpu")).close()
-    with pytest.raises(UsageError, match=r"c\.jsonl holds answers of another run: its numbers"):
+    with pytest.raises(UsageError, match=r"c\.jsonl holds answers of another run: its numbers") as caught:
         read_ledgers([*parts, tmp_path / "c.jsonl"], Task.RERANK)
+    assert caught.value.hint == "Verify that shard again."
     for content in ("", "torn header", "notes\n", "[]\n"):
         (tmp_path / "notes").write_text(content)
         with pytest.raises(UsageError, match="notes is no ledger"):
