@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -37,19 +37,14 @@ def resumable(scorer: Scorer, output: Path | None, *, force: bool) -> Iterator[S
 
     What it has answered is forgotten when the block, in which the output is written, ends well.
     """
-    if output is None:
-        try:
+    with closing(scorer):
+        if output is None:
             yield scorer
-        finally:
-            scorer.close()
-        return
-    partial = output.with_name(output.name + _PARTIAL)
-    remembering = Remembering(scorer, open_ledger(partial, scorer.identity, anew=force))
-    try:
-        yield remembering
-        partial.unlink()
-    finally:
-        remembering.close()
+            return
+        partial = output.with_name(output.name + _PARTIAL)
+        with open_ledger(partial, scorer.identity, anew=force) as ledger:
+            yield Remembering(scorer, ledger)
+            partial.unlink()
 
 
 @contextmanager

@@ -78,8 +78,10 @@ class Remembering:
 
     def close(self) -> None:
         """Free the model and let go of the ledger."""
-        self._scorer.close()
-        self._ledger.close()
+        try:
+            self._scorer.close()
+        finally:
+            self._ledger.close()
 
     def _ask(
         self, questions: Sequence[QuestionT], ask: Callable[[Sequence[QuestionT], Answered], Any], answered: Answered

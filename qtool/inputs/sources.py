@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from qtool.errors import NetworkError, UsageError
+from qtool.errors import NetworkError, SetupError, UsageError
 
 if TYPE_CHECKING:
     import httpx
@@ -85,6 +85,8 @@ def _fetched(url: str, max_bytes: int, deadline: float, tries: int = 0) -> bytes
             raise _failure(error) from error
     except UnicodeError as error:  # a host with an empty label, or one of more than 63 characters
         raise UsageError(f"no address ({error})") from error
+    except (ImportError, ValueError) as error:  # SOCKS without its package, a proxy that is no address
+        raise SetupError(f"no HTTP client can be made ({error})", "Does HTTP_PROXY say what it should?") from error
     time.sleep(_PAUSES[tries])
     return _fetched(url, max_bytes, deadline, tries + 1)
 

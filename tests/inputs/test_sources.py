@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qtool.errors import NetworkError, QtoolError, UsageError
+from qtool.errors import NetworkError, QtoolError, SetupError, UsageError
 from qtool.inputs import sources, vision
 from qtool.inputs.limits import OFFICIAL_LIMITS, PixelLimits, fitted
 from qtool.inputs.vision import load_image, patchify
@@ -174,3 +175,11 @@ def test_a_data_url_needs_no_type_and_a_folder_or_device_is_no_picture(tmp_path:
 def test_a_host_that_no_name_service_knows_by_rule_is_no_address(host: str) -> None:
     with pytest.raises(UsageError, match=r"cannot read the picture http://.*no address"):
         load_image(f"http://{host}/x.png")
+
+
+@pytest.mark.parametrize("proxy", ["gopher://proxy", "socks5://127.0.0.1:1"])
+def test_a_proxy_that_cannot_be_used_is_a_matter_of_the_machine(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as where it is not installed
+    with pytest.raises(SetupError, match="no HTTP client can be made"):
+        load_image("http://example.org/x.png")

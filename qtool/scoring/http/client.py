@@ -78,7 +78,10 @@ class HttpClient:
 
     def find(self, path: str) -> Any:
         """The JSON at `path`; None where the server has no such page, or one that is not JSON. Raises NetworkError."""
-        response = self._looked("GET", path, None)
+        response = self._sent("GET", path, None, "qtool")
+        if response.is_server_error and response.status_code != HTTPStatus.NOT_IMPLEMENTED:
+            hint = "Is the server well, and has it loaded its model?"
+            raise NetworkError(f"qtool: {self._said(response, path)}", hint)
         if response.status_code in _LOCKED:
             raise self._failed(response, path, "qtool")
         try:
@@ -87,8 +90,12 @@ class HttpClient:
             return None
 
     def takes(self, path: str) -> bool:
-        """Whether the server does something at `path`: it then finds fault with an empty question. Raises NetworkError."""
-        return self._looked("POST", path, {}).status_code not in (*_NO_SUCH_PAGE, HTTPStatus.NOT_IMPLEMENTED)
+        """Whether the server does something at `path`: it then finds fault with an empty question, or stumbles over it (500).
+
+        Raises NetworkError.
+        """
+        status = self._sent("POST", path, {}, "qtool").status_code
+        return status not in (*_NO_SUCH_PAGE, HTTPStatus.NOT_IMPLEMENTED)
 
     def ask(self, name: str, paths: str | Sequence[str], body: Any) -> Any:
         """The JSON answer to `body`, asked for `name`, of the first page that is there. Raises NetworkError or ModelError."""
@@ -107,15 +114,6 @@ class HttpClient:
         """See `ask`; None where the server has no such page."""
         response = self._sent("POST", path, body, name)
         return None if response.status_code in _NO_SUCH_PAGE else self._answer(response, path, name)
-
-    def _looked(self, method: str, path: str, body: Any) -> httpx.Response:
-        """An answer that tells what the server has, as 501 does; any other failure of the server's own does not."""
-        response = self._sent(method, path, body, "qtool")
-        if response.is_server_error and response.status_code != HTTPStatus.NOT_IMPLEMENTED:
-            raise NetworkError(
-                f"qtool: {self._said(response, path)}", "Is the server well, and has it loaded its model?"
-            )
-        return response
 
     def _answer(self, response: httpx.Response, path: str, name: str) -> Any:
         if not response.is_success:

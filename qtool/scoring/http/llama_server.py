@@ -119,7 +119,8 @@ class _ServerTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> _Encoding:  # noqa: FBT001, FBT002 - theirs
         body = {"content": normalized(text), "add_special": add_special_tokens, "parse_special": True}
-        ids = self._client.ask("qtool", "/tokenize", body).get("tokens")
+        answer = self._client.ask("qtool", "/tokenize", body)
+        ids = answer.get("tokens") if isinstance(answer, dict) else None
         if not isinstance(ids, list):
             raise ModelError(f"{self._client.url}/tokenize gives no tokens.")
         return _Encoding(ids)

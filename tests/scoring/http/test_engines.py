@@ -12,7 +12,7 @@ from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.inputs.items import Item, Pair, Video
 from qtool.scoring.http.detect import ServerKind
 from qtool.scoring.http.scorer import HttpOptions, open_http
-from tests.scoring.servers import HTML, Reply, many, serving
+from tests.scoring.servers import HTML, Reply, jina, many, results, serving
 
 QUICK = HttpOptions(retries=0, timeout=5)
 
@@ -78,17 +78,25 @@ def test_of_several_models_one_must_be_named():
 LOADING = {"error": {"message": "Loading model"}}
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_server_that_is_still_loading_is_not_taken_for_another_engine_or_task(status):
-    pages = {"/v1/models": {"data": [{"id": "listed"}]}}
-    asking = (lambda path, _: pages.get(path, Reply(LOADING, status)), "/props")
-    ranking = (lambda path, _: (pages | {"/props": PAGES["/props"]}).get(path, Reply(LOADING, status)), "/v1/rerank")
-    for answer, page in (asking, ranking):
-        with (
-            serving(answer) as server,
-            pytest.raises(NetworkError, match=f"qtool: {server.url}{page} answers {status}: Loading model"),
-        ):
-            open_http(server.url, QUICK)
+@pytest.mark.parametrize(("page", "status"), [("/props", 429), ("/props", 500), ("/props", 503), ("/v1/rerank", 503)])
+def test_a_server_that_is_still_loading_is_not_taken_for_another_engine_or_task(page, status):
+    pages = {"/v1/models": {"data": [{"id": "listed"}]}, "/props": PAGES["/props"]}
+    pages.pop(page, None)
+    with (
+        serving(lambda path, _: pages.get(path, Reply(LOADING, status))) as server,
+        pytest.raises(NetworkError, match=f"qtool: {server.url}{page} answers {status}: Loading model"),
+    ):
+        open_http(server.url, QUICK)
+
+
+def test_a_page_that_stumbles_over_an_empty_question_is_there():
+    answer = jina(lambda *_: results(0.5))
+    with (
+        serving(lambda path, body: answer(path, body) if body else Reply({}, 500) if body == {} else None) as server,
+        open_http(server.url, QUICK) as scorer,
+    ):
+        assert scorer.task is Task.RERANK
+        assert scorer.score(many(1)) == [0]
 
 
 @pytest.mark.parametrize("kind", [None, ServerKind.VLLM, ServerKind.TEI])
