@@ -1,7 +1,8 @@
 """Answers kept from one run to the next, in the user's cache.
 
-Rule: only those of a pinned identity: what a server answers today, it may not answer tomorrow. And no run ends for the
-cache's sake: what cannot be read or written is said once, and the models are asked.
+Rule: only those of a pinned identity, to questions whose content is pinned too: what a server answers today, or shows at
+an address, it may not tomorrow. And no run ends for the cache's sake: what cannot be read or written is said once, and
+the models are asked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from qtool.answers.keys import names_content
 from qtool.answers.ledger import Ledger, open_ledger
 from qtool.answers.lines import Answer, answer_line, read_answer
 from qtool.answers.remembering import Remembering
@@ -44,7 +46,7 @@ def cached(scorer: Scorer) -> Scorer:
     if not scorer.identity.is_pinned:
         return scorer
     try:
-        return Remembering(scorer, _Forgiving(_opened(scorer.identity)))
+        return Remembering(scorer, _CacheLedger(_opened(scorer.identity)))
     except (QtoolError, OSError):
         return scorer
 
@@ -60,8 +62,8 @@ def _opened(identity: Identity) -> Ledger:
     return open_ledger(path, identity, is_shared=True)
 
 
-class _Forgiving:
-    """A ledger that goes on in memory where the disk takes no more."""
+class _CacheLedger:
+    """A ledger that goes on in memory where the disk takes no more, and for what is not to be kept."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -75,15 +77,19 @@ class _Forgiving:
         return self._unkept[key] if key in self._unkept else self._ledger[key]
 
     def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
-        """Remember an answer, on the disk until that fails once."""
+        """Remember an answer, on the disk if it may be kept and until that fails once."""
+        if not (names_content(question) and self._is_kept(key, question, answer)):
+            self._unkept[key] = read_answer(answer_line(key, question, answer))[1]  # as the ledger would give it back
+
+    def _is_kept(self, key: str, question: Pair | Item, answer: Answer) -> bool:
+        if self._is_full:
+            return False
         try:
-            if not self._is_full:
-                self._ledger.write(key, question, answer)
+            self._ledger.write(key, question, answer)
         except SetupError as error:
             log.warning("%s From here on, answers are not cached.", error.message)
             self._is_full = True
-        if self._is_full:
-            self._unkept[key] = read_answer(answer_line(key, question, answer))[1]  # as the ledger would give it back
+        return not self._is_full
 
     def close(self) -> None:
         """Let go of the file."""

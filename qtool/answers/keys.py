@@ -1,7 +1,7 @@
 """What a question is known by: a hash of all that a scorer is shown of it.
 
 Rule: ids and labels do not count, files count by their bytes and pictures in memory by their pixels. What lies behind an
-http(s) address is not fetched for this: there the address counts.
+http(s) address is not fetched for this: there the address counts, and only as long as `names_content` need not hold.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from qtool.inputs.vision import to_rgb
 
 _NOT_SHOWN: Final = ("id", "label")
 _BLOCK: Final = 1 << 20
-_ADDRESSES: Final = ("data:", "http://", "https://")
+_ELSEWHERE: Final = ("http://", "https://")
+_ADDRESSES: Final = ("data:", *_ELSEWHERE)
+
+
+def names_content(question: Pair | Item) -> bool:
+    """Whether the question's key stands for its content for ever: no picture or video lies behind an http(s) address."""
+    items = (question.query, question.document) if isinstance(question, Pair) else (question,)
+    sources = [source for item in items for source in (*item.image, *(video.source for video in item.video))]
+    flat = [part for source in sources for part in (source if isinstance(source, tuple) else (source,))]
+    return not any(isinstance(source, str) and source.startswith(_ELSEWHERE) for source in flat)
 
 
 class QuestionKeys:

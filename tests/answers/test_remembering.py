@@ -2,21 +2,25 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from qtool.answers import ledger
 from qtool.answers.cache import cached, cached_answers
 from qtool.answers.ledger import open_ledger
 from qtool.answers.remembering import Remembering
 from qtool.inputs.builtin import find_panel
-from qtool.inputs.items import Item, Pair
+from qtool.inputs.items import Item, Pair, Video
 from qtool.inputs.panels import load_panel
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import Answered, Scorer
+from tests.inputs.site import serve
 
 PAIRS = load_panel(find_panel("demo-mixed")).first(1).pairs[:8]
 ITEMS = [PAIRS[0].query, *(pair.document for pair in PAIRS[:4])]
@@ -103,6 +107,38 @@ def test_a_warm_cache_answers_without_loading_the_model(tmp_path: Path, monkeypa
     assert file == cached_answers(cold.identity)
     monkeypatch.setattr("qtool.scoring.reference.load", lambda *_: pytest.fail("weights were loaded"))
     assert cached(open_runtime("qtool-demo-reranker")).score(PAIRS[:3]) == scores
+
+
+def test_what_lies_behind_an_address_is_cached_for_one_run_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QTOOL_CACHE", str(tmp_path))
+    pages, vectors = {}, []
+    with serve(pages) as site:
+        address = f"{site.url}/x.png"
+        items = [
+            Item("here", ("x",)),
+            Item("there", image=(address,)),
+            Item("film", video=(Video((address, address)),)),
+        ]
+        for colour in ("red", "blue"):
+            pages["/x.png"] = png(colour)
+            site.asked.clear()
+            with closing(cached(open_runtime("qtool-demo-embedder"))) as scorer:
+                vectors.append(scorer.embed(items))
+                seen = len(site.asked)
+                np.testing.assert_array_equal(scorer.embed(items), vectors[-1])
+                assert len(site.asked) == seen > 0
+    is_equal = (vectors[0] == vectors[1]).all(axis=1)
+    assert is_equal.tolist() == [True, False, False]
+    (file,) = tmp_path.rglob("*.jsonl")
+    assert len(file.read_text().splitlines()) == 2  # a header, and "here"
+
+
+def png(colour: str) -> bytes:
+    target = BytesIO()
+    Image.new("RGB", (64, 64), colour).save(target, "PNG")
+    return target.getvalue()
 
 
 def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
