@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
 from qtool.errors import QtoolError
 from qtool.progress import Progress, StageProgress
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
     from rich.progress import ProgressColumn, TaskID
+    from rich.text import Text
+
+_WIDTH_OF_FILES: Final = 160
+"""Columns where no terminal says how many: room for the names of files in tables."""
 
 
 @cache
@@ -34,7 +39,9 @@ def _console(*, stderr: bool) -> Console:
         def on_broken_pipe(self) -> None:  # rich's own ends the process with 1
             _mute(self.file)
 
-    return Unoffended(stderr=stderr, highlight=False)
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
+    return Unoffended(stderr=stderr, highlight=False, width=width)
 
 
 @contextmanager
@@ -54,12 +61,24 @@ def _mute(stream: IO[str]) -> None:
 
 def show_status(message: str) -> None:
     """One line of status."""
-    _console(stderr=True).print(message, markup=False)
+    _console(stderr=True).print(message, markup=False, soft_wrap=True)
 
 
 def show_result(result: RenderableType) -> None:
     """The result, for a person."""
-    _console(stderr=False).print(result)
+    _console(stderr=False).print(result, crop=False)
+
+
+def unwrapped(line: str, style: str = "") -> Text:
+    """A line of a result that somebody may copy, such as a command: a terminal may break it to show it, nothing here does."""
+    from rich.text import Text
+
+    return Text(line, style, no_wrap=True, overflow="ignore")
+
+
+def written(output: Path, command: str, arguments: str = "") -> Text:
+    """What was written, and the command that says more about it."""
+    return unwrapped(f"Wrote {output}. Next: qtool {command} {shlex.quote(str(output))}{arguments}")
 
 
 def show_line(result: str) -> None:

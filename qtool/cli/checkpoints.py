@@ -55,7 +55,6 @@ def recipes(
 ) -> None:
     """List the built-in recipes, or show one."""
     from rich.table import Table
-    from rich.text import Text
 
     from qtool.recipe import builtin_recipes, load_recipe
 
@@ -64,7 +63,10 @@ def recipes(
     for each in loaded:
         table.add_row(each.recipe.name, each.recipe.scheme, each.recipe.description)
     data = {"schema_version": 1, "recipes": [{**each.recipe.model_dump(), "sha256": each.sha256} for each in loaded]}
-    show(data, Text(loaded[0].text.rstrip()) if name else table, as_json=json)
+    if name and not json:
+        console.show_line(loaded[0].text.rstrip())  # to start one's own from
+    else:
+        show(data, table, as_json=json)
 
 
 def doctor(*, json: Json = False) -> None:

@@ -107,10 +107,12 @@ def repair_gguf(
 ) -> None:
     """Give a GGUF file the rank head, pooling and prompt that it lacks; all else stays byte for byte."""
     from rich.console import Group
+    from rich.text import Text
 
     from qtool.convert.repair import RepairOptions
     from qtool.convert.repair import repair_gguf as run
 
     with console.byte_bar("Repairing") as progress:
         summary = run(RepairOptions(broken, output, base, parse_task(task), instruction, force), progress)
-    show(summary.to_json(), Group(*summary.changes, f"Wrote {output}. Next: qtool inspect {output}"), as_json=json)
+    for_people = Group(*map(Text, summary.changes), console.written(output, "inspect"))
+    show(summary.to_json(), for_people, as_json=json)

@@ -71,8 +71,6 @@ def score(
     json: Json = False,
 ) -> None:
     """Score the pairs of a panel: log-odds and probability of each, as JSON lines."""
-    from rich.text import Text
-
     from qtool.answers.score import ScoreOptions
     from qtool.answers.score import score as run
     from qtool.scoring.runtime import RuntimeOptions
@@ -88,7 +86,7 @@ def score(
     if output is None and not json:
         console.show_lines(pair.line for pair in scores.pairs)
     else:
-        show(scores.to_json(), Text(f"{len(scores.pairs):,} pairs in {output}"), as_json=json)
+        show(scores.to_json(), console.unwrapped(f"{len(scores.pairs):,} pairs in {output}"), as_json=json)
 
 
 def embed(
@@ -121,8 +119,6 @@ def embed(
     json: Json = False,
 ) -> None:
     """Embed a panel's queries and documents, or lines of text: vectors as .npy."""
-    from rich.text import Text
-
     from qtool.answers.embed import EmbedOptions, Texts
     from qtool.answers.embed import embed as run
     from qtool.scoring.runtime import RuntimeOptions
@@ -139,9 +135,8 @@ def embed(
     with console.stage_bar("items") as progress:
         done = run(options, progress)
     count, width = done.vectors.shape
-    show(
-        done.to_json(), Text(f"{count:,} vectors of {width} in {output}, what they are of in {done.ids}"), as_json=json
-    )
+    where = f"{count:,} vectors of {width} in {output}, what they are of in {done.ids}"
+    show(done.to_json(), console.unwrapped(where), as_json=json)
 
 
 def _panel(panels: Sequence[str], limit: int | None, shard: str | None, instruction: str | None) -> PanelChoice:

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qtool.console import human_size
+from qtool.console import human_size, written
 from qtool.convert.files import INTERMEDIATE, PlannedFile
 from qtool.convert.job import Job
 from qtool.formats.ggml import NVFP4
@@ -97,8 +97,14 @@ def summary_table(summary: ConversionSummary, output: Path | None, *, dry_run: b
     if summary.rank_template is not None:
         lines.append(f"rank head: yes and no rows; baked prompt: {summary.rank_template!r}")
     lines += [f"WARNING: {warning}" for warning in summary.warnings]
-    lines.append("Dry run: nothing was written." if dry_run else f"Wrote {output}. Next: qtool inspect {output}")
-    return Group(table, Text(""), *map(Text, lines))
+    return Group(table, Text(""), *map(Text, lines), _closing(summary, output, dry_run=dry_run))
+
+
+def _closing(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> Text:
+    if dry_run or output is None:
+        return Text("Dry run: nothing was written.")
+    # Of a file that was written in parts there is none of its name.
+    return written(output if output.exists() else output.with_name(summary.files[0].name), "inspect")
 
 
 def _numbers(file: FileSummary) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qtool.console import human_size
+from qtool.console import human_size, unwrapped
 from qtool.inspection.finding import Finding, Severity
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _artefact(artefact: Artefact) -> Iterator[RenderableType]:
     if artefact.markers:
         yield _markers(artefact)
     for finding in artefact.findings:
-        yield _finding(finding)
+        yield from _finding(finding)
 
 
 def _classes(classes: tuple[TensorClass, ...]) -> Table:
@@ -74,12 +74,10 @@ def _markers(artefact: Artefact) -> Table:
     return table
 
 
-def _finding(finding: Finding) -> Text:
-    text = Text(f"{finding.severity.value} ", style=_STYLE[finding.severity])
-    text.append(f"{finding.code}: {finding.sentence}", style="default")
+def _finding(finding: Finding) -> Iterator[Text]:
+    yield Text.assemble((f"{finding.severity.value} ", _STYLE[finding.severity]), f"{finding.code}: {finding.sentence}")
     if finding.remedy:
-        text.append(f"\n    {finding.remedy}", style="dim")
-    return text
+        yield unwrapped(f"    {finding.remedy}", "dim")
 
 
 def _verdict(report: InspectionReport) -> Text:

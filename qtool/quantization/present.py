@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qtool.console import human_size
+from qtool.console import human_size, written
 from qtool.quantization.summary import QuantizationSummary, TensorClass
 
 _BECOMES: Final = {"quantize": "NVFP4", "copy": "unchanged", "drop": "left out"}
@@ -26,7 +26,7 @@ def summary_table(summary: QuantizationSummary, output: Path | None, *, dry_run:
         table.add_row(*map(Text, _row(each)))
     reasons = [Text(f"{each.rule}: {each.reason}") for each in summary.classes if each.action != "quantize"]
     blank = Text("")
-    return Group(table, blank, *reasons, blank, Text(_totals(summary)), Text(_closing(output, dry_run=dry_run)))
+    return Group(table, blank, *reasons, blank, Text(_totals(summary)), _closing(output, dry_run=dry_run))
 
 
 def _row(each: TensorClass) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def _totals(summary: QuantizationSummary) -> str:
     )
 
 
-def _closing(output: Path | None, *, dry_run: bool) -> str:
-    if dry_run:
-        return "Dry run: nothing was written."
-    return f"Wrote {output}. Next: qtool verify {output} --reference MODEL"
+def _closing(output: Path | None, *, dry_run: bool) -> Text:
+    if dry_run or output is None:
+        return Text("Dry run: nothing was written.")
+    return written(output, "verify", " --reference MODEL")
