@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from qtool import cli
+from qtool import resources
 from qtool.arguments import parse_size
 from qtool.errors import UsageError
 from tests.tiny import text_config, write_checkpoint
@@ -91,95 +92,6 @@ def test_the_traceback_shows_only_on_request(tmp_path):
     assert "Traceback" in qtool("quantize", tmp_path, "--dry-run", QTOOL_DEBUG="1").stderr
 
 
-def _torchs(message):
-    return type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})(message)
-
-
-def ended(monkeypatch, error):
-    """The exit code of a command line that raises `error` somewhere."""
-
-    def app():
-        raise error
-
-    monkeypatch.setattr(cli, "app", app)
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return caught.value.code
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (OSError(28, "No space left on device", "/full/x"), 4, "The system refused: /full/x: No space left on device."),
-        (OSError("no model\nthere"), 4, "The system refused: no model there"),
-        (MemoryError(), 4, "There is not enough memory."),
-        (_torchs("CUDA out of memory."), 4, "There is not enough GPU memory: CUDA out of memory."),
-        (ValueError("a\nb"), 70, "qtool itself failed: ValueError: a b"),
-        (KeyError("x"), 70, "qtool itself failed: KeyError: 'x'"),
-        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 70, "UnicodeEncodeError"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
-)
-def test_a_crash_is_no_verdict(error, code, message, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert ended(monkeypatch, error) == code
-    said = capsys.readouterr()
-    assert message in said.err.splitlines()[0]
-    assert "Traceback" not in said.err
-    assert said.out == ""
-
-
-def test_a_crash_tells_how_to_see_its_traceback(monkeypatch, capsys):
-    assert ended(monkeypatch, ValueError("x" * 9999)) == 70
-    first, second = capsys.readouterr().err.splitlines()
-    assert len(first) < 400
-    assert "Set QTOOL_DEBUG=1 for the traceback." in second
-    monkeypatch.setenv("QTOOL_DEBUG", "1")
-    assert ended(monkeypatch, ValueError("here")) == 70
-    said = capsys.readouterr().err
-    assert "Traceback" in said
-    assert "ValueError: here" in said
-
-
-def test_nothing_that_a_command_raises_ends_with_the_1_of_a_verdict():
-    script = "import sys; from qtool import cli\n"
-    script += "class PanicException(BaseException): pass\n"  # as Rust's reach Python
-    script += "def stop(): raise {}\n"
-    script += "cli.app.command('stop')(stop); sys.argv = ['qtool', 'stop']; cli.main()"
-    for error, code in (("EOFError('torn')", 70), ("BrokenPipeError(32, 'Broken')", 4), ("PanicException('torn')", 70)):
-        done = subprocess.run([sys.executable, "-c", script.format(error)], check=False, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        assert done.stderr.startswith("error: ")
-
-
-@pytest.mark.parametrize(
-    "show", ["line('x' * 99999)", "line('x')", "json({})", "lines(['x'])", "result('x')", "status('x')"]
-)
-def test_a_reader_who_left_changes_no_exit_code(show):
-    script = "import sys, typer; from qtool import cli, console\n"
-    script += f"def end():\n console.show_{show}\n console.show_{show}\n raise typer.Exit(7)\n"
-    script += "cli.app.command('end')(end); sys.argv = ['qtool', 'end']; sys.stdin.read(); cli.main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as left:
-        (left.stderr if "status" in show else left.stdout).close()
-        left.stdin.close()
-        assert (left.stdout if "status" in show else left.stderr).read() == b""
-    assert left.returncode == 7
-
-
-def test_an_interruption_is_130_and_a_reader_who_left_is_not_told():
-    script = "import sys; from qtool import cli\n"
-    script += "def stop(): raise KeyboardInterrupt\n"
-    script += "cli.app.command('stop')(stop); sys.argv = ['qtool', 'stop']; cli.main()"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 130
-    with subprocess.Popen(
-        [sys.executable, "-m", "qtool", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as left:
-        left.stdout.close()
-        assert left.stderr.read() == b""
-
-
 def test_json_holds_a_path_that_is_no_utf8(model, tmp_path):
     artefact = os.fsencode(tmp_path) + b"/caf\xe9"
     shutil.copytree(os.fsencode(model), artefact)
@@ -196,6 +108,19 @@ def test_an_address_that_is_none_is_a_wrong_command_line(address):
     done = qtool("score", address, "--panel", "demo-text")
     assert done.returncode == 2, done.stderr
     assert "no server's address" in done.stderr
+
+
+def test_a_shown_recipe_is_the_recipe_and_can_be_used():
+    shown = subprocess.run([sys.executable, "-m", "qtool", "recipes", "nvfp4-w4a16"], capture_output=True, check=True)
+    assert shown.stdout.rstrip() == resources.path("recipes/nvfp4-w4a16.yaml").read_bytes().rstrip()
+
+
+def test_a_command_to_copy_is_one_line_however_narrow_the_terminal(tmp_path):
+    output = tmp_path / ("long name " * 8) / "m.gguf"
+    output.parent.mkdir()
+    said = qtool("convert-gguf", "qtool-demo-reranker", "-o", output, "--split-max-size", "2MB", COLUMNS="40").stdout
+    command = next(line for line in said.splitlines() if "Next: " in line).partition("Next: qtool ")[2]
+    assert qtool(*shlex.split(command)).returncode == 0
 
 
 def test_recipes_are_listed_and_shown():

@@ -47,7 +47,8 @@ def cached(scorer: Scorer) -> Scorer:
         return scorer
     try:
         return Remembering(scorer, _CacheLedger(_opened(scorer.identity)))
-    except (QtoolError, OSError):
+    except (QtoolError, OSError) as error:
+        log.warning("Answers are not cached: %s", error)
         return scorer
 
 

@@ -9,11 +9,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 
-from qtool.answers.outputs import check_outputs, replacing, resumable
+from qtool.answers.outputs import check_output, replacing, resumable
 from qtool.answers.panel import PanelChoice
 from qtool.answers.score import Counter
 from qtool.arch.spec import Task
@@ -24,6 +25,8 @@ from qtool.scoring.runtime import RuntimeOptions, open_runtime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_BEGINNING: Final = b'{"row": '
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Embedded:
 
 def embed(options: EmbedOptions, progress: StageProgress | None = None) -> Embedded:
     """Embed and write. Raises UsageError for a reranker; what was answered before any error is kept for the next run."""
-    check_outputs(options.output, options.ids_file, force=options.force)
+    check_output(options.output, MAGIC_PREFIX, force=options.force)
+    check_output(options.ids_file, _BEGINNING, force=options.force)
     if options.dim is not None and options.dim < 1:
         raise UsageError(f"A vector of {options.dim} dimensions holds nothing.")
     scorer = open_runtime(options.target, options.runtime)

@@ -22,13 +22,22 @@ _PARTIAL: Final = ".partial"
 _NEW: Final = ".new"
 
 
-def check_outputs(*outputs: Path, force: bool) -> None:
-    """Raise UsageError where one exists, or is a folder."""
-    for output in outputs:
-        if output.is_dir():
-            raise UsageError(f"{output} is a folder.", "Name a file.")
-        if not force and (output.exists() or output.is_symlink()):
-            raise UsageError(f"{output} exists.", "Choose another --output, or pass --force to replace it.")
+def check_output(output: Path, beginning: bytes, *, force: bool) -> None:
+    """Raise UsageError where it exists, and with `force` where it does not begin as what is to be written there does."""
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder.", "Name a file.")
+    if not force and (output.exists() or output.is_symlink()):
+        raise UsageError(f"{output} exists.", "Choose another --output, or pass --force to replace it.")
+    if output.exists() and not _begins(output, beginning):
+        raise UsageError(f"{output} was not written by this command.", "Choose another --output.")
+
+
+def _begins(file: Path, beginning: bytes) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(beginning)) in (beginning, b"")
+    except OSError as error:
+        raise SetupError(f"{file} cannot be read: {error.strerror}.") from error
 
 
 @contextmanager

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from qtool.answers.outputs import check_outputs, replacing, resumable
+from qtool.answers.outputs import check_output, replacing, resumable
 from qtool.answers.panel import PanelChoice
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.progress import StageProgress
 from qtool.scoring.probability import sigmoid
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
+
+_BEGINNING: Final = b'{"query_id": '
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Scores:
 def score(options: ScoreOptions, progress: StageProgress | None = None) -> Scores:
     """Score a panel. Raises UsageError for an embedder; what was answered before any error is kept for the next run."""
     if options.output is not None:
-        check_outputs(options.output, force=options.force)
+        check_output(options.output, _BEGINNING, force=options.force)
     panel = options.panel.load()
     scorer = open_runtime(options.target, options.runtime)
     if scorer.task is not Task.RERANK:

@@ -15,6 +15,7 @@ from qtool.checkpoint.sidecars import SIDECAR_PATTERNS
 from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
 
 _SCHEME: Final = "hf://"
+_FILES: Final = (".gguf", ".safetensors", ".json", ".jsonl")
 _WANTED: Final = (
     "config.json",
     "*.safetensors",
@@ -54,11 +55,20 @@ def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
     if in_name and revision not in (None, in_name):
         raise UsageError(f"{model} names one revision and --revision another.")
     parts = repo.split("/")
-    if len(parts) != 2 or not all(parts) or repo.startswith((".", "~")):
+    if len(parts) != 2 or not all(parts) or is_path(model):
         raise UsageError(
             f"{model} is no folder here and no repository.", "Pass a folder, org/name or hf://org/name@revision."
         )
     return repo, in_name or revision
+
+
+def is_path(target: str) -> bool:
+    """Whether a target that is not here is a mistyped path all the same, and no `org/name` for the hub to look for."""
+    if target.startswith(_SCHEME):
+        return False
+    path = Path(target)
+    begins_here = target.startswith((".", "~", "/")) or (len(path.parts) > 1 and Path(path.parts[0]).exists())
+    return begins_here or path.suffix in _FILES or target.count("/") != 1
 
 
 def _download(repo: str, revision: str | None, token: str | None) -> Path:

@@ -97,16 +97,17 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 @contextmanager
 def _staged(target: Path, finish: Callable[[Path, Path], None]) -> Iterator[Path]:
     partial = target.with_name(target.name + PARTIAL)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
-        try:
-            yield partial
-            _sync_tree(partial)
-            finish(partial, target)
-        except OSError as error:
-            raise _explained(error, target) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(partial):
+            try:
+                yield partial
+                _sync_tree(partial)
+                finish(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise _explained(error, target) from error
 
 
 @contextmanager

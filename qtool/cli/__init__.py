@@ -20,7 +20,7 @@ _SHOWN: Final = 300
 
 
 class _Commands(TyperGroup):
-    """The commands; typer would end with 1 where one raises what it takes for its user's or its reader's leaving."""
+    """The commands; typer would end with 1 where one raises what it takes for its reader's leaving, and silently on Ctrl-C."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the one that was asked for."""
@@ -28,6 +28,9 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except (EOFError, BrokenPipeError) as error:
             raise _told(error) from error
+        except KeyboardInterrupt:
+            console.show_status("Interrupted.")
+            raise
 
 
 app = typer.Typer(

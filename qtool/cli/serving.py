@@ -19,7 +19,9 @@ def serve_command(
     artefact: Annotated[str, typer.Argument(metavar="ARTEFACT", help="A checkpoint's folder or a GGUF file.")],
     *,
     engine: Annotated[str, typer.Option(help="vllm, llama-server or sglang.")],
-    port: Annotated[int | None, typer.Option(help="Serve there.", show_default="the engine's own")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Serve there.", show_default="the engine's own")
+    ] = None,
     write_template: Annotated[
         Path | None,
         typer.Option(

@@ -56,6 +56,8 @@ def _opened(path: str, config: str | None, revision: str | None) -> Any:
     import datasets
 
     local = Path(path)
+    if not local.exists() and (local.suffix in _FORMATS or path.startswith((".", "~", "/"))):
+        raise UsageError(f"There is no file or folder {path}.")
     if not local.is_file():
         return datasets.load_dataset(path, config, revision=revision, streaming=True)
     if local.suffix not in _FORMATS:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from qtool import resources
 from qtool.checkpoint.mirror import mirror_headers
 from qtool.checkpoint.remote import HubRepository
+from qtool.checkpoint.source import is_path
 from qtool.errors import UsageError
 from qtool.gguf_file.byte_source import ByteSource, FileBytes
 
@@ -154,8 +155,7 @@ def open_place(target: str, revision: str | None = None, token: str | None = Non
 
 def _hub_address(target: str) -> tuple[str, str | None, str | None]:
     match = _HUB_ADDRESS.fullmatch(target.removeprefix(_SCHEME))
-    is_path = not target.startswith(_SCHEME) and (target.startswith((".", "~")) or target.count("/") != 1)
-    if match is None or is_path:
+    if match is None or is_path(target):
         raise UsageError(
             f"{target} is no file or folder here and no repository.",
             "Pass a file, a folder, org/name or hf://org/name[@revision][/file].",

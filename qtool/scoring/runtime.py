@@ -69,8 +69,14 @@ def gguf_file(target: str) -> Path | None:
 
 
 def projector_beside(model: GgufModel) -> Path | None:
-    """The projector in a model's folder that fits it, None where none does. Raises UsageError where several do."""
+    """The projector in a model's folder that fits it, None where none does, of several the one with the model's name.
+
+    Raises UsageError where several fit and none is named so.
+    """
     folder = model.path.parent
+    own = folder / f"mmproj-{model.path.name}"  # as qtool names what it converts together
+    if own.is_file() and _fits(own, model):
+        return own
     files = [path for path in sorted(folder.glob(f"*{_SUFFIX}")) if _is_projector(path) and _fits(path, model)]
     return _only(folder, files, "projectors", "Choose one with --mmproj.") if files else None
 

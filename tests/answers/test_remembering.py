@@ -151,11 +151,14 @@ def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest
     assert cached_answers(identity).is_relative_to(tmp_path / "home" / ".cache" / "qtool" / "answers")
 
 
-def test_what_is_not_pinned_or_cannot_be_kept_is_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_pinned_or_cannot_be_kept_is_not_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     scorer = open_runtime("qtool-demo-reranker")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("QTOOL_CACHE", str(tmp_path / "file"))
     assert cached(scorer) is scorer
+    assert "Answers are not cached: " in caplog.text
     monkeypatch.setenv("QTOOL_CACHE", str(tmp_path / "fine"))
     unpinned = replace(scorer.identity, is_pinned=False)
     monkeypatch.setattr(scorer, "identity", unpinned)

@@ -94,7 +94,7 @@ def test_an_unreachable_hub_is_a_network_error(tmp_path):
     assert "cannot be reached" in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("model", ["nowhere", "a/b/c", "./missing", "hf://lonely"])
+@pytest.mark.parametrize("model", ["nowhere", "a/b/c", "./missing", "hf://lonely", "org/m.gguf", "tests/m"])
 def test_what_is_neither_folder_nor_repository_is_a_usage_error(model):
     with pytest.raises(UsageError, match="no folder here and no repository"):
         resolve(model)

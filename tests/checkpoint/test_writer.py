@@ -172,6 +172,12 @@ def test_a_full_disk_is_explained(tmp_path):
         raise OSError(28, "No space left on device")
 
 
+def test_a_place_below_a_file_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="file/out could not be written"), staged_folder(tmp_path / "file" / "out"):
+        pytest.fail("nothing can be written there")
+
+
 def test_sidecars_are_found_and_weights_are_not(tmp_path):
     wanted = [
         "1_LogitScore/config.json", "additional_chat_templates/rerank.jinja", "chat_template.jinja",

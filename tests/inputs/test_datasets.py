@@ -215,7 +215,8 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     for name, message in (
         ("rows.txt", r"rows\.txt is no data set"),
         ("broken.jsonl", "could not be read"),
-        ("nowhere", "could not be read"),
+        ("nowhere", "There is no file or folder"),
+        ("gone.jsonl", "There is no file or folder"),
         ("one.jsonl", "nothing to draw negatives from"),
     ):
         with pytest.raises(UsageError, match=message):

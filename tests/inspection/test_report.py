@@ -85,7 +85,9 @@ def test_the_demo_models_are_known_by_name():
     assert not inspect("qtool-demo-reranker").broken
 
 
-@pytest.mark.parametrize("target", ["nowhere", "a/b/c", "./missing", "~/x", "hf://lonely", "missing/model.gguf/x"])
+@pytest.mark.parametrize(
+    "target", ["nowhere", "a/b/c", "./missing", "~/x", "hf://lonely", "missing/model.gguf/x", "a/m.gguf", "tests/m"]
+)
 def test_what_is_neither_here_nor_a_repository_is_a_usage_error(target):
     with pytest.raises(UsageError, match="no file or folder here and no repository"):
         inspect(target)

@@ -86,12 +86,15 @@ def test_two_language_models_or_projectors_must_be_chosen_from(gguf_folder: Path
     shutil.copy(folder / "reranker-F32.gguf", folder / "second.gguf")
     with pytest.raises(UsageError, match=r"2 language models, not one: reranker-F32\.gguf, second\.gguf"):
         open_runtime(str(folder))
-    shutil.copy(folder / "mmproj-reranker-F32.gguf", folder / "mmproj-second.gguf")
+    other = shutil.copy(folder / "mmproj-reranker-F32.gguf", folder / "mmproj-other.gguf")
     with pytest.raises(UsageError, match="2 projectors") as caught:
         open_runtime(str(folder / "second.gguf"))
     assert "--mmproj" in caught.value.hint
-    chosen = RuntimeOptions(mmproj=folder / "mmproj-second.gguf")
-    assert open_runtime(str(folder / "second.gguf"), chosen).identity == open_runtime(str(gguf_folder)).identity
+    chosen = RuntimeOptions(mmproj=other)
+    expected = open_runtime(str(gguf_folder)).identity
+    assert open_runtime(str(folder / "second.gguf"), chosen).identity == expected
+    other.rename(folder / "mmproj-second.gguf")
+    assert open_runtime(str(folder / "second.gguf")).identity == expected  # of two, the one that bears its name
 
 
 def test_a_projector_of_another_model_is_passed_over_unless_it_is_named(gguf_folder: Path, tmp_path: Path) -> None:
