@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-RANK_HEAD: Final = "cls.output.weight"
-TOKEN_EMBEDDING: Final = "token_embd.weight"
-OUTPUT: Final = "output.weight"
+from qtool.gguf_file import head_rows
+
+RANK_HEAD: Final = head_rows.RANK_HEAD
+TOKEN_EMBEDDING: Final = head_rows.TOKEN_EMBEDDING
+OUTPUT: Final = head_rows.OUTPUT
 POSITION_EMBEDDING: Final = "v.position_embd.weight"
 PATCH_EMBEDDINGS: Final = ("v.patch_embd.weight", "v.patch_embd.weight.1")
 """One for each of the two frames that a patch spans."""

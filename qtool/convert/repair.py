@@ -12,22 +12,17 @@ from typing import Any, Final
 
 from gguf.constants import PoolingType
 
-from qtool.arch.detect import detect
-from qtool.arch.prompts import NO, YES, reranker_prompt
+from qtool.arch.prompts import reranker_prompt
 from qtool.arch.spec import Task
-from qtool.checkpoint.reader import open_checkpoint
-from qtool.checkpoint.source import resolve
 from qtool.checkpoint.writer import check_target_file, manifest_of, require_space, staged_files
 from qtool.convert.engine import write_tensors
 from qtool.convert.metadata import task_metadata
-from qtool.convert.names import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING
-from qtool.convert.plan import PlannedTensor, take_inventory
-from qtool.convert.sources import Rows
-from qtool.convert.stored import Stored, StoredRows
+from qtool.convert.names import RANK_HEAD
+from qtool.convert.plan import PlannedTensor
+from qtool.convert.repair_head import repaired_head
+from qtool.convert.stored import Stored
 from qtool.convert.templates import NAMES_KEY, RERANK_KEY, baked_instruction, rank_prompt
-from qtool.convert.tokenizer import read_tokenizer, token_id
 from qtool.errors import ModelError, UsageError
-from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES
 from qtool.gguf_file.layout import GgufLayout, OutputTensor, lay_out_encoded
 from qtool.gguf_file.reader import GgufFile, read_gguf
 from qtool.gguf_file.values import Kind, Value, array, encode_string, encode_value, string
@@ -37,8 +32,6 @@ from qtool.progress import Meter, Progress, no_progress
 
 FAMILIES: Final[Mapping[str, bool]] = {"qwen3": False, "qwen3vl": True}
 """Known architectures, and whether each sees pictures."""
-
-_EXACT: Final = (F32, F16, BF16)
 
 
 @dataclass(frozen=True)
@@ -67,10 +60,10 @@ class RepairSummary:
 
 @dataclass(frozen=True)
 class _Repair:
-    """Fields to set, tensors to put first, and why."""
+    """Fields to set, the rank head to write (None where its own stays), and why."""
 
     fields: Mapping[str, Value]
-    tensors: tuple[PlannedTensor, ...]
+    head: PlannedTensor | None
     changes: tuple[str, ...]
 
 
@@ -81,7 +74,7 @@ def repair_gguf(options: RepairOptions, progress: Progress = no_progress) -> Rep
     repair = _plan(gguf, options)
     if not repair.changes:
         raise UsageError(f"{options.broken} lacks nothing that it needs to {_task(gguf, options).value}.")
-    tensors = [*repair.tensors, *_kept(gguf, options.broken, {t.output.gguf_name for t in repair.tensors})]
+    tensors = list(_tensors(gguf, options.broken, repair.head))
     layout = _lay_out(gguf, repair.fields, options.fixed.name, tensors)
     require_space(options.fixed, layout.nbytes)
     with staged_files(options.fixed, force=options.force) as folder:
@@ -99,13 +92,13 @@ def _plan(gguf: GgufFile, options: RepairOptions) -> _Repair:
         raise ModelError(f"{gguf.name} is one part of several.", "Put them together: llama-gguf-split --merge.")
     task = _task(gguf, options)
     wanted = dict(task_metadata(architecture, task))
-    heads: tuple[PlannedTensor, ...] = ()
+    head = None
     if task is Task.RERANK:
-        _require_rankable_width(gguf)
-        heads = tuple(_missing_head(gguf, options))
+        head = repaired_head(gguf, options.broken, options.base)
         wanted |= _template_fields(gguf, options)
     changed = {key: value for key, value in wanted.items() if gguf.metadata.get(key) != value}
-    return _Repair(changed, heads, (*(_head_change(head) for head in heads), *_field_changes(gguf, changed)))
+    changes = (*((head.change,) if head else ()), *_field_changes(gguf, changed))
+    return _Repair(changed, head.tensor if head else None, changes)
 
 
 def _task(gguf: GgufFile, options: RepairOptions) -> Task:
@@ -116,68 +109,12 @@ def _task(gguf: GgufFile, options: RepairOptions) -> Task:
     return Task.EMBED if pooling == PoolingType.LAST and RANK_HEAD not in gguf.tensors else Task.RERANK
 
 
-def _require_rankable_width(gguf: GgufFile) -> None:
-    if RANK_HEAD in gguf.tensors and gguf.tensors[RANK_HEAD].shape[0] != 2:
-        rows = gguf.tensors[RANK_HEAD].shape[0]
-        raise ModelError(
-            f"{gguf.name}: {RANK_HEAD} has {rows} rows; yes and no are two.", "Convert the original again."
-        )
-
-
-def _missing_head(gguf: GgufFile, options: RepairOptions) -> Iterator[PlannedTensor]:
-    """The answers' rows of the vocabulary head, or of the embedding where the two are tied."""
-    present = gguf.tensors.get(RANK_HEAD)
-    if options.base is not None and (present is None or present.type not in _EXACT):
-        yield _head_of_base(gguf, options.base)
-    elif present is None:
-        yield _head_of_file(gguf, options.broken)
-
-
-def _head_of_base(gguf: GgufFile, base: str) -> PlannedTensor:
-    directory = resolve(base).directory
-    inventory = take_inventory(open_checkpoint(directory), detect(directory, Task.RERANK))
-    width, head = gguf.get(f"{gguf.get('general.architecture')}.embedding_length"), inventory.head
-    tokens = gguf.get("tokenizer.ggml.tokens", [])
-    tokenizer = read_tokenizer(directory)
-    answers = token_id(tokenizer, YES), token_id(tokenizer, NO)
-    if head.shape[1] != width or [tokens[i : i + 1] for i in answers] != [[YES], [NO]]:
-        raise ModelError(f"{base} is not what {gguf.name} was made from: width or vocabulary differ.")
-    kind = next(each for each in GGML_TYPES.values() if each.name == head.dtype)
-    output = OutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width))
-    return PlannedTensor(output, Rows(inventory.checkpoint, head, answers))
-
-
-def _head_of_file(gguf: GgufFile, path: Path) -> PlannedTensor:
-    head = gguf.tensors.get(OUTPUT) or gguf.tensors.get(TOKEN_EMBEDDING)
-    if head is None or len(head.shape) != 2:
-        raise ModelError(f"{gguf.name} has neither {OUTPUT} nor {TOKEN_EMBEDDING}: the answers' rows are not in it.")
-    rows = tuple(_token_row(gguf, text, head.shape[0]) for text in (YES, NO))
-    kind = head.type if head.type in _EXACT else F32
-    output = OutputTensor(RANK_HEAD, kind, (2, head.shape[1]), kind.nbytes(2 * head.shape[1]))
-    return PlannedTensor(output, StoredRows(path, head, rows))
-
-
-def _token_row(gguf: GgufFile, text: str, rows: int) -> int:
-    tokens = gguf.get("tokenizer.ggml.tokens", [])
-    if text not in tokens or tokens.index(text) >= rows:
-        raise ModelError(f"{gguf.name} has no single token {text!r}: such a model cannot answer with it.")
-    return int(tokens.index(text))
-
-
 def _template_fields(gguf: GgufFile, options: RepairOptions) -> dict[str, Value]:
     official = reranker_prompt(is_vision=FAMILIES[gguf.get("general.architecture")])
     names = sorted({*gguf.get(NAMES_KEY, []), "rerank"})
     instruction = options.instruction or baked_instruction(gguf.get(RERANK_KEY, ""), official)
     template = rank_prompt(official, "official", instruction)
     return {RERANK_KEY: string(template), NAMES_KEY: array(Kind.STRING, names)}
-
-
-def _head_change(head: PlannedTensor) -> str:
-    source = head.source
-    origin = source.tensor.gguf_name if isinstance(source, StoredRows) else "the base"
-    return (
-        f"{RANK_HEAD} [2, {head.output.shape[1]}] added: the yes and no rows of {origin}, as {head.output.type.name}."
-    )
 
 
 def _field_changes(gguf: GgufFile, fields: Mapping[str, Value]) -> Iterator[str]:
@@ -192,11 +129,16 @@ def _short(data: object) -> str:
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
 
 
-def _kept(gguf: GgufFile, path: Path, replaced: set[str]) -> Iterator[PlannedTensor]:
+def _tensors(gguf: GgufFile, path: Path, head: PlannedTensor | None) -> Iterator[PlannedTensor]:
+    """All tensors as they were, but for the head: in its place, or before all others where there was none."""
+    if head is not None and RANK_HEAD not in gguf.tensors:
+        yield head
     for tensor in gguf.tensors.values():
-        if tensor.gguf_name not in replaced:
-            output = OutputTensor(tensor.gguf_name, tensor.type, tensor.shape, tensor.nbytes)
-            yield PlannedTensor(output, Stored(path, tensor))
+        if head is not None and tensor.gguf_name == RANK_HEAD:
+            yield head
+            continue
+        output = OutputTensor(tensor.gguf_name, tensor.type, tensor.shape, tensor.nbytes)
+        yield PlannedTensor(output, Stored(path, tensor))
 
 
 def _lay_out(gguf: GgufFile, fields: Mapping[str, Value], file_name: str, tensors: list[PlannedTensor]) -> GgufLayout:

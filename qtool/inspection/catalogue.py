@@ -83,6 +83,10 @@ _GGUF_TASK: Final[Mapping[str, Code]] = {
         "The rank head is stored as {type}: its error is in every score, and 16 bits would cost next to nothing.",
         _REPAIR_FROM,
     ),
+    "gguf-head-exchanged": broken(
+        "The rows of the rank head are [no, yes], and llama.cpp ranks by the first: the best document comes last.",
+        _REPAIR,
+    ),
     "gguf-labels": broken(
         "The labels of the rank head are {found}, not [yes, no]: the score is not the probability of yes.", _REPAIR
     ),

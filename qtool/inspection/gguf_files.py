@@ -16,6 +16,7 @@ from qtool.inspection.catalogue import finding
 from qtool.inspection.classes import tensor_classes
 from qtool.inspection.families import FAMILIES
 from qtool.inspection.finding import Finding
+from qtool.inspection.gguf_head import head_findings
 from qtool.inspection.gguf_model import GgufModel, expected_parts, model_files
 from qtool.inspection.gguf_scales import scale_findings
 from qtool.inspection.gguf_tensors import stored_tensors, tensor_findings
@@ -94,6 +95,7 @@ def _language_findings(place: Place, model: LanguageModel, projectors: list[Proj
     return [
         *incomplete,
         *marker_findings(model),
+        *head_findings(place, model),
         *tokenizer_findings(model),
         *position_findings(model),
         *tensor_findings(model),

@@ -51,6 +51,10 @@ class Place(Protocol):
     def fetched(self) -> int:
         """Bytes that came over the network."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether a few rows of weights may be read: from the hub they would have to be fetched, and only headers are."""
+
     def path_of(self, name: str) -> str:
         """How to write a file's place on a command line; of the folder itself with the empty name."""
 
@@ -69,6 +73,7 @@ class LocalPlace:
 
     revision: str | None = None
     fetched: int = 0
+    is_local: bool = True
 
     def __init__(self, folder: Path, selected: str | None = None) -> None:
         self._folder = folder
@@ -99,6 +104,8 @@ class LocalPlace:
 
 class HubPlace:
     """A repository on the hub."""
+
+    is_local: bool = False
 
     def __init__(self, repository: HubRepository, selected: str | None = None) -> None:
         self._repository = repository

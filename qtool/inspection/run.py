@@ -1,6 +1,7 @@
 """`inspect`: find the place, read headers, say what each artefact is and what is wrong with it.
 
-Rule: no weight is read, neither from the disk nor over the network; NVFP4's global scales, four bytes each, are.
+Rule: no weight is read, neither from the disk nor over the network; NVFP4's global scales, four bytes each, are, and of
+a reranker's GGUF file on this disk the four rows that every score hangs on.
 """
 
 from __future__ import annotations

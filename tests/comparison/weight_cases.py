@@ -9,7 +9,7 @@ import numpy as np
 
 from qtool.convert.names import RANK_HEAD, TOKEN_EMBEDDING
 from tests.comparison import surgery
-from tests.comparison.registry import REDERIVE, WEIGHTS, case
+from tests.comparison.registry import REDERIVE, STRUCTURE, WEIGHTS, case
 
 COPY, NVFP4, GGUF, Q8_0 = "reranker/copy", "reranker/nvfp4", "reranker/gguf-f16", "reranker/gguf-q8_0"
 TEXT_GGUF = "text-reranker/gguf-nvfp4"
@@ -52,15 +52,22 @@ def yes_and_no_rows_swapped(folder):
     alter(folder, EMBEDDING, swapped_rows)
 
 
-@case(WEIGHTS, "head-rows-exchanged", GGUF, Q8_0, TEXT_GGUF)
+def swap_in_the_rank_head(tensors):
+    """No before yes."""
+    data = bits(tensors[RANK_HEAD])
+    put(tensors, RANK_HEAD, np.concatenate(np.split(data, 2)[::-1]))
+
+
+@case(STRUCTURE, "gguf-head-exchanged", GGUF, Q8_0)
 def yes_and_no_swapped_in_the_rank_head(folder):
     """The rows of the rank head have changed places"""
+    surgery.gguf(folder, tensors=swap_in_the_rank_head)
 
-    def change(tensors):
-        data = bits(tensors[RANK_HEAD])
-        put(tensors, RANK_HEAD, np.concatenate(np.split(data, 2)[::-1]))
 
-    surgery.gguf(folder, tensors=change)
+@case(WEIGHTS, "head-rows-exchanged", TEXT_GGUF)
+def yes_and_no_swapped_in_an_untied_rank_head(folder):
+    """The rows of the rank head have changed places, and the file has no other copy of them"""
+    surgery.gguf(folder, tensors=swap_in_the_rank_head)
 
 
 @case(WEIGHTS, "head-other-rows", GGUF)

@@ -12,13 +12,14 @@ from qtool.convert.templates import NAMES_KEY, RERANK_KEY
 from qtool.errors import ModelError, UsageError
 from qtool.gguf_file.layout import OutputTensor, lay_out
 from qtool.gguf_file.reader import read_gguf
-from qtool.gguf_file.values import Kind, Value, string
+from qtool.gguf_file.values import Kind, Value, array, string
 from qtool.gguf_file.writer import open_gguf
 from tests.convert.digests import digest
 from tests.convert.models import MODELS
 
 HEAD = "cls.output.weight"
-RANKING = ("qwen3vl.pooling_type", "qwen3vl.classifier.output_labels", RERANK_KEY, NAMES_KEY)
+LABELS = "qwen3vl.classifier.output_labels"
+RANKING = ("qwen3vl.pooling_type", LABELS, RERANK_KEY, NAMES_KEY)
 
 
 def rewritten(source, target, *, without=(), fields=None, drop_fields=()):
@@ -95,6 +96,78 @@ def test_an_instruction_of_its_own_is_no_fault(right, tmp_path):
         repair_gguf(RepairOptions(file, tmp_path / "fixed.gguf"))
     repair_gguf(RepairOptions(file, tmp_path / "fixed.gguf", instruction="Match shapes."))
     assert "Match shapes." in read_gguf(tmp_path / "fixed.gguf").get(RERANK_KEY)
+
+
+def with_head(source, target, make, labels=None):
+    """A copy whose rank head is `make(head, embedding)`, both [rows, width] as float16, under other labels."""
+    from dataclasses import replace
+    from shutil import copyfile
+
+    import numpy as np
+
+    from tests.inspection.surgery import rewrite_gguf
+
+    def change(tensors):
+        head, table = (np.frombuffer(tensors[n].data, np.float16).reshape(-1, 256) for n in (HEAD, "token_embd.weight"))
+        tensors[HEAD] = replace(tensors[HEAD], data=np.asarray(make(head, table), np.float16).tobytes())
+
+    copyfile(source, target)
+    rewrite_gguf(target, lambda fields: fields.update({LABELS: array(Kind.STRING, labels)}) if labels else None, change)
+    return target
+
+
+def trained(head, _):
+    """Rows of no token, the first of them far from yes."""
+    import numpy as np
+
+    return np.random.default_rng(3).normal(size=head.shape)
+
+
+@pytest.mark.parametrize("labels", [["yes", "no"], ["no", "yes"]])
+def test_exchanged_rows_are_put_right_whatever_their_labels(labels, right, tmp_path):
+    wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", lambda head, _: head[::-1], labels)
+    summary = repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+    assert "no and yes" in summary.changes[0]
+    assert (tmp_path / "fixed.gguf").read_bytes() == (right / "f16.gguf").read_bytes()
+
+
+def test_exchanged_rows_keep_their_own_precision_beside_a_packed_embedding(right, tmp_path):
+    from tests.inspection.surgery import rewrite_gguf
+    from tests.inspection.test_gguf import exchange_rows
+
+    wrong = rewritten(right / "q8_0.gguf", tmp_path / "wrong.gguf")
+    rewrite_gguf(wrong, tensors=exchange_rows)
+    repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+    assert digest(tmp_path / "fixed.gguf") == digest(right / "q8_0.gguf")
+
+
+def test_labels_alone_are_turned_where_the_rows_are_right(right, tmp_path):
+    wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", lambda head, _: head, ["no", "yes"])
+    repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+    assert digest(tmp_path / "fixed.gguf") == digest(right / "f16.gguf")
+
+
+def test_the_rows_of_other_tokens_are_replaced(right, tmp_path):
+    wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", lambda _, table: table[[300, 301]])
+    tokens = read_gguf(wrong).get("tokenizer.ggml.tokens")
+    (change,) = repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf")).changes
+    assert f"held the rows of {tokens[300]!r} and {tokens[301]!r}" in change
+    assert digest(tmp_path / "fixed.gguf") == digest(right / "f16.gguf")
+
+
+def test_a_trained_head_stays_and_goes_with_its_labels(right, tmp_path):
+    own = with_head(right / "f16.gguf", tmp_path / "own.gguf", trained)
+    with pytest.raises(UsageError, match="lacks nothing"):
+        repair_gguf(RepairOptions(own, tmp_path / "fixed.gguf"))
+    turned = with_head(own, tmp_path / "turned.gguf", lambda head, _: head[::-1], ["no", "yes"])
+    repair_gguf(RepairOptions(turned, tmp_path / "fixed.gguf"))
+    assert digest(tmp_path / "fixed.gguf") == digest(own)
+
+
+def test_a_trained_head_whose_labels_say_nothing_is_refused(right, tmp_path):
+    wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", trained, ["LABEL_0", "LABEL_1"])
+    with pytest.raises(ModelError, match="nothing says which of them means yes"):
+        repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
 
 
 def test_an_embedder_without_pooling_gets_it_when_asked(right, tmp_path):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import quantize
 
 from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
 from qtool.arch.spec import Task
@@ -36,6 +41,32 @@ def make_normal(token):
         kinds = list(values[f"{TOKENIZER}token_type"].data)
         kinds[values[f"{TOKENIZER}tokens"].data.index(token)] = 1
         values[f"{TOKENIZER}token_type"] = array(Kind.INT32, kinds)
+
+    return change
+
+
+def exchange_rows(tensors):
+    """Let no stand before yes in the rank head."""
+    head = tensors[RANK_HEAD]
+    half = len(head.data) // 2
+    tensors[RANK_HEAD] = replace(head, data=head.data[half:] + head.data[:half])
+
+
+def train_head(tensors):
+    """A head that is nobody's row in the vocabulary."""
+    head = tensors[RANK_HEAD]
+    rows = np.random.default_rng(7).normal(size=head.output.shape).astype(np.float16)
+    tensors[RANK_HEAD] = replace(head, data=rows.tobytes())
+
+
+def store_head_as(kind):
+    """The same rows, packed."""
+
+    def change(tensors):
+        head = tensors[RANK_HEAD]
+        rows = np.frombuffer(head.data, np.float16).reshape(head.output.shape).astype(np.float32)
+        packed = quantize(rows, GGMLQuantizationType(kind.number)).tobytes()
+        tensors[RANK_HEAD] = replace(head.changed(type=kind), data=packed)
 
     return change
 
@@ -76,8 +107,9 @@ TENSORS = {
     "gguf-unknown-tensor": lambda t: t.update(extra=t["output_norm.weight"].changed(gguf_name="extra.weight")),
     "gguf-no-rank-head": drop(RANK_HEAD),
     "gguf-head-shape": retype(RANK_HEAD, shape=(1, 256)),
-    "gguf-head-quantized": retype(RANK_HEAD, type=Q4_0),
-    "gguf-head-8-bit": retype(RANK_HEAD, type=Q8_0),
+    "gguf-head-quantized": store_head_as(Q4_0),
+    "gguf-head-8-bit": store_head_as(Q8_0),
+    "gguf-head-exchanged": exchange_rows,
 }
 """By code: the change of the reranker's tensors that does it."""
 
@@ -167,6 +199,20 @@ def test_the_vision_embedder_must_not_get_an_end_token(copy_of):
     folder = copy_of("embedder-gguf")
     rewrite_gguf(folder / "model.gguf", fields=put(f"{TOKENIZER}add_eos_token", boolean(True)))
     assert codes(inspect(str(folder))) == ["gguf-end-token"]
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_0])
+def test_a_packed_head_in_the_wrong_order_is_found_too(kind, copy_of):
+    folder = copy_of("reranker-gguf")
+    rewrite_gguf(folder / "model.gguf", tensors=store_head_as(kind))
+    rewrite_gguf(folder / "model.gguf", tensors=exchange_rows)
+    assert "gguf-head-exchanged" in codes(inspect(str(folder)))
+
+
+def test_a_head_of_its_own_breaks_nothing(copy_of):
+    folder = copy_of("reranker-gguf")
+    rewrite_gguf(folder / "model.gguf", tensors=train_head)
+    assert codes(inspect(str(folder))) == []
 
 
 REPAIRED = [code for code in (*FIELDS, *TENSORS) if "repair-gguf" in CATALOGUE[code].remedy]
