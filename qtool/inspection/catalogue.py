@@ -19,7 +19,7 @@ _REPAIR_FROM: Final = _REPAIR + " --base MODEL"
 _CONVERT: Final = "qtool convert-gguf MODEL -o OUT"
 _QUANTIZE: Final = "qtool quantize MODEL -o OUT"
 _REMAKE: Final = "qtool {maker} MODEL -o OUT"
-_TASK: Final = "qtool inspect {target} --task rerank"
+_TASK: Final = "qtool inspect {target} --task {task}"
 _FETCH: Final = "hf download ORG/NAME {name} --local-dir {file}"
 
 
@@ -65,7 +65,7 @@ _GGUF_FILE: Final[Mapping[str, Code]] = {
 _GGUF_TASK: Final[Mapping[str, Code]] = {
     "gguf-task-undeclared": warning(
         "Nothing in the file says that it is a reranker or an embedder: a reranker that was converted as a plain "
-        "chat model looks just so; --task says what it should be.",
+        "chat model looks just so; --task says what it should be{hint}.",
         _TASK,
     ),
     "gguf-no-pooling": broken(
@@ -186,7 +186,8 @@ _NVFP4: Final[Mapping[str, Code]] = {
 _CHECKPOINT: Final[Mapping[str, Code]] = {
     "safetensors-foreign": note("This is {what}, of which qtool knows nothing more."),
     "safetensors-task-undeclared": warning(
-        "Nothing declares whether it is a reranker or an embedder; --task says it.", _TASK
+        "Nothing declares whether it is a reranker or an embedder; --task says it.",
+        "qtool inspect {target} --task rerank",
     ),
     "safetensors-missing-tensor": broken("{tensors} missing.", _FETCH),
     "safetensors-unknown-tensor": broken("The checkpoint holds {tensors}, which the architecture does not have."),

@@ -85,4 +85,7 @@ def _verdict(report: InspectionReport) -> Text:
     found = [f"{count} {_PLURAL[severity] if count > 1 else severity.value}" for severity, count in counts.items()]
     if report.broken:
         return Text(f"BROKEN: {', '.join(found)}.", style="bold red")
+    if report.undecided:
+        missing = "nothing tells what it is for, so not all was looked at; pass --task rerank or --task embed"
+        return Text(f"UNDECIDED, with {', '.join(found)}: {missing}.", style="bold yellow")
     return Text(f"OK, with {', '.join(found)}." if found else "OK: nothing to complain about.", style="bold green")

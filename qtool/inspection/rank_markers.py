@@ -6,6 +6,7 @@ Rule: each marker is compared with what the convert room writes for the same fam
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Final
 
 from gguf.constants import PoolingType
@@ -15,7 +16,8 @@ from qtool.arch.spec import Task
 from qtool.convert.names import RANK_HEAD
 from qtool.convert.templates import RERANK_KEY, baked_instruction
 from qtool.formats.ggml import BF16, F16, F32
-from qtool.inspection.finding import Finding
+from qtool.inspection.catalogue import finding
+from qtool.inspection.finding import Finding, printable
 from qtool.inspection.language import LanguageModel
 
 _POOLING: Final = {Task.RERANK: PoolingType.RANK, Task.EMBED: PoolingType.LAST}
@@ -25,13 +27,29 @@ _SIDES: Final = ("query", "document")
 def marker_findings(model: LanguageModel) -> Iterator[Finding]:
     """Everything that keeps `model` from doing its task."""
     if model.task is None:
-        yield model.found("gguf-task-undeclared")
+        yield _undeclared(model)
         return
     yield from _pooling_findings(model, model.task)
     if model.task is Task.RERANK:
         yield from _head_findings(model)
         yield from _label_findings(model)
         yield from _template_findings(model)
+
+
+def _undeclared(model: LanguageModel) -> Finding:
+    """A name that speaks of a task is told to who can judge it, and decides nothing."""
+    named = [(source, name, task) for source, name in _names(model) for task in Task if task.value in name.lower()]
+    hint = "".join(
+        f"; {source} {printable(name)} hints at {_doer(task)}, and decides nothing" for source, name, task in named[:1]
+    )
+    task = named[0][2] if named else Task.RERANK
+    return finding("gguf-task-undeclared", model.file.target, task=task.value, hint=hint)
+
+
+def _names(model: LanguageModel) -> Iterator[tuple[str, str]]:
+    for key in ("general.name", "general.basename", "general.finetune"):
+        yield key, model.file.text(key) or ""
+    yield "the file's name", PurePosixPath(model.file.name).name
 
 
 def markers(model: LanguageModel) -> Iterator[tuple[str, str]]:

@@ -86,6 +86,11 @@ class InspectionReport:
         """Whether anything found breaks what it was found in."""
         return any(each.severity is Severity.BROKEN for each in self.findings)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing says what some artefact is for, so that not all could be looked at."""
+        return any(each.code.endswith("-task-undeclared") for each in self.findings)
+
     def to_json(self) -> Mapping[str, Any]:
         """The report as `--json` prints it."""
         return {

@@ -38,7 +38,7 @@ def test_a_command_is_quoted_for_the_shell():
 def test_a_command_for_a_remote_file_names_a_local_one():
     found = finding("gguf-no-pooling", "hf://org/model/a.gguf", expected="RANK", task="rerank")
     assert found.remedy == "qtool repair-gguf FILE -o FIXED.gguf --task rerank"
-    assert finding("gguf-task-undeclared", "hf://org/model/a.gguf", task="rerank").remedy == (
+    assert finding("gguf-task-undeclared", "hf://org/model/a.gguf", task="rerank", hint="").remedy == (
         "qtool inspect hf://org/model/a.gguf --task rerank"
     )
 

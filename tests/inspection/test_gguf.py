@@ -154,11 +154,35 @@ def test_a_plain_conversion_is_suspected_and_with_the_task_condemned(copy_of):
     unsure = inspect(str(folder))
     assert codes(unsure) == ["gguf-task-undeclared"]
     assert not unsure.broken
+    assert unsure.undecided
+    assert unsure.findings[0].remedy == f"qtool inspect {folder / 'model.gguf'} --task rerank"
     as_reranker = inspect(str(folder), Task.RERANK)
     assert codes(as_reranker) == ["gguf-no-pooling", "gguf-no-rank-head", "gguf-labels", "gguf-no-rerank-template"]
     assert as_reranker.broken
     assert as_reranker.findings[0].remedy == (f"qtool repair-gguf {folder / 'model.gguf'} -o FIXED.gguf --task rerank")
     assert codes(inspect(str(folder), Task.EMBED)) == ["gguf-no-pooling", "gguf-end-token"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"general.name": "My Reranker 2B"}, "; general.name My Reranker 2B hints at a reranker, and decides nothing."),
+        ({"general.name": "x", "general.basename": "Some-Embedding"}, "; general.basename Some-Embedding hints at"),
+        ({"general.name": "x"}, "what it should be."),
+    ],
+)
+def test_a_name_that_speaks_of_a_task_is_told_and_decides_nothing(fields, hint, copy_of):
+    folder = copy_of("text-embedder-gguf")
+
+    def rename(values):
+        del values["qwen3.pooling_type"]
+        values.update({key: string(name) for key, name in fields.items()})
+
+    rewrite_gguf(folder / "model.gguf", fields=rename)
+    (finding,) = inspect(str(folder)).findings
+    assert finding.code == "gguf-task-undeclared"
+    assert hint in finding.sentence
+    assert finding.remedy.endswith("--task embed" if "basename" in hint else "--task rerank")
 
 
 def test_published_sizes_are_held_to_what_was_published(copy_of):

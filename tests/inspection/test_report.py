@@ -68,6 +68,14 @@ def test_a_healthy_artefact_is_said_to_be_so(made):
     assert rendered(inspect(str(made("reranker")))).rstrip().endswith("OK: nothing to complain about.")
 
 
+def test_what_nothing_tells_the_task_of_is_not_said_to_be_ok(copy_of):
+    folder = copy_of("text-embedder-gguf")
+    rewrite_gguf(folder / "model.gguf", lambda values: values.pop("qwen3.pooling_type"))
+    (last,) = rendered(inspect(str(folder)), width=200).rstrip().splitlines()[-1:]
+    assert last.startswith("UNDECIDED, with 1 warning: nothing tells what it is for")
+    assert "--task rerank" in last
+
+
 def test_a_stranger_cannot_drive_the_terminal(copy_of):
     folder = copy_of("reranker-gguf")
     evil = "[red]\x1b[2J\n\udc80" + "x" * 500
