@@ -41,6 +41,11 @@ class Inventory:
     packed: Mapping[str, PackedWeight]
 
     @property
+    def embedding(self) -> TensorInfo:
+        """The matrix of the tokens' vectors."""
+        return next(info for spec, info in self.tensors.items() if spec.module.rpartition(".")[2] == "embed_tokens")
+
+    @property
     def head(self) -> TensorInfo:
         """The matrix whose rows the answers are: the head, or the embedding that is tied to it."""
         found = {spec.module.rpartition(".")[2]: info for spec, info in self.tensors.items()}

@@ -91,6 +91,8 @@ def _plan(gguf: GgufFile, options: RepairOptions) -> _Repair:
     if gguf.get("split.count", 1) > 1:
         raise ModelError(f"{gguf.name} is one part of several.", "Put them together: llama-gguf-split --merge.")
     task = _task(gguf, options)
+    if task is Task.EMBED and options.base is not None:
+        raise UsageError("--base gives a rank head, and an embedder has none.", "Leave --base out, or --task embed.")
     wanted = dict(task_metadata(architecture, task))
     head = None
     if task is Task.RERANK:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import numpy as np
 
 from qtool.arch.detect import detect
 from qtool.arch.prompts import NO, YES
 from qtool.arch.spec import Task
-from qtool.checkpoint.reader import open_checkpoint
+from qtool.checkpoint.reader import TensorInfo, open_checkpoint
 from qtool.checkpoint.source import resolve
 from qtool.convert.names import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING
-from qtool.convert.plan import PlannedTensor, take_inventory
+from qtool.convert.plan import Inventory, PlannedTensor, take_inventory
 from qtool.convert.sources import Rows
 from qtool.convert.stored import StoredRows
 from qtool.convert.tokenizer import read_tokenizer, token_id
-from qtool.errors import ModelError
-from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES
-from qtool.gguf_file.head_rows import HeadOrder, head_order, tokens_of_head
+from qtool.errors import ModelError, UsageError
+from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
+from qtool.gguf_file.head_rows import TOKENS_KEY, HeadOrder, distance, head_order, read_rows, tokens_of_head, tolerance
 from qtool.gguf_file.layout import OutputTensor
 from qtool.gguf_file.reader import GgufFile, GgufTensor
 
@@ -41,13 +43,22 @@ class RepairedHead:
 
 
 @dataclass(frozen=True)
+class _Base:
+    """A checkpoint with the rows as they were trained; `answers` are the ids of yes and no."""
+
+    name: str
+    inventory: Inventory
+    answers: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class _File:
-    """The file under repair: its header, where it lies, and the name of the base that it was made from."""
+    """The file under repair: its header, where it lies, and the base that it was made from."""
 
     gguf: GgufFile
     path: Path
-    base: str | None
-    tokens: Sequence[str] = field(default_factory=list)
+    base: _Base | None
+    tokens: Sequence[str]
 
     def read(self, tensor: GgufTensor, start: int, nbytes: int) -> bytes:
         """Some bytes of a tensor."""
@@ -57,12 +68,14 @@ class _File:
 
 def repaired_head(gguf: GgufFile, path: Path, base: str | None) -> RepairedHead | None:
     """The head that `gguf` needs; None where its own is right."""
-    file = _File(gguf, path, base, gguf.get("tokenizer.ggml.tokens", []))
+    file = _File(gguf, path, _open_base(base) if base is not None else None, gguf.get(TOKENS_KEY, []))
+    if file.base is not None:
+        _require_its_base(file, file.base)
     present = gguf.tensors.get(RANK_HEAD)
     if present is None:
         return _rebuilt(file, "was missing")
     _require_rankable_width(gguf, present)
-    if base is not None and present.type not in _EXACT:
+    if file.base is not None and present.type not in _EXACT:
         return _rebuilt(file, f"was stored as {present.type.name}")
     order = head_order(gguf.tensors, file.tokens, file.read)
     if order is HeadOrder.EXCHANGED:
@@ -117,23 +130,58 @@ def _exchanged(file: _File, head: GgufTensor, problem: str) -> RepairedHead:
 
 def _rebuilt(file: _File, problem: str) -> RepairedHead:
     """The answers' rows of the base, else of the file's own head or of the embedding that is tied to it."""
-    head = _head_of_base(file, file.base) if file.base is not None else _head_of_file(file)
+    head = _head_of_base(file.base) if file.base is not None else _head_of_file(file)
     origin = head.source.tensor.gguf_name if isinstance(head.source, StoredRows) else "the base"
     rows, kind = f"[2, {head.output.shape[1]}]", head.output.type.name
     return RepairedHead(head, f"{RANK_HEAD} {problem}, is {rows}: the yes and no rows of {origin}, as {kind}.")
 
 
-def _head_of_base(file: _File, base: str) -> PlannedTensor:
-    gguf, directory = file.gguf, resolve(base).directory
-    inventory = take_inventory(open_checkpoint(directory), detect(directory, Task.RERANK))
-    width, head = gguf.get(f"{gguf.get('general.architecture')}.embedding_length"), inventory.head
+def _open_base(base: str) -> _Base:
+    directory = resolve(base).directory
+    declared = detect(directory)
+    if declared.task is Task.EMBED:
+        raise UsageError(
+            f"{base} is an embedder ({declared.task_source}), whose rows of yes and no answer nothing.",
+            "Pass the reranker that the file was made from.",
+        )
     tokenizer = read_tokenizer(directory)
-    answers = token_id(tokenizer, YES), token_id(tokenizer, NO)
-    if head.shape[1] != width or [file.tokens[i : i + 1] for i in answers] != [[YES], [NO]]:
-        raise ModelError(f"{base} is not what {gguf.name} was made from: width or vocabulary differ.")
-    kind = next(each for each in GGML_TYPES.values() if each.name == head.dtype)
+    inventory = take_inventory(open_checkpoint(directory), detect(directory, Task.RERANK))
+    return _Base(base, inventory, (token_id(tokenizer, YES), token_id(tokenizer, NO)))
+
+
+def _require_its_base(file: _File, base: _Base) -> None:
+    """Raise ModelError unless the file can have been made from the base: whose rows of yes and no it then still has."""
+    gguf, width = file.gguf, file.gguf.get(f"{file.gguf.get('general.architecture')}.embedding_length")
+    words = [file.tokens[token : token + 1] for token in base.answers]
+    if base.inventory.head.shape[1] != width or words != [[YES], [NO]]:
+        raise ModelError(f"{base.name} is not what {gguf.name} was made from: width or vocabulary differ.")
+    for gguf_name, info in ((TOKEN_EMBEDDING, base.inventory.embedding), (OUTPUT, base.inventory.head)):
+        stored = gguf.tensors.get(gguf_name)
+        if stored is not None and not _agree(file, stored, base, info):
+            raise ModelError(
+                f"{base.name} is not what {gguf.name} was made from: their rows of yes and no differ in {gguf_name}.",
+                "Pass the checkpoint it was made from, or leave --base out: the file has rows of its own.",
+            )
+
+
+def _agree(file: _File, stored: GgufTensor, base: _Base, info: TensorInfo) -> bool:
+    """Whether the answers' rows are the same, as far as the types in which they are stored can tell."""
+    if stored.shape[1:] != info.shape[1:] or max(base.answers) >= stored.shape[0]:
+        return False
+    found = read_rows(stored, base.answers, file.read)
+    trained = Rows(base.inventory.checkpoint, info, base.answers).encode(F32).view(np.float32).reshape(2, -1)
+    return found is None or distance(found, trained) <= tolerance(stored.type, _type_of(info))
+
+
+def _type_of(info: TensorInfo) -> GgmlType:
+    return next(each for each in GGML_TYPES.values() if each.name == info.dtype)
+
+
+def _head_of_base(base: _Base) -> PlannedTensor:
+    head = base.inventory.head
+    kind, width = _type_of(head), head.shape[1]
     output = OutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width))
-    return PlannedTensor(output, Rows(inventory.checkpoint, head, answers))
+    return PlannedTensor(output, Rows(base.inventory.checkpoint, head, base.answers))
 
 
 def _head_of_file(file: _File) -> PlannedTensor:

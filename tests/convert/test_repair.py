@@ -201,6 +201,48 @@ def test_another_base_is_refused(right, tmp_path):
         repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base=str(other)))
 
 
+def base_with(right, target, change):
+    """The model that the files were made from, but for its embedding, which `change` makes another."""
+    from shutil import copytree
+
+    from safetensors.torch import load_file, save_file
+
+    copytree(right / "model", target)
+    tensors = load_file(target / "model.safetensors")
+    name = next(each for each in tensors if each.endswith("embed_tokens.weight"))
+    tensors[name] = change(tensors[name].clone())
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return str(target)
+
+
+@pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+def test_a_base_of_the_same_shape_with_other_rows_is_refused(outtype, right, tmp_path):
+    broken = plain(right, outtype, tmp_path / "plain.gguf")
+    base = base_with(right, tmp_path / "base", lambda rows: rows.roll(1, 0))
+    with pytest.raises(ModelError, match=r"rows of yes and no differ in token_embd\.weight"):
+        repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base=base))
+    assert not (tmp_path / "fixed.gguf").exists()
+
+
+def test_a_base_for_another_task_is_refused(right, tmp_path):
+    broken = plain(right, "q8_0", tmp_path / "plain.gguf")
+    options = RepairOptions(broken, tmp_path / "fixed.gguf", base="qtool-demo-embedder", task=Task.RERANK)
+    with pytest.raises(UsageError, match=r"qtool-demo-embedder is an embedder \(modules\.json"):
+        repair_gguf(options)
+    with pytest.raises(UsageError, match="an embedder has none"):
+        repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base="qtool-demo-reranker", task=Task.EMBED))
+
+
+def test_an_untied_base_gives_a_head_that_its_file_lacks(tmp_path):
+    """Such a file has the embedding only, whose rows are not the head's: each is compared with its own."""
+    model = MODELS["text-reranker-untied"](tmp_path / "model")
+    convert_gguf(ConvertOptions(str(model), tmp_path / "right.gguf", ("f16",)))
+    broken = rewritten(tmp_path / "right.gguf", tmp_path / "broken.gguf", without=[HEAD])
+    repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base=str(model), task=Task.RERANK))
+    fixed, right = (read_gguf(tmp_path / f"{name}.gguf").tensors[HEAD] for name in ("fixed", "right"))
+    assert (fixed.type.name, fixed.shape) == ("BF16", right.shape)
+
+
 @pytest.mark.parametrize("outtype", ["f16", "q8_0"])
 def test_a_repaired_file_scores_as_a_right_one(outtype, right, tmp_path):
     """In llama.cpp; the head of the q8_0 file comes from its packed embedding: |ΔP| measured 0 (f16) and 5.2e-4."""
