@@ -5,6 +5,7 @@ Rule: what is repaired is rebuilt from the file itself or from the family's publ
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ from qtool.progress import Meter, Progress, no_progress
 
 FAMILIES: Final[Mapping[str, bool]] = {"qwen3": False, "qwen3vl": True}
 """Known architectures, and whether each sees pictures."""
+
+_SCHEMES: Final = ("hf:", "https:", "http:")
+_SHORTEST_ADDRESS: Final = 4  # hf://ORG/NAME/FILE
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class _Repair:
 
 def repair_gguf(options: RepairOptions, progress: Progress = no_progress) -> RepairSummary:
     """Write `options.fixed`: the file `options.broken` with all that its task needs."""
+    _require_file(options.broken)
     check_target_file(options.fixed, force=options.force)
     gguf = read_gguf(options.broken)
     repair = _plan(gguf, options)
@@ -82,6 +87,34 @@ def repair_gguf(options: RepairOptions, progress: Progress = no_progress) -> Rep
         hashes = write_tensors([layout], tensors, folder, meter.advance)
         (folder / manifest_of(options.fixed).name).write_bytes(json_bytes(_manifest(repair, hashes)))
     return RepairSummary(repair.changes, layout.nbytes)
+
+
+def _require_file(path: Path) -> None:
+    """Raise UsageError unless `path` is a file on this disk: its weights are copied, so that none is repaired from afar."""
+    if path.is_file():
+        return
+    if path.is_dir():
+        names = sorted(each.name for each in path.glob("*.gguf"))
+        raise UsageError(
+            f"{path} is a folder.", f"Name one file, such as {path / (names[0] if names else 'FILE.gguf')}."
+        )
+    if path.parts[:1] and path.parts[0] in _SCHEMES:
+        raise UsageError(
+            "repair-gguf takes a file on this disk, and no address.", f"Download it first: {_download(path)}"
+        )
+    if not path.exists():
+        raise UsageError(
+            f"There is no file {path}.", "Pass a GGUF file on this disk; hf download ORG/NAME FILE fetches one."
+        )
+
+
+def _download(path: Path) -> str:
+    """The command that fetches what an address names; a path has lost one of its slashes."""
+    if path.parts[0] != _SCHEMES[0] or len(path.parts) < _SHORTEST_ADDRESS:
+        return "hf download ORG/NAME FILE.gguf --local-dir ."
+    repo, _, revision = "/".join(path.parts[1:3]).partition("@")
+    at = ["--revision", revision] if revision else []
+    return shlex.join(["hf", "download", repo, "/".join(path.parts[3:]), *at, "--local-dir", "."])
 
 
 def _plan(gguf: GgufFile, options: RepairOptions) -> _Repair:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qtool.arch.spec import Task
@@ -241,6 +243,28 @@ def test_an_untied_base_gives_a_head_that_its_file_lacks(tmp_path):
     repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base=str(model), task=Task.RERANK))
     fixed, right = (read_gguf(tmp_path / f"{name}.gguf").tensors[HEAD] for name in ("fixed", "right"))
     assert (fixed.type.name, fixed.shape) == ("BF16", right.shape)
+
+
+@pytest.mark.parametrize(
+    ("path", "message", "hint"),
+    [
+        ("nope.gguf", r"There is no file nope\.gguf", "hf download"),
+        ("hf://a/b/c.gguf", "a file on this disk", "Download it first: hf download a/b c.gguf --local-dir ."),
+        ("hf://a/b@v1/x/c.gguf", "a file on this disk", "hf download a/b x/c.gguf --revision v1 --local-dir ."),
+        ("https://example.org/c.gguf", "a file on this disk", "hf download ORG/NAME FILE.gguf"),
+    ],
+)
+def test_what_is_no_file_here_is_a_usage_error(path, message, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message) as refused:
+        repair_gguf(RepairOptions(Path(path), tmp_path / "fixed.gguf"))
+    assert hint in refused.value.hint
+
+
+def test_of_a_folder_a_file_is_proposed(right, tmp_path):
+    with pytest.raises(UsageError, match="is a folder") as refused:
+        repair_gguf(RepairOptions(right, tmp_path / "fixed.gguf"))
+    assert str(right / "f16.gguf") in refused.value.hint
 
 
 @pytest.mark.parametrize("outtype", ["f16", "q8_0"])
