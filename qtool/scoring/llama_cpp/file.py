@@ -6,6 +6,7 @@ Rule: a file that llama.cpp would load and score wrongly in silence is refused h
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,13 @@ import numpy as np
 from qtool.arch.prompts import NO, YES, PromptSpec, embedder_prompt, reranker_prompt
 from qtool.arch.spec import Task
 from qtool.errors import ModelError
+from qtool.gguf_file.head_rows import RANK_HEAD, HeadOrder, head_order
 from qtool.gguf_file.reader import GgufFile, GgufTensor, read_gguf
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IS_VISION: Final[Mapping[str, bool]] = {"qwen3": False, "qwen3vl": True}
-RANK_HEAD: Final = "cls.output.weight"
 RERANK_TEMPLATE: Final = "tokenizer.chat_template.rerank"
 QUERY: Final = "{query}"
 DOCUMENT: Final = "{document}"
@@ -109,34 +110,72 @@ def check_projector(mmproj: Path, model: GgufModel) -> None:
 def _task(header: GgufFile, architecture: str) -> Task:
     pooling = header.get(f"{architecture}.pooling_type")
     if pooling not in _TASK_OF_POOLING:
+        key = f"{architecture}.pooling_type"
+        said = f"has no {key}" if pooling is None else f"says {key} = {pooling}"
         raise ModelError(
-            f"{header.name} says {architecture}.pooling_type = {pooling}; a reranker says 4, an embedder 3.",
-            "llama.cpp's converter writes a plain language model where it does not recognise the task.",
+            f"{header.name} {said}; a reranker says 4, an embedder 3.",
+            "So a conversion ends that does not recognise the task. Repair it (an embedder with --task embed): "
+            + repairing(Path(header.name)),
         )
     return _TASK_OF_POOLING[pooling]
 
 
+def repairing(path: Path) -> str:
+    """The command that gives a file what it lacks to rank."""
+    if len(parts_of(path)) > 1:
+        whole = f"llama-gguf-split --merge {shlex.quote(str(path))} WHOLE.gguf, then "
+        return f"{whole}qtool repair-gguf WHOLE.gguf -o FIXED.gguf --task {Task.RERANK.value}"
+    return f"qtool repair-gguf {shlex.quote(str(path))} -o FIXED.gguf --task {Task.RERANK.value}"
+
+
 def _reranker(model: GgufModel, header: GgufFile, architecture: str) -> GgufModel:
+    row = _score_row(header, model)
+    hint = f"Repair it: {repairing(model.path)}"
     labels = header.get(f"{architecture}.classifier.output_labels")
+    if labels is None:
+        raise ModelError(f"{model.path} does not say which row of its rank head is yes: its labels are missing.", hint)
     if labels != [YES, NO]:
-        raise ModelError(f"{model.path} labels its scores {labels}; llama.cpp ranks by the first of [yes, no].")
+        raise ModelError(f"{model.path} labels its scores {labels}; llama.cpp ranks by the first of [yes, no].", hint)
     template = header.get(RERANK_TEMPLATE, "")
     if template.count(QUERY) != 1 or template.count(DOCUMENT) != 1:
-        raise ModelError(f"{model.path} cannot rank: {RERANK_TEMPLATE} is missing or lacks {QUERY} or {DOCUMENT}.")
-    return replace(model, rank_template=template, score_row=_score_row(header, model))
+        raise ModelError(
+            f"{model.path} cannot rank: {RERANK_TEMPLATE} is missing or lacks {QUERY} or {DOCUMENT}.", hint
+        )
+    return replace(model, rank_template=template, score_row=row)
 
 
 def _score_row(header: GgufFile, model: GgufModel) -> NDArray[np.float64]:
-    for part, tensors in _parts(model.path, header):
-        if RANK_HEAD in tensors:
-            head = _read_rows(part, tensors[RANK_HEAD])
-            if head.shape != (2, model.width):
-                raise ModelError(f"{part}: {RANK_HEAD} has shape {list(head.shape)}, expected [2, {model.width}].")
-            return np.asarray(head[0] - head[1])
-    raise ModelError(
-        f"{model.path} cannot rank: it has no {RANK_HEAD}.",
-        "llama.cpp would give scores of about 1e-20 without an error.",
-    )
+    """The row whose product with the last hidden vector is the log-odds of yes."""
+    parts = dict(_parts(model.path, header))
+    tensors = {name: tensor for held in parts.values() for name, tensor in held.items()}
+    part_of = {name: part for part, held in parts.items() for name in held}
+    if RANK_HEAD not in tensors:
+        raise ModelError(
+            f"{model.path} cannot rank: it has no {RANK_HEAD}, and llama.cpp would give scores of about 1e-20 without "
+            "an error.",
+            f"Repair it: {repairing(model.path)}",
+        )
+    head = _read_head(part_of[RANK_HEAD], tensors[RANK_HEAD], model)
+
+    def read(tensor: GgufTensor, start: int, nbytes: int) -> bytes:
+        return np.fromfile(part_of[tensor.gguf_name], np.uint8, nbytes, offset=tensor.offset + start).tobytes()
+
+    if head_order(tensors, model.tokens, read) is HeadOrder.EXCHANGED:
+        raise ModelError(
+            f"{model.path} would rank upside down: the rows of {RANK_HEAD} are [no, yes], and llama.cpp ranks by the first.",
+            f"Repair it: {repairing(model.path)}",
+        )
+    return np.asarray(head[0] - head[1])
+
+
+def _read_head(part: Path, tensor: GgufTensor, model: GgufModel) -> NDArray[np.float64]:
+    head = _read_rows(part, tensor)
+    if head.shape != (2, model.width):
+        raise ModelError(
+            f"{part}: {RANK_HEAD} has shape {list(head.shape)}, expected [2, {model.width}].",
+            "Convert the original again: qtool convert-gguf MODEL -o OUT",
+        )
+    return head
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -161,6 +200,7 @@ def _read_rows(path: Path, tensor: GgufTensor) -> NDArray[np.float64]:
         rows = dequantize(stored, GGMLQuantizationType(tensor.type.number))
     except NotImplementedError:
         raise ModelError(
-            f"{path}: {tensor.gguf_name} is stored as {tensor.type.name}, which no head should be."
+            f"{path}: {tensor.gguf_name} is stored as {tensor.type.name}, which no head should be.",
+            f"Repair it: {repairing(path)} --base MODEL",
         ) from None
     return np.asarray(rows, dtype=np.float64)

@@ -31,13 +31,15 @@ KEY = "qwen3vl."
         ({}, [HEADLESS], r"cannot rank: it has no cls\.output\.weight"),
         ({"tokenizer.chat_template.rerank": None}, [], r"cannot rank: tokenizer\.chat_template\.rerank is missing"),
         ({"tokenizer.chat_template.rerank": string("{query}")}, [], r"lacks \{query\} or \{document\}"),
-        ({KEY + "pooling_type": None}, [], r"pooling_type = None; a reranker says 4, an embedder 3"),
+        ({KEY + "pooling_type": None}, [], "has no qwen3vl.pooling_type; a reranker says 4, an embedder 3"),
         ({KEY + "pooling_type": uint32(1)}, [], "pooling_type = 1"),
         (
             {KEY + "classifier.output_labels": array(Kind.STRING, ["no", "yes"])},
             [],
             r"labels its scores \['no', 'yes'\]",
         ),
+        ({KEY + "classifier.output_labels": None}, [], "its labels are missing"),
+        ({KEY + "classifier.output_labels": None}, [HEADLESS], r"cannot rank: it has no cls\.output\.weight"),
         ({KEY + "embedding_length": uint32(128)}, [], r"shape \[2, 256\], expected \[2, 128\]"),
         ({"general.architecture": string("bert")}, [], "architecture 'bert'; known are qwen3, qwen3vl"),
     ],
@@ -46,6 +48,38 @@ def test_a_file_that_cannot_rank_is_refused_with_the_reason(folder, tmp_path, me
     broken = changed(gguf_of(RERANKER, "f32", folder), tmp_path / "broken.gguf", metadata, without)
     with pytest.raises(ModelError, match=message):
         open_llama_cpp(broken)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "without"),
+    [
+        ({}, [HEADLESS]),
+        ({KEY + "pooling_type": None}, []),
+        ({KEY + "classifier.output_labels": None}, []),
+        ({"tokenizer.chat_template.rerank": None}, []),
+    ],
+)
+def test_what_a_repair_mends_is_refused_with_the_command_that_does(folder, tmp_path, metadata, without):
+    from qtool.convert.repair import RepairOptions, repair_gguf
+
+    broken = changed(gguf_of(RERANKER, "f16", folder), tmp_path / "bro ken.gguf", metadata, without)
+    with pytest.raises(ModelError) as refused:
+        read_model(broken)
+    assert f"qtool repair-gguf '{broken}' -o FIXED.gguf --task rerank" in refused.value.hint
+    repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf"))
+    read_model(tmp_path / "fixed.gguf")
+
+
+@pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+def test_a_head_in_the_wrong_order_is_refused(folder, tmp_path, outtype):
+    from tests.inspection.surgery import rewrite_gguf
+    from tests.inspection.test_gguf import exchange_rows
+
+    broken = Path(shutil.copy(gguf_of(RERANKER, outtype, folder), tmp_path / "broken.gguf"))
+    rewrite_gguf(broken, tensors=exchange_rows)
+    with pytest.raises(ModelError, match="would rank upside down") as refused:
+        read_model(broken)
+    assert "qtool repair-gguf" in refused.value.hint
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0"])
