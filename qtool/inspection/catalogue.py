@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from qtool.gguf_file.ignored_scales import SEEN_IN
 from qtool.inspection.finding import Finding, Severity, printable
 
 _LONGEST_COMMAND: Final = 5000
@@ -148,7 +149,7 @@ _NVFP4: Final[Mapping[str, Code]] = {
         _CONVERT,
     ),
     "nvfp4-scales-ignored": warning(
-        "llama.cpp (seen up to b11549) ignores the feed-forward scales of qwen3vl: there, scores of this file are wrong "
+        f"llama.cpp (seen up to {SEEN_IN}) ignores the feed-forward scales of qwen3vl: there, scores of this file are wrong "
         "or no numbers.",
         _CONVERT + " --outtype q8_0",
     ),

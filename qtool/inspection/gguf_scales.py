@@ -6,20 +6,18 @@ an unequal one harmless there.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Final
 
 from qtool.formats.ggml import F32, NVFP4
+from qtool.gguf_file.ignored_scales import ignored_scales
 from qtool.inspection.catalogue import listed_are
 from qtool.inspection.finding import Finding
 from qtool.inspection.language import LanguageModel
 from qtool.inspection.place import Place
 
-_IGNORED: Final = re.compile(r"blk\.\d+\.ffn_(up|gate|down)\.scale")
-"""What llama.cpp's graph of qwen3vl, unlike qwen3's, does not multiply by."""
 _FUSED: Final = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 
 
@@ -33,7 +31,7 @@ def scale_findings(place: Place, model: LanguageModel) -> Iterator[Finding]:
         return
     if missing:
         yield model.found("nvfp4-missing-scale", tensors=listed_are(missing))
-    if model.family.is_vision and any(map(_IGNORED.fullmatch, {*scales} - {*missing})):
+    if ignored_scales(model.family.gguf_architecture, model.file.tensors):
         yield model.found("nvfp4-scales-ignored")
     values = _values(place, model, frozenset(scales))
     if values is None:

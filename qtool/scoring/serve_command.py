@@ -19,9 +19,10 @@ from qtool.arch.detect import Detection, detect
 from qtool.arch.prompts import NO, YES, Truncation, reranker_prompt
 from qtool.arch.rerank_template import FILE_NAME, rerank_template
 from qtool.arch.spec import Task
-from qtool.errors import UsageError
+from qtool.errors import ModelError, UsageError
+from qtool.gguf_file.ignored_scales import SEEN_IN, ignored_scales
 from qtool.inputs.limits import OFFICIAL_LIMITS
-from qtool.scoring.llama_cpp.file import check_projector, read_model
+from qtool.scoring.llama_cpp.file import check_projector, read_model, repairing, stored_tensors
 from qtool.scoring.runtime import gguf_file, projector_beside
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _llama_server(gguf: Path, engine: ServingEngine, mmproj: Path | None) -> Ser
     if engine is not ServingEngine.LLAMA_SERVER:
         raise UsageError(f"{gguf} is a GGUF file, which {engine.value} does not serve.", "Use --engine llama-server.")
     model = read_model(gguf)
+    _require_served_rightly(model)
     length = str(_room(model.prompt.truncation))
     argv = ["llama-server", "--model", str(gguf), "--ctx-size", length]
     if model.task is Task.RERANK:
@@ -131,6 +133,22 @@ def _llama_server(gguf: Path, engine: ServingEngine, mmproj: Path | None) -> Ser
     return ServeCommand(tuple(argv), notes)
 
 
+def _require_served_rightly(model: GgufModel) -> None:
+    """Raise ModelError for what llama.cpp would load and score wrongly without an error."""
+    if ignored_scales(model.architecture, stored_tensors(model.path)):
+        raise ModelError(
+            f"{model.path}: llama.cpp (seen up to {SEEN_IN}) ignores the feed-forward scales of {model.architecture} in NVFP4, so "
+            "scores would be wrong or no numbers.",
+            "Serve another type: qtool convert-gguf MODEL -o OUT --outtype q8_0",
+        )
+    if model.has_prompt_of_other_family:
+        whose = "text" if model.prompt.sees_pictures else "vision"
+        raise ModelError(
+            f"{model.path} has the prompt of the {whose} family baked in: its scores would drift from the official ones.",
+            f"Repair it: {repairing(model.path)}",
+        )
+
+
 def _projector(model: GgufModel, mmproj: Path | None) -> Path | None:
     if mmproj is None:
         return projector_beside(model)
@@ -146,7 +164,9 @@ def _room(rule: Truncation) -> int:
 def _rank_notes(model: GgufModel) -> tuple[str, ...]:
     notes = [] if not model.prompt.sees_pictures else ["llama-server's /v1/rerank takes texts only."]
     if model.baked_instruction is None:
-        notes.append("The prompt that is baked into the file is not the official one: `qtool repair-gguf` replaces it.")
+        notes.append(
+            f"The prompt baked into the file is not the official one, which this puts in: {repairing(model.path)}"
+        )
     return tuple(notes)
 
 

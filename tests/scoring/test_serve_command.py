@@ -11,13 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from qtool import resources
-from qtool.arch.prompts import VL_RERANKER
+from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
 from qtool.arch.rerank_template import rerank_template
 from qtool.arch.spec import Task
 from qtool.cli import app
 from qtool.errors import ModelError, UsageError
-from qtool.gguf_file.values import uint32
+from qtool.gguf_file.values import string, uint32
+from qtool.scoring.llama_cpp.file import RERANK_TEMPLATE
 from qtool.scoring.serve_command import ServingEngine, parse_engine, serve_command, with_template
+from tests.convert.models import MODELS
 from tests.scoring.gguf_files import changed, gguf_of, projector_of, quantized, text_family_of
 from tests.tiny import text_config, write_checkpoint
 
@@ -122,6 +124,33 @@ def test_a_file_that_would_rank_wrongly_gets_no_command(folder, tmp_path):
     broken = changed(gguf_of(RERANKER, "f16", folder), tmp_path / "broken.gguf", {}, ["cls.output.weight"])
     with pytest.raises(ModelError, match="cannot rank"):
         serve_command(str(broken), ServingEngine.LLAMA_SERVER, None, None, None)
+
+
+@pytest.mark.parametrize("demo", [RERANKER, EMBEDDER])
+def test_what_llama_cpp_misreads_gets_no_command(demo, tmp_path):
+    """inspect: nvfp4-scales-ignored; the text family's scales are applied."""
+    vision = gguf_of(quantized(demo, tmp_path), "nvfp4", tmp_path)
+    with pytest.raises(ModelError, match="ignores the feed-forward scales of qwen3vl") as refused:
+        serve_command(str(vision), ServingEngine.LLAMA_SERVER, None, None, None)
+    assert "qtool convert-gguf MODEL -o OUT --outtype q8_0" in refused.value.hint
+
+
+def test_the_text_familys_nvfp4_is_served(tmp_path):
+    model = MODELS["text-reranker-untied"](tmp_path / "model")
+    text = gguf_of(quantized(model, tmp_path), "nvfp4", tmp_path)
+    assert "--rerank" in options_of(text, "llama-server")[1]
+
+
+def test_a_prompt_of_the_other_family_gets_no_command_and_an_unknown_one_a_note(folder, tmp_path):
+    right = gguf_of(RERANKER, "f16", folder)
+    text = TEXT_RERANKER.template.replace("{instruction}", "Match colours.")
+    wrong = changed(right, tmp_path / "wrong.gguf", {RERANK_TEMPLATE: string(text)})
+    with pytest.raises(ModelError, match="prompt of the text family baked in") as refused:
+        serve_command(str(wrong), ServingEngine.LLAMA_SERVER, None, None, None)
+    assert f"qtool repair-gguf {wrong} -o FIXED.gguf --task rerank" in refused.value.hint
+    own = changed(right, tmp_path / "own.gguf", {RERANK_TEMPLATE: string("{query} {document}")})
+    notes = serve_command(str(own), ServingEngine.LLAMA_SERVER, None, None, None).notes
+    assert f"qtool repair-gguf {own} -o FIXED.gguf --task rerank" in notes[-1]
 
 
 def test_engines_that_cannot_serve_an_artefact_say_why(folder, artefact, tmp_path):

@@ -61,13 +61,27 @@ class GgufModel:
         return "qwen3_vl" if self.prompt.sees_pictures else "qwen3"
 
     @property
+    def architecture(self) -> str:
+        """As GGUF files name it."""
+        return next(name for name, is_vision in IS_VISION.items() if is_vision == self.prompt.sees_pictures)
+
+    @property
     def baked_instruction(self) -> str | None:
         """The instruction in the baked prompt; None where the rest of it is not the official prompt."""
-        before, after = self.prompt.template.split("{instruction}")
-        template = self.rank_template
-        if len(template) >= len(before + after) and template.startswith(before) and template.endswith(after):
-            return template[len(before) : len(template) - len(after)]
-        return None
+        return _instruction_in(self.rank_template, self.prompt)
+
+    @property
+    def has_prompt_of_other_family(self) -> bool:
+        """Whether the baked prompt is the official one, but of rerankers that see pictures where this does not, or vice versa."""
+        other = reranker_prompt(is_vision=not self.prompt.sees_pictures)
+        return self.score_row is not None and _instruction_in(self.rank_template, other) is not None
+
+
+def _instruction_in(template: str, prompt: PromptSpec) -> str | None:
+    before, after = prompt.template.split("{instruction}")
+    if len(template) >= len(before + after) and template.startswith(before) and template.endswith(after):
+        return template[len(before) : len(template) - len(after)]
+    return None
 
 
 def read_model(path: Path) -> GgufModel:
@@ -183,6 +197,11 @@ def parts_of(path: Path) -> list[Path]:
     match = _PART.fullmatch(path.name)
     numbers = range(2, int(match[2]) + 1 if match else 0)
     return [path, *(path.with_name(path.name.replace("-00001-of-", f"-{number:05}-of-")) for number in numbers)]
+
+
+def stored_tensors(path: Path) -> Mapping[str, GgufTensor]:
+    """The tensors of a model, in however many files."""
+    return {name: tensor for part in parts_of(path) for name, tensor in read_gguf(part).tensors.items()}
 
 
 def _parts(path: Path, header: GgufFile) -> Iterator[tuple[Path, Mapping[str, GgufTensor]]]:
