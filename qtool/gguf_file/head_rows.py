@@ -100,7 +100,8 @@ def decoded(data: bytes, rows: int, kind: GgmlType) -> Rows | None:
     """The weights in the bytes of whole rows; None for a type that cannot be decoded."""
     try:
         stored = np.frombuffer(data, np.uint8).reshape(rows, -1)
-        return np.asarray(dequantize(stored, GGMLQuantizationType(kind.number)), np.float32)
+        with np.errstate(all="ignore"):  # a broken file's scales may be no numbers, which `distance` tells
+            return np.asarray(dequantize(stored, GGMLQuantizationType(kind.number)), np.float32)
     except NotImplementedError:
         return None
 

@@ -239,6 +239,18 @@ def test_a_head_of_its_own_breaks_nothing(copy_of):
     assert codes(inspect(str(folder))) == []
 
 
+@pytest.mark.parametrize("kind", [Q8_0, Q4_0])
+def test_a_head_that_is_no_numbers_is_compared_without_a_warning(kind, copy_of):
+    folder = copy_of("reranker-gguf")
+    rewrite_gguf(folder / "model.gguf", tensors=store_head_as(kind))
+
+    def spoil(tensors):
+        tensors[RANK_HEAD] = replace(tensors[RANK_HEAD], data=b"\xff\x7d" * (len(tensors[RANK_HEAD].data) // 2))
+
+    rewrite_gguf(folder / "model.gguf", tensors=spoil)
+    assert "gguf-head-exchanged" not in codes(inspect(str(folder)))
+
+
 REPAIRED = [code for code in (*FIELDS, *TENSORS) if "repair-gguf" in CATALOGUE[code].remedy]
 
 
