@@ -18,14 +18,15 @@ from qtool.console import human_size, written
 from qtool.convert.files import INTERMEDIATE, PlannedFile
 from qtool.convert.job import Job
 from qtool.formats.ggml import NVFP4
+from qtool.gguf_file.ignored_scales import SEEN_IN
 
 SCHEMA_VERSION: Final = 1
 
 _SCALES_DROPPED: Final = (
-    "llama.cpp (seen in b11549) ignores the NVFP4 scales of the feed-forward matrices in the qwen3vl architecture: there this "
+    f"llama.cpp (seen in {SEEN_IN}) ignores the NVFP4 scales of the feed-forward matrices in the qwen3vl architecture: there this "
     "file scores wrong. Verify it with the llama.cpp that will serve it, or serve Q8_0."
 )
-"""Found by running it; qwen3, the text family, is not concerned."""
+"""See `gguf_file.ignored_scales`."""
 
 
 @dataclass(frozen=True)
