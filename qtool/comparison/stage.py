@@ -12,7 +12,7 @@ from enum import Enum
 
 from qtool.inspection.finding import Finding, Severity
 
-STRUCTURE, WEIGHTS, REDERIVE, PROMPT = "structure", "weights", "rederive", "prompt"
+STRUCTURE, WEIGHTS, REDERIVE, PANELS, PROMPT = "structure", "weights", "rederive", "panels", "prompt"
 
 
 class Outcome(str, Enum):
@@ -26,7 +26,7 @@ class Outcome(str, Enum):
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the verification: structure, weights, rederive, prompt, noise, scores or ranking."""
+    """One step of the verification: structure, weights, rederive, panels, prompt, noise, scores or ranking."""
 
     name: str
     outcome: Outcome

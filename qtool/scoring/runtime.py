@@ -5,6 +5,7 @@ Rule: the name alone says which runtime it is, opening reads no weights, and no 
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,7 @@ from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
 if TYPE_CHECKING:
     from qtool.arch.spec import Task
+    from qtool.scoring.http.scorer import HttpScorer
     from qtool.scoring.llama_cpp.file import GgufModel
     from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
     from qtool.scoring.scorer import Scorer
@@ -56,6 +58,19 @@ def open_runtime(target: str, options: RuntimeOptions = RuntimeOptions()) -> Sco
     return _checkpoint(target, options) if gguf is None else _llama_cpp(gguf, options)
 
 
+def texts_only(target: str, options: RuntimeOptions = RuntimeOptions()) -> str:
+    """Why the runtime of `target`, whose model sees pictures, takes none, as a sentence; empty where it takes them."""
+    if target.startswith(_ADDRESSES):
+        with closing(_server(target, options)) as server:
+            return server.texts_only
+    gguf = gguf_file(target)
+    if gguf is None or options.mmproj is not None:
+        return ""
+    from qtool.scoring.llama_cpp.file import read_model
+
+    return "" if projector_beside(read_model(gguf)) else f"no projector that fits lies beside {gguf.name}."
+
+
 def gguf_file(target: str) -> Path | None:
     """The language model's GGUF file where `target` is one, or a folder of them without a checkpoint; else None."""
     path = Path(target)
@@ -81,7 +96,7 @@ def projector_beside(model: GgufModel) -> Path | None:
     return _only(folder, files, "projectors", "Choose one with --mmproj.") if files else None
 
 
-def _server(url: str, options: RuntimeOptions) -> Scorer:
+def _server(url: str, options: RuntimeOptions) -> HttpScorer:
     from qtool.scoring.http.detect import ServerKind
     from qtool.scoring.http.scorer import HttpOptions, open_http
 

@@ -6,6 +6,7 @@ Rule: whatever can be refused is refused here, before a weight is read or a serv
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from qtool.inputs.shards import Shard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
+from qtool.scoring.runtime import RuntimeOptions, gguf_file, texts_only
 from qtool.verification.gate import check_names
 
 DEFAULT_RECIPE: Final = "nvfp4-w4a16"
@@ -68,7 +70,8 @@ class VerifyOptions:
 class Case:
     """A verification that may begin; `artefact` is None of a server, which shows no files.
 
-    An embedder's queries get `query_instruction`, the publisher's, where the panel gives none.
+    An embedder's queries get `query_instruction`, the publisher's, where the panel gives none. `left_out` says which of
+    the built-in panels the artefact's runtime cannot read, and why.
     """
 
     options: VerifyOptions
@@ -80,6 +83,7 @@ class Case:
     query_instruction: str | None
     recipe: LoadedRecipe
     panels: tuple[Panel, ...]
+    left_out: str = ""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -102,12 +106,28 @@ def open_case(options: VerifyOptions) -> Case:
     task, task_source = _task(declared, artefact, options.task)
     recipe = _recipe(options, artefact)
     check_names(recipe.recipe.gates)
-    options = replace(options, panels=options.panels or default_panels(is_vision=declared.architecture.is_vision))
+    left_out = ""
+    if not options.panels:
+        chosen, left_out = _default_panels(options, declared, artefact, task)
+        options = replace(options, panels=chosen)
     panels = () if options.structure_only else tuple(_panels(options, declared))
     instruction = embedder_prompt(is_vision=declared.architecture.is_vision).query_instruction or None
     return Case(
-        options, reference, artefact, declared.architecture.family, task, task_source, instruction, recipe, panels
-    )
+        options, reference, artefact, declared.architecture.family, task, task_source, instruction, recipe, panels,
+        left_out,
+    )  # fmt: skip
+
+
+def artefact_runtime(options: VerifyOptions, path: Path | None, task: Task, family: str) -> RuntimeOptions:
+    """How to open the artefact that lies at `path`, or behind an address for None."""
+    if path is None:
+        return RuntimeOptions(
+            task, engine=options.engine, served_model=options.served_model, concurrency=options.concurrency,
+            timeout=options.timeout, family=family,
+        )  # fmt: skip
+    if gguf_file(str(path)) is not None:  # it runs as its file says
+        return RuntimeOptions(task, mmproj=options.mmproj)
+    return RuntimeOptions(task, options.dtype, options.device, mmproj=options.mmproj)
 
 
 def _located(options: VerifyOptions) -> Path | None:
@@ -152,6 +172,21 @@ def _recipe(options: VerifyOptions, artefact: Path | None) -> LoadedRecipe:
     if not isinstance(text, str):
         raise ModelError(f"{manifest} does not hold the recipe's text.", "Name a recipe with --recipe.")
     return parse_recipe(text, f"the recipe in {manifest}")
+
+
+def _default_panels(
+    options: VerifyOptions, reference: Detection, artefact: Path | None, task: Task
+) -> tuple[tuple[str, ...], str]:
+    """The built-in panels that both sides can read, and which others were left out and why."""
+    panels, texts = (default_panels(is_vision=is_vision) for is_vision in (reference.architecture.is_vision, False))
+    if options.structure_only or panels == texts:
+        return panels, ""
+    why = ""
+    with suppress(ModelError):  # of a broken file, which is for the structure stage to say
+        runtime = artefact_runtime(options, artefact, task, reference.architecture.family)
+        why = texts_only(str(artefact or options.artefact), runtime)
+    left_out = ", ".join(panel for panel in panels if panel not in texts)
+    return (texts, f"{left_out} left out: {why}") if why else (panels, "")
 
 
 def _panels(options: VerifyOptions, reference: Detection) -> list[Panel]:

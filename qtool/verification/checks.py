@@ -16,7 +16,7 @@ from typing import Final
 from qtool.arch.spec import Task
 from qtool.comparison.prompts import compare_prompts
 from qtool.comparison.rederive import rederive
-from qtool.comparison.stage import STRUCTURE, Outcome, RederivedFile, Stage, TensorError, skipped
+from qtool.comparison.stage import PANELS, STRUCTURE, Outcome, RederivedFile, Stage, TensorError, skipped
 from qtool.comparison.structure import check_structure
 from qtool.comparison.weights import compare_weights
 from qtool.inputs.items import Item, Pair
@@ -61,6 +61,11 @@ def check_files(case: Case, progress: StageProgress) -> Checked:
             stage, files = rederive(artefact, case.reference, Path(folder), case.task, options.mmproj)
         checked = replace(checked.with_stage(stage), rederived=files)
     return checked
+
+
+def note_panels(case: Case, checked: Checked) -> Checked:
+    """What was checked, and which of the built-in panels nobody is asked, if any."""
+    return checked.with_stage(skipped(PANELS, case.left_out)) if case.left_out else checked
 
 
 def check_prompts(case: Case) -> Stage:

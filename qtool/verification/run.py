@@ -11,7 +11,7 @@ from typing import Final
 from qtool.manifest import versions
 from qtool.progress import StageProgress
 from qtool.verification.case import Case, VerifyOptions, open_case
-from qtool.verification.checks import Checked, check_files, check_prompts
+from qtool.verification.checks import Checked, check_files, check_prompts, note_panels
 from qtool.verification.conclude import conclude
 from qtool.verification.folder import check_output, prepare
 from qtool.verification.noise import noise_panels
@@ -32,7 +32,7 @@ def verify(options: VerifyOptions, progress: StageProgress = _unheard, *, force:
     checked = check_files(case, progress)
     heard: dict[Voice, Heard] = {}
     if _may_go_on(options, checked):
-        checked = checked.with_stage(check_prompts(case))
+        checked = note_panels(case, checked).with_stage(check_prompts(case))
     if _may_go_on(options, checked):
         heard = _hear_all(case, progress)
     return conclude(case, checked, heard, round(time.monotonic() - started, 3), versions(*PACKAGES))

@@ -17,10 +17,10 @@ from qtool.answers.ledger import open_ledger
 from qtool.answers.remembering import Remembering
 from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress
-from qtool.scoring.runtime import RuntimeOptions, gguf_file, open_runtime
+from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import Identity, Scorer
 from qtool.verification.answers import Answers, answer, work
-from qtool.verification.case import Case
+from qtool.verification.case import Case, artefact_runtime
 from qtool.verification.folder import ANSWERS
 from qtool.verification.report import Side
 
@@ -47,22 +47,10 @@ def open_voice(case: Case, voice: Voice) -> Scorer:
     """The runtime behind a voice; no weight is read yet."""
     options = case.options
     if voice is Voice.ARTEFACT:
-        return _open_artefact(case)
+        target = options.artefact if case.artefact is None else str(case.artefact)
+        return open_runtime(target, artefact_runtime(options, case.artefact, case.task, case.family))
     dtype = NOISE_DTYPE if voice is Voice.NOISE else options.dtype
     return open_runtime(str(case.reference), RuntimeOptions(case.task, dtype, options.device))
-
-
-def _open_artefact(case: Case) -> Scorer:
-    options, path = case.options, case.artefact
-    if path is None:
-        server = RuntimeOptions(
-            case.task, engine=options.engine, served_model=options.served_model, concurrency=options.concurrency,
-            timeout=options.timeout, family=case.family,
-        )  # fmt: skip
-        return open_runtime(options.artefact, server)
-    if gguf_file(str(path)) is not None:  # it runs as its file says
-        return open_runtime(str(path), RuntimeOptions(case.task, mmproj=options.mmproj))
-    return open_runtime(str(path), RuntimeOptions(case.task, options.dtype, options.device, mmproj=options.mmproj))
 
 
 def hear(case: Case, voice: Voice, panels: Sequence[Panel], progress: StageProgress) -> Heard:

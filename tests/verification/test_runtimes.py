@@ -57,6 +57,30 @@ def test_a_running_server_is_verified_by_its_scores(folder: Path) -> None:
     assert report.panels[0].metrics["log_odds_max"] < 0.01
 
 
+@pytest.mark.parametrize(
+    ("runtime", "why"), [("file", "no projector that fits lies beside model.gguf"), ("server", "takes texts")]
+)
+def test_without_named_panels_those_that_the_runtime_cannot_read_are_left_out(
+    folder: Path, runtime: str, why: str
+) -> None:
+    gguf = gguf_of(RERANKER, "f16", folder)
+    server = start_server(gguf, None, Pooling.RANK, 1024, LlamaCppOptions(threads=1)) if runtime == "server" else None
+    report = run(server.listening_address if server else str(gguf), ())
+    assert [panel.name for panel in report.panels] == ["demo-text"]
+    assert report.settings["panel_sources"] == ["demo-text"]
+    (stage,) = (stage for stage in report.stages if stage.name == "panels")
+    assert stage.outcome.value == "skipped"
+    assert stage.summary.startswith("demo-image, demo-mixed left out: ")
+    assert why in stage.summary
+
+
+def test_a_projector_beside_a_file_brings_the_panels_of_pictures_back(folder: Path) -> None:
+    mmproj = projector_of(RERANKER, folder)
+    report = run(str(gguf_of(RERANKER, "f16", folder)), (), mmproj=mmproj, limit=1)
+    assert [panel.name for panel in report.panels] == ["demo-text", "demo-image", "demo-mixed"]
+    assert "panels" not in outcomes(report)
+
+
 def test_a_served_file_with_llama_cpps_own_prompt_is_named(folder: Path) -> None:
     gguf = gguf_of(RERANKER, "f16", folder, prompt="llamacpp")
     found = {finding.code for stage in run(str(gguf), ("demo-text",)).stages for finding in stage.findings}

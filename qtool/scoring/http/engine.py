@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qtool.arch.prompts import PromptSpec
+    from qtool.arch.spec import Task
     from qtool.scoring.scorer import PromptSeen
 
 DOCUMENTS_AT_ONCE: Final = 8
@@ -25,6 +26,9 @@ DOCUMENTS_AT_ONCE: Final = 8
 
 class HttpEngine(Protocol):
     """One engine's dialect; its methods are called from several threads."""
+
+    def texts_only(self, task: Task) -> str:
+        """Why it takes no pictures for a task, as a sentence; empty where it takes them."""
 
     def check_pair(self, pair: Pair) -> None:
         """Raise UsageError where it cannot be asked."""

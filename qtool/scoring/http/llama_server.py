@@ -11,6 +11,7 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from qtool.scoring.http.client import HttpClient
 
 _TEXTS_ONLY: Final = "llama-server's /v1/rerank takes texts, and scores a picture's place holder as one."
+_NO_MARKER: Final = "the server's /props name no media_marker."
 
 
 class LlamaServer:
@@ -38,6 +40,12 @@ class LlamaServer:
         self._marker = media_marker
         self._prompt = prompt
         self._building = Lock()
+
+    def texts_only(self, task: Task) -> str:
+        """See HttpEngine."""
+        if task is Task.RERANK:
+            return _TEXTS_ONLY
+        return "" if self._marker else _NO_MARKER
 
     def check_pair(self, pair: Pair) -> None:
         """See HttpEngine."""
@@ -58,7 +66,7 @@ class LlamaServer:
         check_no_video(item)
         known_prompt(self._prompt, "An item's prompt depends on the model")
         if item.image and not self._marker:
-            raise UsageError(f"Item {item.id!r} holds a picture, and the server's /props name no media_marker.")
+            raise UsageError(f"Item {item.id!r} holds a picture, and {_NO_MARKER}")
 
     def prepare(self, pairs: Sequence[Pair]) -> None:
         """There is nothing to find out."""

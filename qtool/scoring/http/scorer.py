@@ -116,6 +116,11 @@ class HttpScorer:
         """See Scorer."""
         return (self._prompt.query_instruction if self._prompt else "") or None
 
+    @property
+    def texts_only(self) -> str:
+        """Why the server takes no pictures, as a sentence; empty where it takes them."""
+        return self._engine.texts_only(self.task)
+
     def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """See Scorer. NetworkError or ModelError name the pair; what was answered until then has been told."""
         if self.task is not Task.RERANK:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qtool.arch.prompts import PromptSpec
+    from qtool.arch.spec import Task
     from qtool.scoring.http.client import HttpClient
 
 _TEXTS_ONLY: Final = "this server's interface takes texts."
@@ -33,6 +34,11 @@ class Jina:
         self._client = client
         self._model = {"model": model} if model else {}
         self._prompt = prompt
+
+    def texts_only(self, task: Task) -> str:
+        """See HttpEngine."""
+        del task
+        return _TEXTS_ONLY
 
     def check_pair(self, pair: Pair) -> None:
         """See HttpEngine."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qtool.arch.prompts import PromptSpec
+    from qtool.arch.spec import Task
     from qtool.scoring.http.client import HttpClient
 
 _ACTIVATION_ERROR: Final = 0.01
@@ -51,6 +52,11 @@ class Vllm:
         self._model = {"model": model} if model else {}
         self._prompt = prompt
         self._gives_log_odds = False
+
+    def texts_only(self, task: Task) -> str:
+        """See HttpEngine. It reads what its model does."""
+        del task
+        return ""
 
     def check_pair(self, pair: Pair) -> None:
         """See HttpEngine."""
