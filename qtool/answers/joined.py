@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 _NO_FILE = -1
 
 
+class UnansweredError(UsageError):
+    """No ledger holds the answers to `count` questions, the first of which is called `name`."""
+
+    def __init__(self, name: str, count: int) -> None:
+        super().__init__(f"No run has answered {name}{f', nor {count - 1} more' if count > 1 else ''}.")
+
+
 def read_ledgers(parts: Sequence[Path], task: Task) -> Remembering:
     """All answers of `parts`, which must be of one identity. Raises UsageError on one that is another's or broken."""
     identity = _identity(parts[0])
@@ -88,11 +95,11 @@ class _Silent:
 
     def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> NoReturn:
         del answered
-        raise UsageError(f"No run has answered {pairs[0].name}, nor {len(pairs) - 1} more pairs.")
+        raise UnansweredError(pairs[0].name, len(pairs))
 
     def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NoReturn:
         del answered
-        raise UsageError(f"No run has answered item {items[0].id!r}, nor {len(items) - 1} more items.")
+        raise UnansweredError(f"item {items[0].id!r}", len(items))
 
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
         del question

@@ -70,10 +70,15 @@ def answer_line(key: str, question: Pair | Item, answer: Answer) -> bytes:
 
 def read_answer(line: bytes) -> tuple[str, Answer]:
     """Key and answer of a line. Raises ValueError that says what is wrong."""
-    content = _object(line)
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("it is broken off, or no JSON for another reason") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")  # noqa: TRY004 - one kind of error for all that can be wrong
     key, log_odds, vector = (content.get(name) for name in ("key", "log_odds", "vector"))
     if not isinstance(key, str):
-        raise ValueError("it has no key")  # noqa: TRY004 - one kind of error for all that can be wrong
+        raise ValueError("it has no key")  # noqa: TRY004 - as above
     if isinstance(log_odds, float) and math.isfinite(log_odds):
         return key, log_odds
     if isinstance(vector, str):

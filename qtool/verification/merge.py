@@ -6,6 +6,7 @@ conditions (models, prompts, panels, recipe, versions) is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +14,29 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from qtool.answers.joined import copy_ledgers, read_ledgers
+from qtool.answers.joined import UnansweredError, copy_ledgers, read_ledgers
 from qtool.arch.spec import Task
 from qtool.comparison.stage import Outcome, Stage
 from qtool.errors import UsageError
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.panels import Panel
+from qtool.inputs.shards import Shard
 from qtool.recipe import parse_recipe
-from qtool.verification.answers import answer
+from qtool.scoring.scorer import Scorer
+from qtool.verification.answers import Answers, answer
 from qtool.verification.case import Case, VerifyOptions
 from qtool.verification.checks import Checked
 from qtool.verification.conclude import SCORED, conclude
 from qtool.verification.folder import REPORT, check_output, prepare
 from qtool.verification.noise import noise_panels
-from qtool.verification.report import Report
+from qtool.verification.report import SCHEMA_VERSION, Report
 from qtool.verification.voices import Heard, Voice, answer_file
 
 _OWN: Final = ("shard",)
 """Settings in which the parts of one verification differ."""
+
+
+_AGAIN: Final = "Verify that shard again: the same command with --force."
 
 
 def merge_reports(folders: Sequence[Path], output: Path, *, force: bool = False) -> Report:
@@ -48,7 +54,7 @@ def merge_reports(folders: Sequence[Path], output: Path, *, force: bool = False)
     _check_complete(reports)
     case = _case(next(iter(reports.values())), output)
     parts = _parts(reports)
-    heard = {voice: _heard(case, voice, files, reports.values()) for voice, files in parts.items()}
+    heard = {voice: _heard(case, voice, files, reports) for voice, files in parts.items()}
     report = _concluded(case, reports.values(), heard)
     prepare(output, force=force)  # not before: an older report is not lost to shards that cannot be merged
     for voice, files in parts.items():
@@ -60,13 +66,30 @@ def read_report(folder: Path) -> Report:
     """The report of a finished run. Raises UsageError."""
     path = folder / REPORT
     try:
-        return TypeAdapter(Report).validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{folder} holds no finished verification: {error.strerror} ({path.name}).") from error
+    _check_version(path, content)
+    try:
+        return TypeAdapter(Report).validate_json(content)
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
-        raise UsageError(f"{path} is no report that this version reads: {place}: {problem['msg']}.") from error
+        raise UsageError(f"{path} is no report that this version reads: {place}: {problem['msg']}.", _AGAIN) from error
+
+
+def _check_version(path: Path, content: bytes) -> None:
+    """Raise UsageError unless `content` is JSON of the version that is written here: another's numbers may mean others."""
+    try:
+        said = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is broken: it is no JSON ({error}).", _AGAIN) from error
+    version = said.get("schema_version") if isinstance(said, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} is a report of schema version {version}, and this qtool joins those of {SCHEMA_VERSION}.",
+            "Verify that shard again with this version of qtool.",
+        )
 
 
 def _refuse_an_input(folders: Iterable[Path], output: Path) -> None:
@@ -118,12 +141,18 @@ def _was_stopped(report: Report) -> bool:
 
 
 def _check_complete(reports: dict[Path, Report]) -> None:
-    shards = [str(report.settings.get("shard")) for report in reports.values()]
+    whole = [folder for folder, report in reports.items() if not report.settings.get("shard")]
+    if whole:
+        raise UsageError(
+            f"{whole[0]} holds a whole verification, no shard of one.",
+            f"It is judged already: see {whole[0] / REPORT}.",
+        )
+    shards = [str(report.settings["shard"]) for report in reports.values()]
     count = shards[0].partition("/")[2]
-    wanted = [f"{index}/{count}" for index in range(1, int(count) + 1)] if count else []
+    wanted = [f"{index}/{count}" for index in range(1, int(count) + 1)]
     if sorted(shards) != sorted(wanted):
         raise UsageError(
-            f"These are the shards {', '.join(shards)}; a whole verification is {', '.join(wanted) or 'made with --shard'}.",
+            f"These are the shards {', '.join(shards)}; a whole verification is {', '.join(wanted)}.",
             "Pass the folder of each shard once.",
         )
 
@@ -166,12 +195,31 @@ def _existing(voice: Voice, files: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _heard(case: Case, voice: Voice, files: Sequence[Path], reports: Iterable[Report]) -> Heard:
-    scored = next(filter(_is_scored, reports))
-    panels = noise_panels(case.panels, case.options.noise_queries) if voice is Voice.NOISE else case.panels
+def _heard(case: Case, voice: Voice, files: Sequence[Path], reports: Mapping[Path, Report]) -> Heard:
+    scored = next(filter(_is_scored, reports.values()))
     known = read_ledgers(files, case.task)
     side = scored.artefact if voice is Voice.ARTEFACT else scored.reference
-    return Heard(side, tuple(answer(panel, known, case.task, case.query_instruction) for panel in panels))
+    try:
+        return Heard(side, _answers(case, voice, known, case.panels))
+    except UnansweredError:
+        for folder, report in reports.items():
+            _check_answered(case, voice, known, folder, Shard.parse(report.settings["shard"]))
+        raise
+
+
+def _check_answered(case: Case, voice: Voice, known: Scorer, folder: Path, shard: Shard) -> None:
+    """Raise UsageError where a question of the shard in `folder` has no answer."""
+    try:
+        _answers(case, voice, known, [panel.shard(shard) for panel in case.panels], shard)
+    except UnansweredError as error:
+        raise UsageError(f"{folder} has lost what {voice.value} answered. {error.message}", _AGAIN) from error
+
+
+def _answers(
+    case: Case, voice: Voice, known: Scorer, panels: Sequence[Panel], shard: Shard | None = None
+) -> tuple[Answers, ...]:
+    asked = noise_panels(panels, case.options.noise_queries, shard) if voice is Voice.NOISE else panels
+    return tuple(answer(panel, known, case.task, case.query_instruction) for panel in asked)
 
 
 def _concluded(case: Case, reports: Collection[Report], heard: Mapping[Voice, Heard]) -> Report:

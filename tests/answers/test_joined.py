@@ -28,7 +28,7 @@ def parts(tmp_path: Path) -> list[Path]:
 
 def test_joined_ledgers_know_what_each_knew_and_nothing_more(parts: list[Path], tmp_path: Path) -> None:
     assert read_ledgers(parts, Task.RERANK).score(PAIRS) == [0.0, 1.0, 2.0, 3.0]
-    with pytest.raises(UsageError, match=r"No run has answered query 'q2', document 'd', nor 1 more pairs"):
+    with pytest.raises(UsageError, match=r"No run has answered query 'q2', document 'd', nor 1 more\."):
         read_ledgers(parts[:1], Task.RERANK).score(PAIRS)
     copy_ledgers(parts, tmp_path / "new" / "whole.jsonl")
     with open_ledger(tmp_path / "new" / "whole.jsonl", IDENTITY) as whole:

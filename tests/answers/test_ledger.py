@@ -91,13 +91,14 @@ def test_a_torn_header_begins_anew(path: Path, length: int) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"key": "a", "log_odds": 0.', "no key"),
+        ('{"key": "a", "log_odds": 0.', "broken off"),
+        ('{"log_odds": 0.5}', "no key"),
         ('{"key": "a", "log_odds": NaN}', "neither"),
         ('{"key": "a"}', "neither"),
         ('{"key": "a", "vector": "@"}', ""),
         ('{"key": "a", "vector": "AAA="}', ""),
-        ("[]", "no key"),
-        ("", "no key"),
+        ("[]", "no JSON object"),
+        ("", "no JSON"),
     ],
 )
 def test_a_broken_line_in_the_middle_is_named(path: Path, line: str, reason: str) -> None:

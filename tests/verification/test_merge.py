@@ -91,8 +91,47 @@ def test_a_shard_that_lost_answers_is_refused_by_name(models, panel: Path, tmp_p
         run(models, panel, folder, shard=Shard(index, 2))
     ledger = folders[1] / "answers" / "artefact.jsonl"
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UsageError, match=r"No run has answered query 'q\d', document 'd\d'"):
+    with pytest.raises(
+        UsageError, match=r"b has lost what artefact answered\. No run .* query 'q3', document 'd3'\."
+    ) as said:
         merge_reports(folders, tmp_path / "merged")
+    assert "Verify that shard again" in said.value.hint
+
+
+def test_an_embedder_shard_that_lost_vectors_is_refused_by_name(models, panel: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for index, folder in enumerate(folders, start=1):
+        run(models, panel, folder, shard=Shard(index, 2), task=Task.EMBED)
+    ledger = folders[0] / "answers" / "noise.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-2]))
+    with pytest.raises(UsageError, match=r"a has lost what noise answered\. No run has answered item .*, nor 1 more\."):
+        merge_reports(folders, tmp_path / "merged")
+
+
+def test_a_whole_verification_is_no_shard(models, panel: Path, tmp_path: Path) -> None:
+    run(models, panel, tmp_path / "whole")
+    with pytest.raises(UsageError, match="whole holds a whole verification, no shard of one") as said:
+        merge_reports([tmp_path / "whole"], tmp_path / "merged")
+    assert said.value.hint == f"It is judged already: see {tmp_path / 'whole' / REPORT}."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema_version": 2, "artef', r"report\.json is broken: it is no JSON \(Unterminated string"),
+        ("", r"is broken: it is no JSON"),
+        ("[]", r"of schema version None, and this qtool joins those of 2"),
+        ('{"schema_version": 1}', r"report\.json is a report of schema version 1, and this qtool joins those of 2"),
+        ('{"schema_version": 2}', r"no report that this version reads: artefact: Field required"),
+    ],
+)
+def test_a_report_that_is_broken_or_of_another_version_is_told_with_what_to_do(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / REPORT).write_text(content)
+    with pytest.raises(UsageError, match=message) as said:
+        merge_reports([tmp_path], tmp_path / "merged")
+    assert said.value.hint.startswith("Verify that shard again")
 
 
 def test_an_interrupted_run_goes_on_without_asking_again(
