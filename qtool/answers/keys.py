@@ -1,6 +1,6 @@
 """What a question is known by: a hash of all that a scorer is shown of it.
 
-Rule: ids and labels do not count, files count by their bytes and pictures in memory by their pixels. What lies behind an
+Rule: ids, labels and origins do not count, files count by their bytes and pictures in memory by their pixels. What lies behind an
 http(s) address is not fetched for this: there the address counts, and only as long as `names_content` need not hold.
 """
 
@@ -18,7 +18,7 @@ from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.vision import to_rgb
 
-_NOT_SHOWN: Final = ("id", "label")
+_NOT_SHOWN: Final = ("id", "label", "origin")
 _BLOCK: Final = 1 << 20
 _ELSEWHERE: Final = ("http://", "https://")
 _ADDRESSES: Final = ("data:", *_ELSEWHERE)
@@ -54,7 +54,7 @@ class QuestionKeys:
                 name: value if name in ("text", "instruction") else self._media(value) for name, value in shown.items()
             }
         except OSError as error:
-            raise UsageError(f"Item {item.id!r}: cannot read {error.filename}: {error.strerror}.") from error
+            raise UsageError(f"{item.name}: cannot read {error.filename}: {error.strerror}.") from error
 
     def _media(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -5,7 +5,7 @@ Rule: an item is data; nothing is opened, resized or tokenized here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from PIL.Image import Image
@@ -56,7 +56,8 @@ class Item:
     """One side of a pair: any number of texts, images and videos, as the official API takes them.
 
     Inside a side videos come first, then images, then texts, which are joined without a separator. `text=("",)` is an
-    empty text; `text=()` with no picture is a side without content, which a prompt may write differently.
+    empty text; `text=()` with no picture is a side without content, which a prompt may write differently. `origin` says to
+    people where it was read; no two items differ by it.
     """
 
     id: str
@@ -66,12 +67,18 @@ class Item:
     instruction: str | None = None
     label: float | None = None
     limits: PixelLimits = OFFICIAL_LIMITS
+    origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         # Runtimes fail on these each in its own way, llama.cpp and servers only once they are asked.
         for text in (*self.text, self.instruction or ""):
             if not is_text(text):
                 raise UsageError(f"Item {self.id!r}: no text but {text!r}", "Texts are str, without lone surrogates.")
+
+    @property
+    def name(self) -> str:
+        """How messages about it alone begin: ids of documents recur from query to query, so its origin is said too."""
+        return f"Item {self.id!r} ({self.origin})" if self.origin else f"Item {self.id!r}"
 
     @property
     def joined_text(self) -> str:

@@ -169,7 +169,8 @@ def _query(line: bytes, ordinal: int, instruction: str | None, path: Path, where
         for position, line in enumerate(parsed.documents)
     )
     _check_documents(documents, where)
-    return Query(item.with_instruction(own), documents)
+    documents = tuple(replace(document, origin=f"query {item.id!r}, {where}") for document in documents)
+    return Query(replace(item, instruction=own, origin=where), documents)
 
 
 def _json(line: bytes, where: str) -> Any:

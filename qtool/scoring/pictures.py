@@ -68,4 +68,4 @@ def _named(item: Item, make: Callable[[], T]) -> T:
         return make()
     except QtoolError as error:
         kind = UsageError if type(error) is QtoolError else type(error)
-        raise kind(f"Item {item.id!r}: {error.message}", error.hint) from error
+        raise kind(f"{item.name}: {error.message}", error.hint) from error

@@ -94,7 +94,7 @@ class PromptBuilder:
     def _load(self, item: Item) -> Shown:
         if item.has_pictures and not self.spec.sees_pictures:
             raise UsageError(
-                f"Item {item.id!r} holds a picture or video, and the model reads text only.",
+                f"{item.name} holds a picture or video, and the model reads text only.",
                 "Choose a text panel for this model.",
             )
         videos = [self._pictures.video(item, video) for video in item.video]

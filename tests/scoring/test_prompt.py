@@ -134,6 +134,8 @@ def test_pictures_and_frames_follow_the_limits_of_their_item(builder) -> None:
 
 def test_a_broken_video_names_the_item_and_keeps_its_kind(builder, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = builder(prompts.VL_EMBEDDER)
+    with pytest.raises(UsageError, match=r"Item 'd' \(query 'q3', p\.jsonl, line 9\): cannot read the picture"):
+        embedder.item(Item("d", image=("nowhere.png",), origin="query 'q3', p.jsonl, line 9"))
     with pytest.raises(UsageError, match=r"Item 'd': cannot read the video nowhere\.mp4: no such file"):
         embedder.item(Item("d", video=(Video("nowhere.mp4"),)))
     monkeypatch.setattr(sources, "_PAUSES", ())

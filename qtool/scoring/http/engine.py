@@ -68,7 +68,7 @@ def check_no_video(item: Item) -> None:
     """Raise UsageError for a video."""
     if item.video:
         raise UsageError(
-            f"Item {item.id!r} holds a video, which is not sent to servers: each picks frames by a rule of its own.",
+            f"{item.name} holds a video, which is not sent to servers: each picks frames by a rule of its own.",
             "Give its frames as pictures, or verify the artefact's files.",
         )
 
@@ -77,7 +77,7 @@ def check_text_only(item: Item, why: str) -> None:
     """Raise UsageError for a picture or a video."""
     check_no_video(item)
     if item.image:
-        raise UsageError(f"Item {item.id!r} holds a picture: {why}", "Choose a panel of texts for this server.")
+        raise UsageError(f"{item.name} holds a picture: {why}", "Choose a panel of texts for this server.")
 
 
 def check_empty_is_missing(pair: Pair, template: str) -> None:

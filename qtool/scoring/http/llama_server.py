@@ -66,7 +66,7 @@ class LlamaServer:
         check_no_video(item)
         known_prompt(self._prompt, "An item's prompt depends on the model")
         if item.image and not self._marker:
-            raise UsageError(f"Item {item.id!r} holds a picture, and {_NO_MARKER}")
+            raise UsageError(f"{item.name} holds a picture, and {_NO_MARKER}")
 
     def prepare(self, pairs: Sequence[Pair]) -> None:
         """There is nothing to find out."""
@@ -101,7 +101,7 @@ class LlamaServer:
     def _text(self, side: Item) -> str:
         if side.text:
             return normalized(side.joined_text)
-        return side_text(side, known_prompt(self._prompt, f"Item {side.id!r} is empty, which models write differently"))
+        return side_text(side, known_prompt(self._prompt, f"{side.name} is empty, which models write differently"))
 
     def _official(self, item: Item) -> TextPrompt:
         with self._building:  # what it keeps is not made for several threads

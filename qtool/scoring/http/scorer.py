@@ -197,7 +197,7 @@ def _read_pictures(item: Item) -> None:
             if not isinstance(source, str):
                 read_whole(source)
     except UsageError as error:
-        raise UsageError(f"Item {item.id!r}: {error.message}", error.hint) from error
+        raise UsageError(f"{item.name}: {error.message}", error.hint) from error
 
 
 def _official_prompt(task: Task, family: str | None) -> PromptSpec | None:

@@ -69,7 +69,7 @@ class Vllm:
         check_no_video(item)
         prompt = known_prompt(self._prompt, "An item's prompt depends on the model")
         if item.image and not prompt.sees_pictures:
-            raise UsageError(f"Item {item.id!r} holds a picture, and the model reads text only.")
+            raise UsageError(f"{item.name} holds a picture, and the model reads text only.")
 
     def prepare(self, pairs: Sequence[Pair]) -> None:
         """Find out whether the server gives log-odds when asked to, and whether its prompt takes an instruction."""

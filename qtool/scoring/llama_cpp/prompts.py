@@ -49,7 +49,7 @@ class TextPromptBuilder(PromptBuilder):
 
     def _load(self, item: Item) -> Shown:
         if item.video:
-            raise UsageError(f"Item {item.id!r} holds a video, which llama.cpp does not read.", "Choose another panel.")
+            raise UsageError(f"{item.name} holds a video, which llama.cpp does not read.", "Choose another panel.")
         return super()._load(item)
 
 
