@@ -6,6 +6,7 @@ Rule: row by row as the items come, and beside the vectors a file that says whic
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from qtool.answers.score import Counter
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.inputs.items import Item
+from qtool.inputs.text_file import read_text_bytes
 from qtool.progress import StageProgress
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 
@@ -130,13 +132,8 @@ def _questions(source: PanelChoice | Texts, query_instruction: str | None) -> tu
 
 
 def _lines(source: Texts) -> tuple[list[Row], list[Item]]:
-    try:
-        lines = source.path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {source.path}: {error}.") from error
-    texts = [
-        (number, text) for number, text in enumerate((line.rstrip("\r") for line in lines), start=1) if text.strip()
-    ]
+    lines = re.split(r"\r\n|\r|\n", read_text_bytes(source.path, "texts").decode("utf-8-sig"))
+    texts = [(number, text) for number, text in enumerate(lines, start=1) if text.strip()]
     if not texts:
         raise UsageError(f"{source.path} holds no text.")
     rows = [Row(place, line=number) for place, (number, _) in enumerate(texts)]

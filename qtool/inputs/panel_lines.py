@@ -5,12 +5,15 @@ Rule: strict. A field that is unknown, or of another type than the format says, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from qtool.errors import UsageError
 from qtool.inputs.items import is_text
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 def _as_tuple(value: Any) -> Any:
@@ -125,6 +128,16 @@ class QueryLine(_Line):
     documents: Annotated[list[Annotated[DocumentLine, BeforeValidator(_as_sides)]], Field(min_length=1)]
 
 
+_CONTENT: Final = "should be a text, or an object with text, image or video"
+_SHAPES: Final = {
+    HeaderLine.__name__: "the header is an object with qtool_panel",
+    QueryLine.__name__: 'a query is an object {"query": …, "documents": […]}',
+    SidesLine.__name__: _CONTENT,
+    DocumentLine.__name__: _CONTENT,
+    VideoLine.__name__: "should be a file's path, or an object with file or frames",
+}
+"""What should stand where something else than an object does."""
+
 LineT = TypeVar("LineT", bound=_Line)
 
 
@@ -134,8 +147,15 @@ def parse_line(shape: type[LineT], value: object, where: str) -> LineT:
         return shape.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        message = f"{where}: {_field(first['loc'])}{first['msg']}"
+        message = f"{where}: {_field(first['loc'])}{_complaint(first)}"
         raise UsageError(message) from error
+
+
+def _complaint(problem: ErrorDetails) -> str:
+    """What is wrong, without pydantic's names for it."""
+    if problem["type"] == "model_type":
+        return _SHAPES[problem["ctx"]["class_name"]]
+    return problem["msg"].removeprefix("Value error, ")
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -15,6 +15,7 @@ from qtool.inputs.items import Item, Pair, Video
 from qtool.inputs.limits import OFFICIAL_LIMITS, PixelLimits
 from qtool.inputs.panel_lines import HeaderLine, QueryLine, SidesLine, VideoLine, parse_line
 from qtool.inputs.sources import is_url, shown
+from qtool.inputs.text_file import read_text_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +87,7 @@ class Panel:
 
 def load_panel(path: Path) -> Panel:
     """Read and check a panel; relative picture paths start at the panel's folder."""
-    return panel_of(_read(path), path)
+    return panel_of(read_text_bytes(path, "panel"), path)
 
 
 def panel_of(content: bytes, path: Path) -> Panel:
@@ -110,19 +111,6 @@ def panel_header(lines: bytes, **fields: str | None) -> bytes:
     header = {"qtool_panel": 1, **fields, "sha256": _sha256(lines)}
     parse_line(HeaderLine, header, "panel header")
     return json.dumps(header, ensure_ascii=False).encode() + b"\n"
-
-
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        content.decode()
-    except OSError as error:
-        message = f"cannot read panel {path}: {error.strerror}"
-        raise UsageError(message) from error
-    except UnicodeDecodeError as error:
-        message = f"panel {path} is not UTF-8 text (byte {error.start})"
-        raise UsageError(message) from error
-    return content
 
 
 def _sha256(content: bytes) -> str:

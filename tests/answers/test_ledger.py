@@ -195,6 +195,7 @@ def test_a_question_is_known_by_what_the_model_is_shown(tmp_path: Path) -> None:
     base = Pair(Item("q", ("which?",), (red,), instruction="Find."), Item("d", ("this",)))
     same = [
         replace(base, document=replace(base.document, id="other", label=3.0)),
+        replace(base, document=replace(base.document, origin="query 'q1', p.jsonl, line 1")),
         replace(base, query=replace(base.query, image=(copy,))),
         replace(base, document=base.document.with_instruction("not shown")),
     ]

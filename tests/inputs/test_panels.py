@@ -154,14 +154,14 @@ def with_document(**fields: Any) -> dict[str, Any]:
     ("query", "message"),
     [
         ("{not json", "line 2: not JSON"),
-        ([1], "line 2: "),
+        ([1, 2], r'line 2: a query is an object \{"query": …, "documents": \[…\]\}$'),
         ({"id": "q1", "documents": ["x"]}, "line 2: query: Field required"),
         ({"query": "a", "documents": []}, "line 2: documents: "),
         ({"query": "a", "docs": ["x"]}, "line 2: docs: |line 2: documents: Field required"),
         ({"query": {"txt": "a"}, "documents": [DOCUMENT]}, "line 2: query.txt: Extra inputs"),
         ({"query": {}, "documents": [DOCUMENT]}, "line 2: query: no text, image or video"),
-        ({"query": 7, "documents": [DOCUMENT]}, "line 2: query: "),
-        ({"query": "a", "documents": [7]}, r"line 2: documents\[0\]: "),
+        ({"query": 7, "documents": [DOCUMENT]}, "line 2: query: should be a text, or an object with text, image or"),
+        ({"query": "a", "documents": [7]}, r"line 2: documents\[0\]: should be a text, or an object with text"),
         (with_document(texts="x"), r"line 2: documents\[1\].texts: Extra inputs"),
         (with_document(text=None), r"line 2: documents\[1\]: no text, image or video"),
         (with_document(text=[1]), r"line 2: documents\[1\].text\[0\]: "),
@@ -177,17 +177,17 @@ def with_document(**fields: Any) -> dict[str, Any]:
         (with_document(video="gone.mp4"), r"line 2: documents\[1\].video: no such file: gone.mp4"),
         (with_document(video={"frames": ["gone.png"]}), r"line 2: documents\[1\].video: no such file: gone.png"),
         (with_document(video={"frames": []}), r"line 2: documents\[1\].video\[0\].frames: "),
-        (with_document(video={"fps": 2}), r"line 2: documents\[1\].video\[0\]: .*needs either file or frames"),
+        (with_document(video={"fps": 2}), r"line 2: documents\[1\].video\[0\]: needs either file or frames"),
         (with_document(video={"frames": ["data:,"], "fps": 2}), r"video\[0\]: .*fps samples a file"),
         (with_document(video={"file": "a.mp4", "fps": 0}), r"line 2: documents\[1\].video\[0\].fps: "),
         (with_document(video={"file": "a.mp4", "speed": 2}), r"line 2: documents\[1\].video\[0\].speed: Extra inputs"),
-        (with_document(video=["a.mp4", 7]), r"line 2: documents\[1\].video\[1\]: "),
+        (with_document(video=["a.mp4", 7]), r"line 2: documents\[1\].video\[1\]: should be a file's path, or"),
         (with_document(max_pixels=0), r"line 2: documents\[1\].max_pixels: "),
         (with_document(min_pixels=99, max_pixels=98), r"line 2: documents\[1\]: min_pixels 99 and max_pixels 98"),
         (with_document(image="gone.png"), r"line 2: documents\[1\].image: no such file: gone.png"),
         (with_document(image="x" * 5000), r"line 2: documents\[1\].image: no such file"),
         (with_document(image="nul\0"), r"line 2: documents\[1\].image: no such file"),
-        (with_document(text="a \ud83d"), r"line 2: documents\[1\].text\[0\]: .*half of a character"),
+        (with_document(text="a \ud83d"), r"line 2: documents\[1\].text\[0\]: holds half of a character"),
         (with_document(id="\ud83d"), r"line 2: documents\[1\].id: "),
         ({"query": "a \ud83d", "documents": ["x"]}, r"line 2: query.text\[0\]: .*half of a character"),
         ({"query": "a", "instruction": "\udcff", "documents": ["x"]}, "line 2: instruction: .*half of a character"),
@@ -262,6 +262,8 @@ def test_files_that_are_no_panels(tmp_path: Path) -> None:
         load_panel(write(tmp_path / "empty.jsonl", b"\n"))
     with pytest.raises(UsageError, match="not UTF-8"):
         load_panel(write(tmp_path / "latin.jsonl", b'{"query": "\xe9"}'))
+    with pytest.raises(UsageError, match=r"latin\.jsonl, line 3: not UTF-8 text \(byte 4 of the line is 0xe9\)"):
+        load_panel(write(tmp_path / "latin.jsonl", b"a\n\nabc\xe9\n"))
 
 
 def test_a_first_line_of_brackets_is_no_header_and_named(tmp_path: Path) -> None:
