@@ -100,9 +100,17 @@ def embed(options: EmbedOptions, progress: StageProgress | None = None) -> Embed
     scorer = open_runtime(options.target, options.runtime)
     if scorer.task is not Task.EMBED:
         raise UsageError(f"{options.target} is a reranker: it gives scores and no vectors.", "Use qtool score.")
+    if scorer.dimensions is not None:
+        _check_dim(options.dim, scorer.dimensions)
     rows, items = _questions(options.source, scorer.query_instruction)
+    shown = Counter("embedding", len(items), progress)
+
+    def heard(place: int, vector: NDArray[np.float32]) -> None:
+        _check_dim(options.dim, len(vector))  # a server's first answer tells what nothing else does
+        shown(place, vector)
+
     with resumable(scorer, options.output, force=options.force) as asked:
-        vectors = shortened(asked.embed(items, Counter("embedding", len(items), progress)), options.dim)
+        vectors = shortened(asked.embed(items, heard), options.dim)
         _write(options, rows, vectors)
     return Embedded(vectors, tuple(rows), options.output, options.ids_file, asdict(scorer.identity))
 
@@ -111,10 +119,14 @@ def shortened(vectors: NDArray[np.float32], dim: int | None) -> NDArray[np.float
     """The first `dim` dimensions of unit vectors, normalised again; all of them for None."""
     if dim is None:
         return vectors
-    if not 0 < dim <= vectors.shape[1]:
-        raise UsageError(f"The vectors have {vectors.shape[1]} dimensions, not {dim}.")
+    _check_dim(dim, vectors.shape[1])
     cut = vectors[:, :dim]
     return np.asarray(cut / np.linalg.norm(cut, axis=1, keepdims=True), dtype=np.float32)
+
+
+def _check_dim(dim: int | None, width: int) -> None:
+    if dim is not None and not 0 < dim <= width:
+        raise UsageError(f"The vectors have {width} dimensions, not {dim}.", f"Pass --dim with 1 to {width}.")
 
 
 def _questions(source: PanelChoice | Texts, query_instruction: str | None) -> tuple[list[Row], list[Item]]:

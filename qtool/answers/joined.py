@@ -88,6 +88,7 @@ class _Silent:
 
     family = None
     query_instruction = None
+    dimensions = None
 
     def __init__(self, identity: Identity, task: Task) -> None:
         self.identity = identity

@@ -64,6 +64,11 @@ class Remembering:
         """See Scorer."""
         return self._scorer.query_instruction
 
+    @property
+    def dimensions(self) -> int | None:
+        """See Scorer."""
+        return self._scorer.dimensions
+
     def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """See Scorer. Known answers are told first."""
         return [float(answer) for answer in self._ask(pairs, self._scorer.score, answered)]

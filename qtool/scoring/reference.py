@@ -17,7 +17,7 @@ import torch
 
 from qtool.arch.detect import detect
 from qtool.arch.prompts import embedder_prompt, reranker_prompt
-from qtool.arch.spec import Task
+from qtool.arch.spec import Task, dimension
 from qtool.checkpoint.reader import open_checkpoint
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
@@ -89,6 +89,12 @@ class TransformersScorer:
     def query_instruction(self) -> str | None:
         """See Scorer."""
         return self._builder.spec.query_instruction or None
+
+    @property
+    def dimensions(self) -> int:
+        """See Scorer."""
+        config = self._opened.detection.config
+        return dimension(config.get("text_config", config), "hidden_size")
 
     def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """See Scorer."""

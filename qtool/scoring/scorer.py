@@ -74,6 +74,10 @@ class Scorer(Protocol):
     def query_instruction(self) -> str | None:
         """What the publisher gives to an embedder's queries where the panel says nothing."""
 
+    @property
+    def dimensions(self) -> int | None:
+        """How many numbers an embedder's vectors have; None where only an answer tells."""
+
     def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """The log-odds log P(yes) - log P(no) of each pair, in the order given. Raises ModelError on a score that is not finite."""
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from qtool.answers.embed import EmbedOptions, Texts, _lines, embed, shortened
 from qtool.answers.panel import PanelChoice
+from qtool.arch.spec import Task
 from qtool.cli import app
 from qtool.errors import QtoolError, UsageError
 from qtool.inputs.builtin import find_panel
@@ -21,6 +22,7 @@ from qtool.scoring.reference import TransformersScorer
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import Answered, unheard
 from tests.answers.test_score import killed_while_scoring
+from tests.scoring.servers import serving
 
 CPU = RuntimeOptions(device="cpu")
 
@@ -115,11 +117,25 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not partial.exists()
 
 
-def test_a_dimension_that_is_too_large_keeps_what_was_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="not 100000"):
-        embed(replace(options(tmp_path), dim=100_000))
+def test_a_dimension_that_is_too_large_is_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("qtool.scoring.reference.load", lambda *_: pytest.fail("weights were loaded"))
-    assert embed(replace(options(tmp_path), dim=8)).vectors.shape[1] == 8
+    with pytest.raises(UsageError, match="have 256 dimensions, not 257"):
+        embed(replace(options(tmp_path), dim=257))
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_a_server_the_first_vector_tells_that_a_dimension_is_too_large(tmp_path: Path) -> None:
+    runtime = RuntimeOptions(Task.EMBED, engine="jina", served_model="m", family="qwen3_vl", concurrency=1)
+    with serving(lambda _, body: {"data": [{"embedding": [0.6, 0.8]}]} if body else None) as server:
+        asked = replace(options(tmp_path), target=server.url, runtime=runtime)
+        with pytest.raises(UsageError, match="have 2 dimensions, not 3"):
+            embed(replace(asked, dim=3))
+        before = len(server.bodies("/v1/embeddings"))
+        assert before < 4
+        done = embed(replace(asked, dim=2))
+    assert len(server.bodies("/v1/embeddings")) - before < len(done.rows)  # what the first run heard was kept
 
 
 def test_a_reranker_is_sent_to_score(tmp_path: Path) -> None:

@@ -117,6 +117,10 @@ class HttpScorer:
         return (self._prompt.query_instruction if self._prompt else "") or None
 
     @property
+    def dimensions(self) -> None:
+        """See Scorer. No server tells."""
+
+    @property
     def texts_only(self) -> str:
         """Why the server takes no pictures, as a sentence; empty where it takes them."""
         return self._engine.texts_only(self.task)

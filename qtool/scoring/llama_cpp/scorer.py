@@ -102,6 +102,11 @@ class LlamaCppScorer:
         """See Scorer."""
         return self._model.prompt.query_instruction or None
 
+    @property
+    def dimensions(self) -> int:
+        """See Scorer."""
+        return self._model.width
+
     def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
         """See Scorer. llama.cpp ranks in float32 probabilities: above 10, log-odds come with three digits; 17 is the end."""
         row = self._model.score_row
