@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qtool import resources
+from qtool.errors import UsageError
 from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
 from qtool.verification.case import VerifyOptions
 from qtool.verification.report import Report
@@ -89,3 +90,10 @@ def test_a_served_file_with_llama_cpps_own_prompt_is_named(folder: Path) -> None
     report = run(server.listening_address, ("demo-text",))
     assert outcomes(report)["prompt"] == "fail"
     assert any("text" in finding.sentence for stage in report.stages for finding in stage.findings)
+
+
+def test_a_served_reranker_is_refused_beside_an_embedder_before_anything_is_scored(folder: Path) -> None:
+    server = start_server(gguf_of(RERANKER, "f16", folder), None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
+    options = VerifyOptions(server.listening_address, "qtool-demo-embedder", ("demo-text",), limit=1)
+    with pytest.raises(UsageError, match=r"is a reranker \(llama-server says so\), and vectors are asked of it"):
+        verify(options)

@@ -50,7 +50,10 @@ def vector_of(name: str, answer: Any) -> NDArray[np.float64]:
     vector = np.array([_number(name, value) for value in values])
     length = np.linalg.norm(vector)
     if not np.isfinite(length) or length == 0:
-        raise ModelError(f"{name}: the server's vector has the length {length:g}.")
+        raise ModelError(
+            f"{name}: the server's vector has the length {length:g}.",
+            "Is the server a reranker? Those have no vectors.",
+        )
     return np.asarray(vector / length)
 
 

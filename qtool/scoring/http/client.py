@@ -1,8 +1,8 @@
 """JSON over HTTP to a scoring server, patiently.
 
 Rule: what may pass (no connection, 429, 502 to 504) is tried again with growing pauses and is a NetworkError in the end; an
-answer that is wrong is a ModelError at once. Both name the address and who asked. The api key is in no message. What a
-server has is concluded only from answers of one that is well.
+answer that is wrong is a ModelError at once. Both name the address and what was asked for. The api key is in no message.
+What a server has is concluded only from answers of one that is well.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class HttpClient:
 
     def find(self, path: str) -> Any:
         """The JSON at `path`; None where the server has no such page, or one that is not JSON. Raises NetworkError."""
-        response = self._sent("GET", path, None, "qtool")
+        response = self._sent("GET", path, None)
         if response.is_server_error and response.status_code != HTTPStatus.NOT_IMPLEMENTED:
             hint = "Is the server well, and has it loaded its model?"
-            raise NetworkError(f"qtool: {self._said(response, path)}", hint)
+            raise NetworkError(self._said(response, path), hint)
         if response.status_code in _LOCKED:
-            raise self._failed(response, path, "qtool")
+            raise self._failed(response, path)
         try:
             return json.loads(response.text) if response.is_success else None
         except ValueError:
@@ -94,7 +94,7 @@ class HttpClient:
 
         Raises NetworkError.
         """
-        status = self._sent("POST", path, {}, "qtool").status_code
+        status = self._sent("POST", path, {}).status_code
         return status not in (*_NO_SUCH_PAGE, HTTPStatus.NOT_IMPLEMENTED)
 
     def ask(self, name: str, paths: str | Sequence[str], body: Any) -> Any:
@@ -106,7 +106,7 @@ class HttpClient:
                 return self._answer(response, path, name)
             refusals.append(self._said(response, path))
         raise ModelError(
-            f"{name}: {'; '.join(refusals)}",
+            f"{_asked_for(name)}{'; '.join(refusals)}",
             "Is this the server's address, the right engine, and a model that it serves?",
         )
 
@@ -122,9 +122,11 @@ class HttpClient:
             return json.loads(response.text)
         except ValueError:
             shown = _shown(response.text)
-            raise ModelError(f"{name}: {self.url}{path} answers with something that is not JSON: {shown}") from None
+            raise ModelError(
+                f"{_asked_for(name)}{self.url}{path} answers with something that is not JSON: {shown}"
+            ) from None
 
-    def _sent(self, method: str, path: str, body: Any, name: str) -> httpx.Response:
+    def _sent(self, method: str, path: str, body: Any, name: str = "") -> httpx.Response:
         """An answer that does not pass. Raises NetworkError where there is none in the end, ModelError where it is broken."""
         import httpx
 
@@ -140,7 +142,7 @@ class HttpClient:
             raise self._unreached(name, path, outcome) from _without_secrets(outcome)
         if outcome.status_code in _PASSING:
             times = "once" if attempt == 1 else f"{attempt} times"
-            raise NetworkError(f"{name}: {self._said(outcome, path)}", f"It was asked {times}.")
+            raise NetworkError(f"{_asked_for(name)}{self._said(outcome, path)}", f"It was asked {times}.")
         return outcome
 
     def _tried(self, method: str, path: str, content: bytes | None) -> httpx.Response | httpx.RequestError:
@@ -160,23 +162,29 @@ class HttpClient:
     def _unreached(self, name: str, path: str, error: httpx.RequestError) -> QtoolError:
         import httpx
 
+        page = f"{_asked_for(name)}{self.url}{path}"
         if isinstance(error, httpx.DecodingError):
-            return ModelError(f"{name}: {self.url}{path} answers with something that cannot be decoded: {error}.")
+            return ModelError(f"{page} answers with something that cannot be decoded: {error}.")
         if isinstance(error, httpx.ReadTimeout):
-            message = f"{name}: {self.url}{path} has not answered within {self._timeout:g} seconds."
+            message = f"{page} has not answered within {self._timeout:g} seconds."
             return NetworkError(message, "Is it stuck? A slow one may need a longer timeout or less at once.")
         if isinstance(error, httpx.LocalProtocolError):
-            return NetworkError(f"{name}: {self.url}{path} cannot be asked: the request would break HTTP's rules.")
-        return NetworkError(f"{name}: {self.url}{path} cannot be reached: {error}.", "Is the server running there?")
+            return NetworkError(f"{page} cannot be asked: the request would break HTTP's rules.")
+        return NetworkError(f"{page} cannot be reached: {error}.", "Is the server running there?")
 
-    def _failed(self, response: httpx.Response, path: str, name: str) -> QtoolError:
-        message = f"{name}: {self._said(response, path)}"
+    def _failed(self, response: httpx.Response, path: str, name: str = "") -> QtoolError:
+        message = f"{_asked_for(name)}{self._said(response, path)}"
         if response.status_code in _LOCKED:
             return NetworkError(message, f"Put the server's api key into the environment variable {KEY_VARIABLE}.")
         return ModelError(message)
 
     def _said(self, response: httpx.Response, path: str) -> str:
         return f"{self.url}{path} answers {response.status_code}: {_shown(_error_text(response.text))}"
+
+
+def _asked_for(name: str) -> str:
+    """How a message about a request begins; what nobody but qtool wants to know has no name."""
+    return f"{name}: " if name else ""
 
 
 def _api_key() -> str:

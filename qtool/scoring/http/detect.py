@@ -60,10 +60,21 @@ def detect_server(client: HttpClient, kind: ServerKind | None, model: str | None
         found = client.find(path) if kind in (None, engine) else None
         page = found if isinstance(found, dict) else {}
         if kind is engine or proof in page:
+            if task is Task.EMBED and proof in page:
+                _refuse_reranker(client, engine, page)
             name = model or page.get("model_id") or _listed_model(client)
             marker, said = str(page.get("media_marker", "")), task or _task(client, engine, page)
             return Server(engine, str(page.get(version, "")), str(name), said, marker)
     return Server(ServerKind.JINA, "", model or _listed_model(client), task or _task(client, ServerKind.JINA, {}))
+
+
+def _refuse_reranker(client: HttpClient, kind: ServerKind, page: Mapping[str, Any]) -> None:
+    """Raise UsageError where an engine that either ranks or embeds says that it ranks: its vectors would be none."""
+    if kind in (ServerKind.LLAMA_SERVER, ServerKind.TEI) and _task(client, kind, page) is Task.RERANK:
+        raise UsageError(
+            f"{client.url} is a reranker ({kind.value} says so), and vectors are asked of it.",
+            "Name a server of an embedder or, where the server is right, a reranker as the reference.",
+        )
 
 
 def _task(client: HttpClient, kind: ServerKind, page: Mapping[str, Any]) -> Task:

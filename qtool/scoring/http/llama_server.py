@@ -127,7 +127,7 @@ class _ServerTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> _Encoding:  # noqa: FBT001, FBT002 - theirs
         body = {"content": normalized(text), "add_special": add_special_tokens, "parse_special": True}
-        answer = self._client.ask("qtool", "/tokenize", body)
+        answer = self._client.ask("", "/tokenize", body)
         ids = answer.get("tokens") if isinstance(answer, dict) else None
         if not isinstance(ids, list):
             raise ModelError(f"{self._client.url}/tokenize gives no tokens.")

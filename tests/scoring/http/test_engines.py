@@ -66,6 +66,22 @@ def test_the_task_is_what_a_server_has_pages_for():
                 scorer.embed([]) if task is Task.RERANK else scorer.score([])
 
 
+@pytest.mark.parametrize(
+    "pages",
+    [
+        {"/props": PAGES["/props"], "/v1/rerank": Reply({"message": "empty"}, 400)},
+        {"/info": PAGES["/info"], "/embed": Reply({"message": "empty"}, 424)},
+    ],
+)
+def test_a_server_that_says_that_it_ranks_is_not_asked_for_vectors(pages):
+    with (
+        serving(lambda path, _: pages.get(path)) as server,
+        pytest.raises(UsageError, match=rf"{server.url} is a reranker \((llama-server|tei) says so\)") as caught,
+    ):
+        open_http(server.url, HttpOptions(task=Task.EMBED, model="m", retries=0))
+    assert "reranker as the reference" in caught.value.hint
+
+
 def test_of_several_models_one_must_be_named():
     models = {"/v1/models": {"data": [{"id": "a"}, {"id": "b"}]}, "/version": {"version": "1"}}
     with serving(lambda path, _: models.get(path)) as server:
@@ -84,7 +100,7 @@ def test_a_server_that_is_still_loading_is_not_taken_for_another_engine_or_task(
     pages.pop(page, None)
     with (
         serving(lambda path, _: pages.get(path, Reply(LOADING, status))) as server,
-        pytest.raises(NetworkError, match=f"qtool: {server.url}{page} answers {status}: Loading model"),
+        pytest.raises(NetworkError, match=f"^{server.url}{page} answers {status}: Loading model"),
     ):
         open_http(server.url, QUICK)
 
@@ -181,9 +197,11 @@ def test_embedding_needs_the_prompt_and_one_vector_of_some_length():
 
 
 def test_tei_gets_the_official_prompt_in_two_halves_and_answers_in_log_odds():
+    info = dict(PAGES["/info"])
+
     def answer(path, body):
         if path == "/info":
-            return PAGES[path]
+            return info
         if path == "/embed":
             return [[float(len(body["inputs"][0])), 0.0]]
         return [{"index": 1, "score": -3.5}, {"index": 0, "score": 12.25}] if path == "/rerank" else None
@@ -192,6 +210,7 @@ def test_tei_gets_the_official_prompt_in_two_halves_and_answers_in_log_odds():
     with serving(answer) as server:
         with open_http(server.url, HttpOptions(family="qwen3")) as scorer:
             assert scorer.score(asked) == [12.25, -3.5]
+        info["model_type"] = {"embedding": {"pooling": "last"}}
         with open_http(server.url, HttpOptions(family="qwen3_vl", task=Task.EMBED)) as scorer:
             assert scorer.embed([Item("i", ("text",))]).tolist() == [[1, 0]]
         (body,) = server.bodies("/rerank")

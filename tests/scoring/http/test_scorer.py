@@ -217,7 +217,7 @@ def test_nobody_there_is_a_network_error():
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(NetworkError, match=rf"qtool: {url}/props cannot be reached: .*refused"):
+        with pytest.raises(NetworkError, match=rf"^{url}/props cannot be reached: .*refused"):
             open_http(url, QUICK)
 
 
