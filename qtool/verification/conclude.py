@@ -6,6 +6,7 @@ Rule: pure; the same answers give the same report, whether one run gathered them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from qtool.arch.spec import Task
 from qtool.comparison.stage import Outcome, Stage
@@ -37,7 +38,10 @@ def conclude(
     # A shard is not judged: its queries are too few, and the others may make up for them.
     wanted = {} if case.options.shard else case.recipe.recipe.gates
     gates = evaluate(wanted, case.task, list(measured.items()))
-    stages = (*checked.stages, *(_scored_stages(case, noise, measured, gates) if measured else _unscored(checked)))
+    stages = (
+        *checked.stages,
+        *(_scored_stages(case, heard, noise, measured, gates) if measured else _unscored(checked)),
+    )
     return Report(
         artefact=_side(case.options.artefact, heard.get(Voice.ARTEFACT)),
         reference=_side(case.options.reference, heard.get(Voice.REFERENCE)),
@@ -93,15 +97,29 @@ def _answered(case: Case, heard: Mapping[Voice, Heard]) -> tuple[Sequence[Panel]
 
 
 def _scored_stages(
-    case: Case, noise: NoiseFloor | None, measured: Mapping[str, Measured], gates: Sequence[GateResult]
+    case: Case,
+    heard: Mapping[Voice, Heard],
+    noise: NoiseFloor | None,
+    measured: Mapping[str, Measured],
+    gates: Sequence[GateResult],
 ) -> tuple[Stage, ...]:
     distances = [gate for gate in gates if gate.metric not in RANKING]
     rankings = [gate for gate in gates if gate.metric in RANKING]
     return (
-        _noise_stage(case.options.dtype, noise),
-        Stage("scores", worst(gate.outcome for gate in distances), _summary(_headline(case.task), measured)),
+        replace(_noise_stage(case.options.dtype, noise), seconds=_seconds(heard, Voice.NOISE)),
+        Stage(
+            "scores",
+            worst(gate.outcome for gate in distances),
+            _summary(_headline(case.task), measured),
+            seconds=_seconds(heard, Voice.REFERENCE, Voice.ARTEFACT),
+        ),
         Stage("ranking", worst(gate.outcome for gate in rankings), _summary("kendall_tau", measured)),
     )
+
+
+def _seconds(heard: Mapping[Voice, Heard], *voices: Voice) -> float:
+    """How long it took to hear them; ranking only sorts what they said."""
+    return round(sum(heard[voice].seconds for voice in voices if voice in heard), 3)
 
 
 def _unscored(checked: Checked) -> tuple[Stage, ...]:

@@ -200,11 +200,17 @@ def _heard(case: Case, voice: Voice, files: Sequence[Path], reports: Mapping[Pat
     known = read_ledgers(files, case.task)
     side = scored.artefact if voice is Voice.ARTEFACT else scored.reference
     try:
-        return Heard(side, _answers(case, voice, known, case.panels))
+        return Heard(side, _answers(case, voice, known, case.panels), _seconds(voice, reports.values()))
     except UnansweredError:
         for folder, report in reports.items():
             _check_answered(case, voice, known, folder, Shard.parse(report.settings["shard"]))
         raise
+
+
+def _seconds(voice: Voice, reports: Iterable[Report]) -> float:
+    """How long all shards heard a voice; reports count the reference and the artefact together, so that is the latter's."""
+    name = {Voice.NOISE: "noise", Voice.ARTEFACT: "scores"}.get(voice)
+    return sum(stage.seconds for report in reports for stage in report.stages if stage.name == name)
 
 
 def _check_answered(case: Case, voice: Voice, known: Scorer, folder: Path, shard: Shard) -> None:

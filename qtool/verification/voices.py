@@ -5,6 +5,7 @@ Rule: one model is in memory at a time, and every answer is on the disk before t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -37,10 +38,11 @@ class Voice(str, Enum):
 
 @dataclass(frozen=True)
 class Heard:
-    """What one voice answered to each panel, and what its answers depend on."""
+    """What one voice answered to each panel, what its answers depend on, and how long it took, loading included."""
 
     side: Side
     answers: tuple[Answers, ...]
+    seconds: float = 0.0
 
 
 def open_voice(case: Case, voice: Voice) -> Scorer:
@@ -55,10 +57,11 @@ def open_voice(case: Case, voice: Voice) -> Scorer:
 
 def hear(case: Case, voice: Voice, panels: Sequence[Panel], progress: StageProgress) -> Heard:
     """Ask a voice everything in `panels`, except what it has answered before."""
+    started = time.monotonic()
     with closing(_remembering(case, voice, open_voice(case, voice))) as scorer:
         counter = _Counter(voice.value, panels, case, progress)
-        answers = (answer(panel, scorer, case.task, case.query_instruction, counter) for panel in panels)
-        return Heard(_side(case, voice, scorer.identity), tuple(answers))
+        answers = tuple(answer(panel, scorer, case.task, case.query_instruction, counter) for panel in panels)
+        return Heard(_side(case, voice, scorer.identity), answers, time.monotonic() - started)
 
 
 def _side(case: Case, voice: Voice, identity: Identity) -> Side:

@@ -64,6 +64,14 @@ def test_shards_judged_together_are_one_verification(models, panel: Path, tmp_pa
     assert merged.panels[0].metrics == pytest.approx(whole.panels[0].metrics, abs=1e-5)
     assert merged.panels[0].worst[0].query_id == whole.panels[0].worst[0].query_id
     assert merged.verdict is whole.verdict
+    assert all(seconds > 0 for name, seconds in times(whole).items() if name in ("noise", "scores"))
+    assert sum(times(whole).values()) <= whole.seconds
+    for name in ("noise", "scores", "ranking"):
+        assert times(merged)[name] == pytest.approx(sum(times(part)[name] for part in parts), abs=1e-3)
+
+
+def times(report: Report) -> dict[str, float]:
+    return {stage.name: stage.seconds for stage in report.stages}
 
 
 def test_what_is_no_part_of_one_verification_is_refused(models, panel: Path, tmp_path: Path) -> None:
