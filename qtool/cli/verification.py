@@ -93,6 +93,7 @@ def verify(
 ) -> None:
     """Prove that an artefact scores as its reference does: structure, prompt, scores, ranking, verdict."""
     from qtool.inputs.shards import Shard
+    from qtool.inspection.finding import printable
     from qtool.verification.case import VerifyOptions
     from qtool.verification.run import verify as run
 
@@ -102,7 +103,7 @@ def verify(
         engine=engine, served_model=served_model, concurrency=concurrency, timeout=timeout, keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
     )  # fmt: skip
     with console.stage_bar("items") as progress:
-        report = run(options, progress, force=force)
+        report = run(options, progress, force=force, say=lambda line: console.show_status(printable(line)))
     _finish(report, output, strict=strict, as_json=json)
 
 

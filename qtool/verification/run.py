@@ -6,8 +6,10 @@ Rule: the cheapest stage that can find a fault comes first, and what it finds br
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
+from qtool.errors import QtoolError
 from qtool.manifest import versions
 from qtool.progress import StageProgress
 from qtool.verification.case import Case, VerifyOptions, open_case
@@ -25,16 +27,35 @@ def _unheard(_stage: str, _done: int, _total: int) -> None:
     """Nobody listens."""
 
 
-def verify(options: VerifyOptions, progress: StageProgress = _unheard, *, force: bool = False) -> Report:
-    """Prove, or disprove, that an artefact scores as its reference does; `force` begins anew in the output folder."""
+def _unsaid(_line: str) -> None:
+    """Nobody listens."""
+
+
+def verify(
+    options: VerifyOptions,
+    progress: StageProgress = _unheard,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = _unsaid,
+) -> Report:
+    """Prove, or disprove, that an artefact scores as its reference does; `force` begins anew in the output folder.
+
+    What earlier stages found is told to `say`, a line each, where an error ends the run and there will be no report.
+    """
     started = time.monotonic()
     case = _begin(options, force=force)
     checked = check_files(case, progress)
     heard: dict[Voice, Heard] = {}
-    if _may_go_on(options, checked):
-        checked = note_panels(case, checked).with_stage(check_prompts(case))
-    if _may_go_on(options, checked):
-        heard = _hear_all(case, progress)
+    try:
+        if _may_go_on(options, checked):
+            checked = note_panels(case, checked)
+            checked = checked.with_stage(check_prompts(case))
+        if _may_go_on(options, checked):
+            heard = _hear_all(case, progress)
+    except QtoolError:
+        for stage in checked.stages:
+            say(f"{stage.name}: {stage.outcome.value}, {stage.summary}")
+        raise
     return conclude(case, checked, heard, round(time.monotonic() - started, 3), versions(*PACKAGES))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,22 @@ def test_artefact_and_reference_must_be_of_one_family_and_task(model: Path, pane
     with pytest.raises(UsageError, match="reranker or an embedder"):
         run(model, model, panel, task=None)
     assert run(model, folders[0], panel, task=None).task_source == "modules.json (LogitScore)"
+
+
+def test_what_earlier_stages_found_is_told_where_scoring_ends_in_an_error(
+    model: Path, panel: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "nan")
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, folder / "model.safetensors")
+    options = VerifyOptions(str(folder), str(model), (str(panel),), task=Task.RERANK, device="cpu", noise_queries=0)
+    told: list[str] = []
+    with pytest.raises(ModelError, match="not a finite number"):
+        verify(options, say=told.append)
+    assert [line.partition(",")[0] for line in told] == ["structure: pass", "prompt: pass"]
+    told.clear()
+    verify(replace(options, artefact=str(model)), say=told.append)
+    assert told == []
 
 
 def test_panels_are_files_or_built_in_names(model: Path, panel: Path) -> None:
