@@ -57,6 +57,13 @@ EXIT_CODES = {
 }
 
 
+BROKEN_FILES = """
+A file that is truncated or corrupt is exit 3 of whatever reads the model: `inspect`, `score`, `embed`, `quantize`, `convert-gguf`, and `verify` where it
+is the reference's. Of the artefact that is what `verify` looks for: the stage *structure* fails, and the exit code is 1; only without a readable
+`config.json` and `qtool.json` there is nothing to compare, which is 3 again.
+"""
+
+
 def help_of(*command: str) -> str:
     """What `qtool COMMAND --help` prints on a terminal of 110 columns."""
     environment = {**os.environ, "COLUMNS": "110", "TERMINAL_WIDTH": "110"}
@@ -70,7 +77,7 @@ def cli_page() -> str:
     codes = "".join(f"| {code} | {meaning} |\n" for code, meaning in EXIT_CODES.items())
     sections = [f"\n## qtool\n\n```\n{help_of()}\n```\n"]
     sections += [f"\n## qtool {command}\n\n```\n{help_of(command)}\n```\n" for command in COMMANDS]
-    return INTRODUCTION + codes + "".join(sections)
+    return INTRODUCTION + codes + BROKEN_FILES + "".join(sections)
 
 
 FINDINGS = """\

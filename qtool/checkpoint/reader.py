@@ -36,6 +36,7 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 }
 """Element types of safetensors and the numpy types that hold them."""
 
+_AGAIN: Final = "Download or copy it again."
 MAX_HEADER: Final = 100_000_000  # the safetensors library's own limit
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
@@ -144,7 +145,7 @@ def read_header(path: Path) -> list[TensorInfo]:
         position += info.nbytes
     if position != size:
         problem = "truncated" if position > size else "longer than its header says"
-        raise ModelError(f"{path} is {problem}: {size:,} bytes, the header describes {position:,}.")
+        raise ModelError(f"{path} is {problem}: {size:,} bytes, the header describes {position:,}.", _AGAIN)
     return infos
 
 
@@ -155,7 +156,8 @@ def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
             raise ModelError(
-                f"{path} is truncated or no safetensors file: its header would end at byte {length + 8:,} of {size:,}."
+                f"{path} is truncated or no safetensors file: its header would end at byte {length + 8:,} of {size:,}.",
+                _AGAIN,
             )
         if length > MAX_HEADER:
             raise ModelError(f"{path} claims a header of {length:,} bytes; {MAX_HEADER:,} is the format's limit.")

@@ -23,6 +23,7 @@ VERSIONS: Final = (2, 3)
 DEFAULT_ALIGNMENT: Final = 32
 ALIGNMENT_KEY: Final = "general.alignment"
 
+_AGAIN: Final = "Download or copy it again."
 MAX_HEADER: Final = 128 << 20
 """Twenty times the header of a model with 151,936 tokens."""
 _MAX_NAME: Final = 64  # ggml's own limit for tensors
@@ -97,7 +98,8 @@ class _Cursor:
         if nbytes > self.source.size - self.position:
             raise ModelError(
                 f"{self.source.name} is truncated or broken: {what} cannot fit behind byte {self.position:,} "
-                f"of {self.source.size:,}."
+                f"of {self.source.size:,}.",
+                _AGAIN,
             )
         if self.position + nbytes > MAX_HEADER:
             raise ModelError(
@@ -251,7 +253,8 @@ def _placed(source: ByteSource, entries: list[_Entry], data_start: int, alignmen
         nbytes = ggml_type.nbytes(prod(shape))
         if data_start + offset + nbytes > source.size:
             raise ModelError(
-                f"{source.name} is truncated: {gguf_name} ends at byte {data_start + offset + nbytes:,} of {source.size:,}."
+                f"{source.name} is truncated: {gguf_name} ends at byte {data_start + offset + nbytes:,} of {source.size:,}.",
+                _AGAIN,
             )
         tensors[gguf_name] = GgufTensor(gguf_name, ggml_type, shape, data_start + offset, nbytes)
         expected = _aligned(offset + nbytes, alignment)

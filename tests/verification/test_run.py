@@ -186,6 +186,23 @@ def test_artefact_and_reference_must_be_of_one_family_and_task(model: Path, pane
     assert run(model, folders[0], panel, task=None).task_source == "modules.json (LogitScore)"
 
 
+def test_a_truncated_artefact_fails_the_structure_and_a_truncated_reference_is_an_error(
+    model: Path, panel: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    report = run(folder, model, panel)
+    assert (report.verdict, report.stages[0].name, report.stages[0].outcome.value) == (
+        Verdict.FAIL,
+        "structure",
+        "fail",
+    )
+    with pytest.raises(ModelError, match="is truncated") as caught:
+        run(model, folder, panel)
+    assert caught.value.hint == "Download or copy it again."
+
+
 def test_what_earlier_stages_found_is_told_where_scoring_ends_in_an_error(
     model: Path, panel: Path, tmp_path: Path
 ) -> None:
