@@ -36,7 +36,7 @@ class VerifyOptions:
     """What to compare on what.
 
     `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server; `panels` are files or
-    built-in names, by default those that the model can read; `limit` takes the first queries of each and `shard` a share of those; `recipe` overrides
+    built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of each and `shard` a share of those; `recipe` overrides
     the artefact's own; `noise_queries` of each panel are also asked of the reference in bf16. With `output` every answer
     is kept in that folder as it comes, and an interrupted run goes on from there. `engine` to `timeout` are for a server: see RuntimeOptions.
     """
