@@ -120,16 +120,6 @@ def test_pictures_are_found_beside_the_panel_and_urls_stay(tmp_path: Path) -> No
     assert panel.queries[0].item.image == (str(tmp_path / "pictures" / "p.png"),)
 
 
-def test_an_item_knows_its_query_and_line_and_is_the_same_without(tmp_path: Path) -> None:
-    content = lines({"query": "a", "documents": ["x"]}, "", {"query": "a", "documents": ["x"]})
-    first, second = load_panel(write(tmp_path / "mine.jsonl", content)).queries
-    assert first.documents[0].name == "Item 'd1' (query 'q1', mine.jsonl, line 1)"
-    assert second.documents[0].name == "Item 'd1' (query 'q2', mine.jsonl, line 3)"
-    assert second.item.name == "Item 'q2' (mine.jsonl, line 3)"
-    assert first.documents == second.documents == (Item("d1", ("x",)),)
-    assert Item("d1").name == "Item 'd1'"
-
-
 def test_the_first_queries_of_a_panel(tmp_path: Path) -> None:
     panel = load_panel(panel_file(tmp_path, QUERY, {**QUERY, "id": "q2"}))
     assert [query.id for query in panel.first(1).queries] == ["q1"]
@@ -262,8 +252,6 @@ def test_files_that_are_no_panels(tmp_path: Path) -> None:
         load_panel(write(tmp_path / "empty.jsonl", b"\n"))
     with pytest.raises(UsageError, match="not UTF-8"):
         load_panel(write(tmp_path / "latin.jsonl", b'{"query": "\xe9"}'))
-    with pytest.raises(UsageError, match=r"latin\.jsonl, line 3: not UTF-8 text \(byte 4 of the line is 0xe9\)"):
-        load_panel(write(tmp_path / "latin.jsonl", b"a\n\nabc\xe9\n"))
 
 
 def test_a_first_line_of_brackets_is_no_header_and_named(tmp_path: Path) -> None:
