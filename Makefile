@@ -43,7 +43,7 @@ fix: setup       ## let ruff mend what it can
 fuzz: setup      ## ten thousand damaged GGUF files
 	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/gguf_file/test_fuzz.py
 
-bench: setup     ## measure speed and memory on full-size checkpoints (60 GB of disk, about 40 minutes)
+bench: setup     ## measure speed and memory on full-size checkpoints (60 GB of disk, more than half an hour)
 	$(BIN)/python -m tests.upstream
 	$(BIN)/python -m tests.bench
 

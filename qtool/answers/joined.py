@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from qtool.answers.ledger import Ledger
 from qtool.answers.lines import Answer, read_answer, read_header
 from qtool.answers.remembering import Remembering
+from qtool.answers.write_errors import named_write_errors
 from qtool.errors import SetupError, UsageError
 from qtool.scoring.scorer import Identity, unheard
 
@@ -42,13 +43,11 @@ def read_ledgers(parts: Sequence[Path], task: Task) -> Remembering:
 
 def copy_ledgers(parts: Sequence[Path], target: Path) -> None:
     """Write the answers of `parts`, which `read_ledgers` took, as one ledger. Raises SetupError."""
-    try:
+    with named_write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as joined:
             for number, part in enumerate(parts):
                 joined.writelines(islice(_whole_lines(part), 1 if number else 0, None))  # one header is enough
-    except OSError as error:
-        raise SetupError(f"{target}: {error.strerror}.", "Choose another place, or free some space.") from error
 
 
 def _answers(part: Path, identity: Identity) -> Iterator[tuple[str, Answer]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qtool.answers.lines import Answer, answer_line, header_line, read_answer, read_header
-from qtool.errors import SetupError, UsageError
+from qtool.answers.write_errors import named_write_errors
+from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,7 +56,7 @@ class Ledger:
     def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
         """Remember an answer, past this process's death. Raises SetupError where the disk does not take it."""
         line = answer_line(key, question, answer)
-        with _explained(self.path), self._alone():
+        with named_write_errors(self.path), self._alone():
             _write(self._descriptor, line)
             self._sync()
         self._known[key] = read_answer(line)[1]
@@ -65,7 +66,7 @@ class Ledger:
         if self._descriptor < 0:
             return
         descriptor, self._descriptor = self._descriptor, -1
-        with _explained(self.path):
+        with named_write_errors(self.path):
             try:
                 os.fsync(descriptor)
             finally:
@@ -96,7 +97,7 @@ def open_ledger(path: Path, identity: Identity, *, is_shared: bool = False, anew
     It is one process's until closed, or with `is_shared` locked for each line only, so that several add to it.
     Raises UsageError on a ledger that is another's, broken or in use, SetupError where the disk does not take it.
     """
-    with _explained(path):
+    with named_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -164,11 +165,3 @@ def _checked(path: Path, number: int, line: bytes) -> tuple[str, Answer]:
         return read_answer(line)
     except ValueError as error:
         raise UsageError(f"{path}, line {number} is no answer: {error}.", "Delete that line, or the file.") from error
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SetupError(f"{path}: {error.strerror}.", "Choose another place, or free some space.") from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from qtool.answers.ledger import open_ledger
 from qtool.answers.remembering import Remembering
+from qtool.answers.write_errors import named_write_errors
 from qtool.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -61,11 +62,10 @@ def replacing(output: Path) -> Iterator[Path]:
     """Yield a path to write; the file takes `output`'s place when the block ends well."""
     written = output.with_name(output.name + _NEW)
     try:
-        yield written
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
-        written.replace(output)
-    except OSError as error:
-        raise SetupError(f"{output}: {error.strerror}.", "Choose another place, or free some space.") from error
+        with named_write_errors(output):
+            yield written
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+            written.replace(output)
     finally:
         written.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ class HubRepository:
 
     def __init__(self, repo: str, revision: str | None = None, token: str | None = None) -> None:
         from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # a lazy name
 
         self.repo = repo
         self.fetched = 0
@@ -90,7 +90,7 @@ class HubRepository:
         return explained(error, self.repo, self._asked_revision)
 
     def _request(self, name: str, span: tuple[int, int] | None) -> Part:
-        from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
+        from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined] # as above
 
         headers = self._headers if name not in self._direct else {"Accept-Encoding": "identity"}
         if span is not None:

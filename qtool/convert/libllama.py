@@ -76,6 +76,7 @@ def _quantize(options: argparse.Namespace) -> int:
 
 
 def _library() -> ModuleType:
+    # An extra that need not be here, and that says nothing of its types: whether mypy objects depends on the machine.
     from llama_cpp import llama_cpp as library  # type: ignore[import-not-found, unused-ignore]
 
     if not hasattr(library, "llama_model_tensor_override"):  # earlier it took a C++ vector, which ctypes cannot make

@@ -21,12 +21,21 @@ from qtool.checkpoint.reader import TensorInfo, open_checkpoint
 from qtool.checkpoint.source import resolve
 from qtool.convert.names import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING
 from qtool.convert.plan import Inventory, PlannedTensor, take_inventory
-from qtool.convert.sources import Rows
+from qtool.convert.sources import Rows, TensorSource
 from qtool.convert.stored import StoredRows
 from qtool.convert.tokenizer import read_tokenizer, token_id
 from qtool.errors import ModelError, UsageError
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
-from qtool.gguf_file.head_rows import TOKENS_KEY, HeadOrder, distance, head_order, read_rows, tokens_of_head, tolerance
+from qtool.gguf_file.head_rows import (
+    TOKENS_KEY,
+    HeadOrder,
+    answer_matrix,
+    distance,
+    head_order,
+    read_rows,
+    tokens_of_head,
+    tolerance,
+)
 from qtool.gguf_file.layout import OutputTensor
 from qtool.gguf_file.reader import GgufFile, GgufTensor
 
@@ -107,8 +116,8 @@ def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
 
 def _words_of(file: _File, head: GgufTensor) -> list[str | None]:
     """Of each row of the head the token that it is the row of."""
-    matrix = file.gguf.tensors.get(OUTPUT) or file.gguf.tensors.get(TOKEN_EMBEDDING)
-    if matrix is None or len(matrix.shape) != 2:
+    matrix = answer_matrix(file.gguf.tensors)
+    if matrix is None:
         return [None, None]
     return [None if t is None else _text(file.tokens, t) for t in tokens_of_head(head, matrix, file.read)]
 
@@ -123,9 +132,12 @@ def _named(word: str | None) -> str:
 
 def _exchanged(file: _File, head: GgufTensor, problem: str) -> RepairedHead:
     """Its own rows in the other order: byte for byte, since they may be better than the vocabulary's."""
-    output = OutputTensor(RANK_HEAD, head.type, head.shape, head.nbytes)
-    source = StoredRows(file.path, head, (1, 0))
-    return RepairedHead(PlannedTensor(output, source), f"{RANK_HEAD} {problem}, and holds those of yes and no.")
+    exchanged = _planned(head.type, head.shape[1], StoredRows(file.path, head, (1, 0)))
+    return RepairedHead(exchanged, f"{RANK_HEAD} {problem}, and holds those of yes and no.")
+
+
+def _planned(kind: GgmlType, width: int, source: TensorSource) -> PlannedTensor:
+    return PlannedTensor(OutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width)), source)
 
 
 def _rebuilt(file: _File, problem: str) -> RepairedHead:
@@ -179,21 +191,18 @@ def _type_of(info: TensorInfo) -> GgmlType:
 
 def _head_of_base(base: _Base) -> PlannedTensor:
     head = base.inventory.head
-    kind, width = _type_of(head), head.shape[1]
-    output = OutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width))
-    return PlannedTensor(output, Rows(base.inventory.checkpoint, head, base.answers))
+    return _planned(_type_of(head), head.shape[1], Rows(base.inventory.checkpoint, head, base.answers))
 
 
 def _head_of_file(file: _File) -> PlannedTensor:
-    head = file.gguf.tensors.get(OUTPUT) or file.gguf.tensors.get(TOKEN_EMBEDDING)
-    if head is None or len(head.shape) != 2:
+    matrix = answer_matrix(file.gguf.tensors)
+    if matrix is None:
         raise ModelError(
             f"{file.gguf.name} has neither {OUTPUT} nor {TOKEN_EMBEDDING}: the answers' rows are not in it."
         )
-    rows = tuple(_token_row(file, text, head.shape[0]) for text in (YES, NO))
-    kind = head.type if head.type in _EXACT else F32
-    output = OutputTensor(RANK_HEAD, kind, (2, head.shape[1]), kind.nbytes(2 * head.shape[1]))
-    return PlannedTensor(output, StoredRows(file.path, head, rows))
+    rows = tuple(_token_row(file, text, matrix.shape[0]) for text in (YES, NO))
+    kind = matrix.type if matrix.type in _EXACT else F32
+    return _planned(kind, matrix.shape[1], StoredRows(file.path, matrix, rows))
 
 
 def _token_row(file: _File, text: str, rows: int) -> int:

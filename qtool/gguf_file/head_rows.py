@@ -52,10 +52,16 @@ class Vocabulary:
     answers: tuple[int, int]
 
 
-def vocabulary(tensors: Mapping[str, GgufTensor], tokens: Sequence[str]) -> Vocabulary | None:
-    """The head, or the embedding that is tied to it; None where it or one of the answers is missing."""
+def answer_matrix(tensors: Mapping[str, GgufTensor]) -> GgufTensor | None:
+    """The matrix [tokens, width] that gives each token its logit: the head, or the embedding that is tied to it."""
     matrix = tensors.get(OUTPUT) or tensors.get(TOKEN_EMBEDDING)
-    if matrix is None or len(matrix.shape) != 2 or YES not in tokens or NO not in tokens:
+    return matrix if matrix is not None and len(matrix.shape) == 2 else None
+
+
+def vocabulary(tensors: Mapping[str, GgufTensor], tokens: Sequence[str]) -> Vocabulary | None:
+    """See Vocabulary; None where the matrix or one of the answers is missing."""
+    matrix = answer_matrix(tensors)
+    if matrix is None or YES not in tokens or NO not in tokens:
         return None
     answers = tokens.index(YES), tokens.index(NO)
     return Vocabulary(matrix, answers) if max(answers) < matrix.shape[0] else None

@@ -10,12 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from qtool.answers.lines import may_be_ledger
+from qtool.answers.write_errors import named_write_errors
 from qtool.errors import SetupError, UsageError
 
 REPORT: Final = "report.json"
@@ -26,7 +25,7 @@ LEDGERS: Final = ("reference.jsonl", "noise.jsonl", "artefact.jsonl")
 
 def check_output(folder: Path, *, force: bool) -> None:
     """Raise UsageError on a folder that is finished or somebody else's, SetupError on one that cannot be written."""
-    with _explained(folder):
+    with named_write_errors(folder):
         if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
             raise UsageError(f"{folder} exists and is no verification's.", "Name a new folder.")
         if (folder / REPORT).exists() and not force:
@@ -37,7 +36,7 @@ def check_output(folder: Path, *, force: bool) -> None:
 def prepare(folder: Path, *, force: bool) -> None:
     """Make `folder` ready for a run, new or continued; `force` begins anew. Raises what `check_output` raises."""
     check_output(folder, force=force)
-    with _explained(folder):
+    with named_write_errors(folder):
         ledgers = [folder / ANSWERS / name for name in LEDGERS] if force else []
         for ledger in ledgers:
             _check_idle(ledger)
@@ -84,11 +83,3 @@ def _check_idle(ledger: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"Another run is writing {ledger}.", "Wait for it, or choose another output.") from None
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SetupError(f"{folder} cannot be written: {error.strerror}.", "Choose another place.") from error

@@ -73,5 +73,5 @@ def test_a_broken_line_is_named(parts: list[Path]) -> None:
 
 
 def test_a_target_that_cannot_be_written_is_named(parts: list[Path]) -> None:
-    with pytest.raises(SetupError, match=r"whole\.jsonl: "):
+    with pytest.raises(SetupError, match=r"whole\.jsonl cannot be written: "):
         copy_ledgers(parts, parts[0] / "whole.jsonl")

@@ -178,7 +178,7 @@ def test_a_disk_that_takes_no_more_is_named_and_what_was_written_stays(path: Pat
     with open_ledger(path, IDENTITY) as ledger:
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
         try:
-            with pytest.raises(SetupError, match=r"l\.jsonl: File too large"):
+            with pytest.raises(SetupError, match=r"l\.jsonl cannot be written: File too large"):
                 ledger.write("d", PAIR, 4.0)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -241,7 +241,7 @@ def test_a_disk_that_fails_when_the_file_is_closed_is_named_and_the_file_let_go(
 
     ledger = open_ledger(path, IDENTITY)
     monkeypatch.setattr("os.fsync", fsync)
-    with pytest.raises(SetupError, match=r"l\.jsonl: Input/output error"):
+    with pytest.raises(SetupError, match=r"l\.jsonl cannot be written: Input/output error"):
         ledger.close()
     monkeypatch.undo()
     assert answers(path) == {"a": 0.1, "b": -1e-300, "c": 2.0}

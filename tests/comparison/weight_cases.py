@@ -9,7 +9,7 @@ import numpy as np
 
 from qtool.convert.names import RANK_HEAD, TOKEN_EMBEDDING
 from tests.comparison import surgery
-from tests.comparison.registry import REDERIVE, STRUCTURE, WEIGHTS, case
+from tests.comparison.registry import STRUCTURE, WEIGHTS, case
 
 COPY, NVFP4, GGUF, Q8_0 = "reranker/copy", "reranker/nvfp4", "reranker/gguf-f16", "reranker/gguf-q8_0"
 TEXT_GGUF = "text-reranker/gguf-nvfp4"
@@ -283,26 +283,3 @@ def another_model(folder, workshop):
     """It was quantized from another model of the same size"""
     source = workshop.good("reranker-revised/nvfp4") / "model.safetensors"
     shutil.copyfile(source, folder / "model.safetensors")
-
-
-@case(REDERIVE, "tensors-not-rederived", NVFP4)
-def sign_of_a_zero(folder):
-    """A zero has become a negative zero: no value is wrong, but it is not what was published"""
-
-    def change(data):
-        flat = data.reshape(-1)
-        flat[np.flatnonzero(flat & 15 == 0)[0]] |= 8
-        return data
-
-    alter(folder, f"{DOWN}.weight", change)
-
-
-@case(REDERIVE, "tensors-not-rederived", NVFP4)
-def another_recipe(folder):
-    """qtool.json names another recipe than the one that it was made by"""
-
-    def change(manifest):
-        text = manifest["recipe"]["text"].replace('  - "*.mlp.down_proj"\n', "")
-        manifest["recipe"]["text"] = text.replace('["lm_head"]', '["lm_head", "*.mlp.down_proj"]')
-
-    surgery.edit(folder / "qtool.json", change)

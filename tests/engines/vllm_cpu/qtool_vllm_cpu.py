@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from torch import library
 
 
 def declare_torchvision_operators() -> None:
@@ -24,7 +25,7 @@ def declare_torchvision_operators() -> None:
         torch.ops.load_library(Path(found.origin).with_name("_C.so"))
     except OSError:
         for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def register() -> None:
