@@ -64,8 +64,8 @@ def check_files(case: Case, progress: StageProgress) -> Checked:
 
 
 def note_panels(case: Case, checked: Checked) -> Checked:
-    """What was checked, and which of the built-in panels nobody is asked, if any."""
-    return checked.with_stage(skipped(PANELS, case.left_out)) if case.left_out else checked
+    """What was checked, and which of the built-in panels nobody is asked, if any: of those nothing is proven."""
+    return checked.with_stage(Stage(PANELS, Outcome.INCONCLUSIVE, case.left_out)) if case.left_out else checked
 
 
 def check_prompts(case: Case) -> Stage:

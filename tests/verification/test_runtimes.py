@@ -8,8 +8,10 @@ import pytest
 
 from qtool import resources
 from qtool.errors import UsageError
+from qtool.reporting.words import headline
 from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
 from qtool.verification.case import VerifyOptions
+from qtool.verification.gate import Verdict
 from qtool.verification.report import Report
 from qtool.verification.run import verify
 from tests.scoring.gguf_files import gguf_of, projector_of
@@ -70,7 +72,9 @@ def test_without_named_panels_those_that_the_runtime_cannot_read_are_left_out(
     assert [panel.name for panel in report.panels] == ["demo-text"]
     assert report.settings["panel_sources"] == ["demo-text"]
     (stage,) = (stage for stage in report.stages if stage.name == "panels")
-    assert stage.outcome.value == "skipped"
+    assert stage.outcome.value == "inconclusive"
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert headline(report).startswith("panels stayed undecided; ")
     assert stage.summary.startswith("demo-image, demo-mixed left out: ")
     assert why in stage.summary
 
