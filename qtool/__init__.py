@@ -9,48 +9,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from qtool.answers.embed import EmbedOptions as EmbedOptions
-    from qtool.answers.embed import Texts as Texts
-    from qtool.answers.embed import embed as embed
-    from qtool.answers.panel import PanelChoice as PanelChoice
-    from qtool.answers.score import ScoreOptions as ScoreOptions
-    from qtool.answers.score import score as score
-    from qtool.convert.options import ConvertOptions as ConvertOptions
-    from qtool.convert.repair import RepairOptions as RepairOptions
-    from qtool.convert.repair import repair_gguf as repair_gguf
-    from qtool.convert.run import convert_gguf as convert_gguf
+    from qtool.checks.inspect import inspect
+    from qtool.checks.report import InspectionReport
     from qtool.errors import QtoolError as QtoolError
-    from qtool.inspection.report import InspectionReport as InspectionReport
-    from qtool.inspection.run import inspect as inspect
-    from qtool.quantization.job import QuantizeOptions as QuantizeOptions
-    from qtool.quantization.run import quantize as quantize
+    from qtool.export.convert import convert_gguf
+    from qtool.export.gguf_plan import ConvertOptions
+    from qtool.export.quantize import QuantizeOptions, quantize
+    from qtool.export.repair import RepairOptions, repair_gguf
+    from qtool.scoring.embed import EmbedOptions, Texts, embed
     from qtool.scoring.runtime import RuntimeOptions as RuntimeOptions
     from qtool.scoring.runtime import open_runtime as open_runtime
-    from qtool.verification.case import VerifyOptions as VerifyOptions
-    from qtool.verification.merge import merge_reports as merge_reports
-    from qtool.verification.run import verify as verify
+    from qtool.scoring.score import PanelChoice, ScoreOptions, score
+    from qtool.verify.case import VerifyOptions
+    from qtool.verify.merge import merge_reports
+    from qtool.verify.run import verify
 
 _HOMES: Final = {
-    "ConvertOptions": "qtool.convert.options",
-    "EmbedOptions": "qtool.answers.embed",
-    "InspectionReport": "qtool.inspection.report",
-    "PanelChoice": "qtool.answers.panel",
+    "ConvertOptions": "qtool.export.gguf_plan",
+    "EmbedOptions": "qtool.scoring.embed",
+    "InspectionReport": "qtool.checks.report",
+    "PanelChoice": "qtool.scoring.score",
     "QtoolError": "qtool.errors",
-    "QuantizeOptions": "qtool.quantization.job",
-    "RepairOptions": "qtool.convert.repair",
+    "QuantizeOptions": "qtool.export.quantize",
+    "RepairOptions": "qtool.export.repair",
     "RuntimeOptions": "qtool.scoring.runtime",
-    "ScoreOptions": "qtool.answers.score",
-    "Texts": "qtool.answers.embed",
-    "VerifyOptions": "qtool.verification.case",
-    "convert_gguf": "qtool.convert.run",
-    "embed": "qtool.answers.embed",
-    "inspect": "qtool.inspection.run",
+    "ScoreOptions": "qtool.scoring.score",
+    "Texts": "qtool.scoring.embed",
+    "VerifyOptions": "qtool.verify.case",
+    "convert_gguf": "qtool.export.convert",
+    "embed": "qtool.scoring.embed",
+    "inspect": "qtool.checks.inspect",
     "open_runtime": "qtool.scoring.runtime",
-    "merge_reports": "qtool.verification.merge",
-    "quantize": "qtool.quantization.run",
-    "repair_gguf": "qtool.convert.repair",
-    "score": "qtool.answers.score",
-    "verify": "qtool.verification.run",
+    "merge_reports": "qtool.verify.merge",
+    "quantize": "qtool.export.quantize",
+    "repair_gguf": "qtool.export.repair",
+    "score": "qtool.scoring.score",
+    "verify": "qtool.verify.run",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from qtool.reporting.schema import report_schema
+from qtool.reporting.write import report_schema
 from tests.docs_pages import COMMANDS, help_of
 from tests.scoring import tiny
 

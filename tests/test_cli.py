@@ -13,7 +13,7 @@ import time
 import pytest
 
 from qtool import resources
-from qtool.arguments import parse_size
+from qtool.cli.options import parse_size
 from qtool.errors import UsageError
 from tests.tiny import text_config, write_checkpoint
 
@@ -152,7 +152,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_streaming_backend_never_imports_torch(model, tmp_path):
-    script = "import sys; from pathlib import Path; from qtool.quantization.run import quantize; from qtool.quantization.job import QuantizeOptions;"
+    script = "import sys; from pathlib import Path; from qtool.export.quantize import quantize; from qtool.export.quantize import QuantizeOptions;"
     script += "quantize(QuantizeOptions(sys.argv[1], Path(sys.argv[2]))); print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script, model, tmp_path / "out"], capture_output=True, text=True, check=True

@@ -1,15 +1,16 @@
-"""The official prompts of the family, as data.
-
-Rule: a prompt is copied from the model's publisher and nowhere else; whoever scores with it adds nothing to it.
-
-Sources: QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_reranker.py` and `qwen3_vl_embedding.py`; the model cards of
-Qwen3-Reranker and Qwen3-Embedding.
-"""
+"""The official prompts of the family, as data, and the chat template that makes vLLM and SGLang send them."""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Final
+
+# The official prompts of the family, as data. A prompt is copied from the model's publisher and nowhere else; whoever
+# scores with it adds nothing to it. Sources: QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_reranker.py` and
+# `qwen3_vl_embedding.py`; the model cards of Qwen3-Reranker and Qwen3-Embedding.
+
 
 VISION_START: Final = "<|vision_start|>"
 VISION_END: Final = "<|vision_end|>"
@@ -107,3 +108,62 @@ def reranker_prompt(*, is_vision: bool) -> PromptSpec:
 def embedder_prompt(*, is_vision: bool) -> PromptSpec:
     """The prompt that the publisher embeds one item with."""
     return VL_EMBEDDER if is_vision else TEXT_EMBEDDER
+
+
+# The chat template with which vLLM and SGLang render a reranker's official prompt: their `--chat-template`. It is
+# derived from the prompt's data, so that template and scorer cannot drift apart. Without such a template vLLM warns
+# once and scores the bare concatenation of query and document.
+
+
+FILE_NAME: Final = "rerank_template.jinja"
+
+# vLLM sends the sides as messages of the roles query and document, SGLang's text path as two of the role user and its
+# picture path as variables. What a request gives as its instruction arrives as `instruction` or, from SGLang, `instruct`.
+_INITIAL: Final = """\
+{{%- set sides = namespace(instruction=instruction|default(instruct|default({instruction})), query={empty}, \
+document={empty}, asked=false) -%}}
+{{%- if query is defined and document is defined -%}}\
+{{%- set sides.query = side(query) -%}}{{%- set sides.document = side(document) -%}}{{%- endif -%}}"""
+_MESSAGES: Final = """\
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}{%- set sides.instruction = side(message.content) -%}
+{%- elif message.role in ['document', 'assistant'] or sides.asked -%}{%- set sides.document = side(message.content) -%}
+{%- else -%}{%- set sides.query = side(message.content) -%}{%- set sides.asked = true -%}{%- endif -%}
+{%- endfor -%}"""
+
+
+def rerank_template(prompt: PromptSpec) -> str:
+    """A Jinja chat template that renders query, document and instruction as `prompt`, whichever way an engine gives them."""
+    initial = _INITIAL.format(instruction=_literal(prompt.default_instruction), empty=_literal(prompt.empty_side))
+    return "\n".join((_side_macro(prompt), initial, _MESSAGES, _output(prompt)))
+
+
+def _side_macro(prompt: PromptSpec) -> str:
+    """One side of a pair in the official order: videos, then images, then texts."""
+    kinds: list[tuple[tuple[str, ...], str]] = [(("text",), "part.text")]
+    if prompt.sees_pictures:
+        video, image = (_literal(VISION_START + pad + VISION_END) for pad in (VIDEO_PAD, IMAGE_PAD))
+        kinds = [(("video", "video_url"), video), (("image", "image_url"), image), *kinds]
+    loops = "\n".join(
+        f"{{%- for part in content if part.type in {json.dumps(types)} -%}}"
+        f"{{%- set seen.text = seen.text ~ {value} -%}}{{%- endfor -%}}"
+        for types, value in kinds
+    )
+    empty = _literal(prompt.empty_side)
+    return (
+        "{%- macro side(content) -%}{%- set seen = namespace(text='') -%}\n"
+        f"{{%- if content is string -%}}{{%- set seen.text = content -%}}{{%- else -%}}\n{loops}\n"
+        f"{{%- endif -%}}{{{{- seen.text or {empty} -}}}}{{%- endmacro -%}}"
+    )
+
+
+def _output(prompt: PromptSpec) -> str:
+    parts = re.split(r"\{(instruction|query|document)\}", prompt.template)
+    values = [f"sides.{part}" if index % 2 else _literal(part) for index, part in enumerate(parts)]
+    return "{{- " + " ~ ".join(values) + " -}}"
+
+
+def _literal(text: str) -> str:
+    """Between single quotes: SGLang knows a reranker's template by the words "yes" and "no", double quotes included."""
+    escaped = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"').replace("'", "\\'")
+    return f"'{escaped}'"

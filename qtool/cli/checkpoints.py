@@ -11,8 +11,19 @@ from typing import Annotated
 import typer
 
 from qtool import console
-from qtool.arguments import parse_backend, parse_size, parse_task
-from qtool.cli.options import DryRun, Force, Json, Model, Revision, TaskOption, Token, show
+from qtool.cli.options import (
+    DryRun,
+    Force,
+    Json,
+    Model,
+    Revision,
+    TaskOption,
+    Token,
+    parse_backend,
+    parse_size,
+    parse_task,
+    show,
+)
 from qtool.errors import EXIT_GATE_FAILED, UsageError
 
 
@@ -33,9 +44,8 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize a checkpoint to NVFP4 W4A16 by a recipe."""
-    from qtool.quantization.job import QuantizeOptions
-    from qtool.quantization.present import summary_table
-    from qtool.quantization.run import quantize as run
+    from qtool.export.quantize import QuantizeOptions, summary_table
+    from qtool.export.quantize import quantize as run
 
     if output is None and not dry_run:
         raise UsageError("Nowhere to write to.", "Pass --output FOLDER, or --dry-run.")

@@ -11,8 +11,19 @@ from typing import Annotated
 import typer
 
 from qtool import console
-from qtool.arguments import parse_size, parse_task
-from qtool.cli.options import DryRun, Force, Instruction, Json, Model, Revision, TaskOption, Token, show
+from qtool.cli.options import (
+    DryRun,
+    Force,
+    Instruction,
+    Json,
+    Model,
+    Revision,
+    TaskOption,
+    Token,
+    parse_size,
+    parse_task,
+    show,
+)
 from qtool.errors import EXIT_GATE_FAILED, UsageError
 
 
@@ -50,9 +61,9 @@ def convert_gguf(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint to GGUF files that rank and embed in llama.cpp as the original does."""
-    from qtool.convert.options import ConvertOptions, parse_outtypes, parse_prompt
-    from qtool.convert.run import convert_gguf as run
-    from qtool.convert.summary import summary_table
+    from qtool.export.convert import convert_gguf as run
+    from qtool.export.convert import summary_table
+    from qtool.export.gguf_plan import ConvertOptions, parse_outtypes, parse_prompt
 
     if output is None and not dry_run:
         raise UsageError("Nowhere to write to.", "Pass --output FOLDER, --output FILE.gguf, or --dry-run.")
@@ -81,7 +92,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Say what a GGUF file or a checkpoint is and whether it will work; of what lies on the hub, only headers are read."""
-    from qtool.inspection.run import inspect as run
+    from qtool.checks.inspect import inspect as run
 
     with console.stage_bar("files") as progress:
         report = run(target, parse_task(task), revision, token, progress)
@@ -109,8 +120,8 @@ def repair_gguf(
     from rich.console import Group
     from rich.text import Text
 
-    from qtool.convert.repair import RepairOptions
-    from qtool.convert.repair import repair_gguf as run
+    from qtool.export.repair import RepairOptions
+    from qtool.export.repair import repair_gguf as run
 
     with console.byte_bar("Repairing") as progress:
         summary = run(RepairOptions(broken, output, base, parse_task(task), instruction, force), progress)

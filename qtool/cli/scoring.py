@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool import console
-from qtool.arguments import parse_panels, parse_task
 from qtool.cli.options import (
     Columns,
     Concurrency,
@@ -26,12 +25,14 @@ from qtool.cli.options import (
     ShardOption,
     TaskOption,
     Token,
+    parse_panels,
+    parse_task,
     show,
 )
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
-    from qtool.answers.panel import PanelChoice
+    from qtool.scoring.score import PanelChoice
 
 Target = Annotated[
     str,
@@ -71,9 +72,9 @@ def score(
     json: Json = False,
 ) -> None:
     """Score the pairs of a panel: log-odds and probability of each, as JSON lines."""
-    from qtool.answers.score import ScoreOptions
-    from qtool.answers.score import score as run
     from qtool.scoring.runtime import RuntimeOptions
+    from qtool.scoring.score import ScoreOptions
+    from qtool.scoring.score import score as run
 
     runtime = RuntimeOptions(
         parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj, family=family, engine=engine,
@@ -119,8 +120,8 @@ def embed(
     json: Json = False,
 ) -> None:
     """Embed a panel's queries and documents, or lines of text: vectors as .npy."""
-    from qtool.answers.embed import EmbedOptions, Texts
-    from qtool.answers.embed import embed as run
+    from qtool.scoring.embed import EmbedOptions, Texts
+    from qtool.scoring.embed import embed as run
     from qtool.scoring.runtime import RuntimeOptions
 
     panels = parse_panels([panel] if panel else [], dataset, columns)
@@ -140,8 +141,8 @@ def embed(
 
 
 def _panel(panels: Sequence[str], limit: int | None, shard: str | None, instruction: str | None) -> PanelChoice:
-    from qtool.answers.panel import PanelChoice
-    from qtool.inputs.shards import Shard
+    from qtool.inputs.panels import Shard
+    from qtool.scoring.score import PanelChoice
 
     if len(panels) != 1:
         raise UsageError(

@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 
 from qtool import console
-from qtool.arguments import parse_task
-from qtool.cli.options import Json, Mmproj, TaskOption
+from qtool.cli.options import Json, Mmproj, TaskOption, parse_task
 
 
 def serve_command(
@@ -33,8 +32,8 @@ def serve_command(
     json: Json = False,
 ) -> None:
     """Print the command that serves an artefact as qtool scores it, chat template included."""
-    from qtool.scoring.serve_command import parse_engine, with_template
-    from qtool.scoring.serve_command import serve_command as run
+    from qtool.serve_command import parse_engine, with_template
+    from qtool.serve_command import serve_command as run
 
     command = run(artefact, parse_engine(engine), port, parse_task(task), write_template, mmproj)
     command = with_template(command, write=write_template is not None)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qtool import console
-from qtool.arguments import parse_panels, parse_task
 from qtool.cli.options import (
     Columns,
     Concurrency,
@@ -26,12 +25,14 @@ from qtool.cli.options import (
     ShardOption,
     TaskOption,
     Token,
+    parse_panels,
+    parse_task,
     show,
 )
 from qtool.errors import EXIT_GATE_FAILED
 
 if TYPE_CHECKING:
-    from qtool.verification.report import Report
+    from qtool.verify.report import Report
 
 Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 when the verdict is inconclusive, too.")]
 
@@ -92,10 +93,10 @@ def verify(
     json: Json = False,
 ) -> None:
     """Prove that an artefact scores as its reference does: structure, prompt, scores, ranking, verdict."""
-    from qtool.inputs.shards import Shard
-    from qtool.inspection.finding import printable
-    from qtool.verification.case import VerifyOptions
-    from qtool.verification.run import verify as run
+    from qtool.checks.findings import printable
+    from qtool.inputs.panels import Shard
+    from qtool.verify.case import VerifyOptions
+    from qtool.verify.run import verify as run
 
     options = VerifyOptions(
         artefact, reference, parse_panels(panel or (), dataset, columns), parse_task(task), recipe, dtype, limit=limit, shard=Shard.parse(shard) if shard else None, mmproj=mmproj,
@@ -116,7 +117,7 @@ def merge_reports(
     json: Json = False,
 ) -> None:
     """Join what `verify --shard` scored on several machines and judge it as one verification."""
-    from qtool.verification.merge import merge_reports as run
+    from qtool.verify.merge import merge_reports as run
 
     _finish(run(folders, output, force=force), output, strict=strict, as_json=json)
 
@@ -124,7 +125,7 @@ def merge_reports(
 def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:
     from qtool.reporting.console import render
     from qtool.reporting.write import write_reports
-    from qtool.verification.gate import Verdict
+    from qtool.verify.gates import Verdict
 
     if output is not None:
         write_reports(report, output)

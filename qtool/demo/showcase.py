@@ -13,15 +13,12 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 
+from qtool.export.quantize import QuantizationSummary, QuantizeOptions, quantize, summary_table
 from qtool.progress import StageProgress
-from qtool.quantization.job import QuantizeOptions
-from qtool.quantization.present import summary_table
-from qtool.quantization.run import quantize
-from qtool.quantization.summary import QuantizationSummary
 from qtool.reporting.console import render
-from qtool.verification.case import VerifyOptions
-from qtool.verification.report import Report
-from qtool.verification.run import verify
+from qtool.verify.case import VerifyOptions
+from qtool.verify.report import Report
+from qtool.verify.run import verify
 
 MODELS: Final = ("qtool-demo-reranker", "qtool-demo-embedder")
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
 from qtool.formats.ggml import BF16, F16, F32, Q8_0, GgmlType
-from qtool.formats.vectors import Emitter, constant
+from qtool.formats.llvm import Emitter, constant
 
 U8 = NDArray[np.uint8]
 

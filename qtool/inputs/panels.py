@@ -1,27 +1,72 @@
-"""Panels: JSON Lines files of queries, each with the documents to rank for it.
-
-Rule: a panel is checked whole before anything is scored, and every complaint names the file, the line and the field.
-"""
+"""Panels: JSON Lines files of queries, each with the documents to rank for it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from qtool.errors import UsageError
-from qtool.inputs.items import Item, Pair, Video
-from qtool.inputs.limits import OFFICIAL_LIMITS, PixelLimits
+from qtool.inputs.items import OFFICIAL_LIMITS, Item, Pair, PixelLimits, Video
+from qtool.inputs.media import is_url, shown
 from qtool.inputs.panel_lines import HeaderLine, QueryLine, SidesLine, VideoLine, parse_line
-from qtool.inputs.sources import is_url, shown
-from qtool.inputs.text_file import read_text_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from qtool.inputs.shards import Shard
+# Text files of users. UTF-8, and what is not is an error that names the line, which an editor finds.
+
+
+def read_text_bytes(path: Path, what: str) -> bytes:
+    """The content of a file, which is UTF-8. Raises UsageError, calling the file `what`."""
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except OSError as error:
+        raise UsageError(f"cannot read {what} {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        place = error.start - error.object.rfind(b"\n", 0, error.start)
+        raise UsageError(
+            f"{path.name}, line {line}: not UTF-8 text (byte {place} of the line is 0x{error.object[error.start]:02x})",
+            "Save it as UTF-8.",
+        ) from error
+    return content
+
+
+# One share of a panel, so that several machines divide its queries among them. The shards of a count hold each query
+# once, whole, with all its documents.
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Share `index` of `count`, counted from 1: every `count`-th query from that one on."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise UsageError(f"There is no shard {self}.", f"The shards of {self.count} are 1/{self.count} and so on.")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """A shard as --shard names it, such as 2/8."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match:
+            raise UsageError(f"{text!r} is no shard.", "Write it as 2/8: the second of eight.")
+        return cls(int(match[1]), int(match[2]))
+
+
+# Panels: JSON Lines files of queries, each with the documents to rank for it. A panel is checked whole before
+# anything is scored, and every complaint names the file, the line and the field.
+
 
 Modality = Literal["text", "image", "video", "mixed"]
 Labels = Literal["graded", "binary", "none"]

@@ -13,9 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qtool.inspection.finding import printable
+from qtool.checks.findings import printable
 from qtool.reporting.words import bound, duration, headline, interval, label, metric_names, number, signed
-from qtool.verification.report import PairDelta, PanelReport, Report
+from qtool.verify.report import PairDelta, PanelReport, Report
 
 _STYLE: Final = {"pass": "green", "fail": "bold red", "inconclusive": "bold yellow", "ungated": "yellow"}
 _WORST_SHOWN: Final = 5

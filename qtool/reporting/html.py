@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from markupsafe import Markup
 
 from qtool.reporting import plots, words
-from qtool.verification.report import Report
+from qtool.verify.report import Report
 
 if TYPE_CHECKING:
     from jinja2 import Template

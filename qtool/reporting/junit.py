@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree import ElementTree as ET
 
-from qtool.comparison.stage import Stage
+from qtool.checks.stage import Stage
 from qtool.reporting.words import bound, headline
-from qtool.verification.gate import GateResult
-from qtool.verification.report import Report
+from qtool.verify.gates import GateResult
+from qtool.verify.report import Report
 
 _NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from qtool.inspection.finding import printable
+from qtool.checks.findings import printable
 from qtool.reporting.words import (
     bound,
     concerns,
@@ -23,7 +23,7 @@ from qtool.reporting.words import (
     short_name,
     signed,
 )
-from qtool.verification.report import PairDelta, PanelReport, Report, Side
+from qtool.verify.report import PairDelta, PanelReport, Report, Side
 
 _MARKS: Final = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "skipped": "⏭️", "ungated": "⚪"}
 _WORST_SHOWN: Final = 5

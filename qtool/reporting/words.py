@@ -11,10 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from qtool.verification.gate import GateResult, Verdict
-from qtool.verification.intervals import Interval
-from qtool.verification.metrics import METRICS
-from qtool.verification.report import Report, Side
+from qtool.verify.gates import GateResult, Verdict
+from qtool.verify.metrics import METRICS, Interval
+from qtool.verify.report import Report, Side
 
 _DISTANCES: Final = {
     "rmse": "RMSE", "bias": "mean shift", "slope": "slope", "p50": "median |Δ|", "p95": "p95 |Δ|", "p99": "p99 |Δ|",

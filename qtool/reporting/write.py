@@ -1,18 +1,39 @@
-"""Writes a report in all its forms.
-
-Rule: each file is whole or not there; an older report is replaced, and report.json comes last, as the sign that all is there.
-"""
+"""Writes a report in all its forms."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from qtool.errors import SetupError
 from qtool.reporting import html, junit, markdown
-from qtool.verification.report import Report
+from qtool.verify.report import SCHEMA_VERSION, Report
+
+# The JSON schema of `report.json`, made from the report's own classes. Its $id carries the report's version. A
+# version may gain fields, so a reader ignores those it does not know; it never loses one or gives one another
+# meaning.
+
+
+ID: Final = f"urn:qtool:report:{SCHEMA_VERSION}"
+
+
+def report_schema() -> dict[str, Any]:
+    """The schema as JSON objects (draft 2020-12)."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(Report).json_schema(mode="serialization")
+    for definition in (schema, *schema.get("$defs", {}).values()):
+        if "properties" in definition:
+            definition["required"] = list(definition["properties"])  # a report is written whole, defaults too
+    schema["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": ID, **schema}
+
+
+# Writes a report in all its forms. Each file is whole or not there; an older report is replaced, and report.json
+# comes last, as the sign that all is there.
+
 
 FORMS: Final[Mapping[str, Callable[[Report], str]]] = {
     "report.md": markdown.render,

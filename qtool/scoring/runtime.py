@@ -15,9 +15,9 @@ from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
 if TYPE_CHECKING:
     from qtool.arch.spec import Task
-    from qtool.scoring.http.scorer import HttpScorer
-    from qtool.scoring.llama_cpp.file import GgufModel
-    from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
+    from qtool.scoring.http.runtime import HttpScorer
+    from qtool.scoring.llama_cpp.model import GgufModel
+    from qtool.scoring.llama_cpp.runtime import LlamaCppScorer
     from qtool.scoring.scorer import Scorer
 
 _ADDRESSES: Final = ("http://", "https://")
@@ -66,7 +66,7 @@ def texts_only(target: str, options: RuntimeOptions = RuntimeOptions()) -> str:
     gguf = gguf_file(target)
     if gguf is None or options.mmproj is not None:
         return ""
-    from qtool.scoring.llama_cpp.file import read_model
+    from qtool.scoring.llama_cpp.model import read_model
 
     return "" if projector_beside(read_model(gguf)) else f"no projector that fits lies beside {gguf.name}."
 
@@ -98,7 +98,7 @@ def projector_beside(model: GgufModel) -> Path | None:
 
 def _server(url: str, options: RuntimeOptions) -> HttpScorer:
     from qtool.scoring.http.detect import ServerKind
-    from qtool.scoring.http.scorer import HttpOptions, open_http
+    from qtool.scoring.http.runtime import HttpOptions, open_http
 
     known = [kind.value for kind in ServerKind]
     if options.engine not in (None, *known):
@@ -109,8 +109,8 @@ def _server(url: str, options: RuntimeOptions) -> HttpScorer:
 
 
 def _checkpoint(target: str, options: RuntimeOptions) -> Scorer:
-    from qtool.checkpoint.source import resolve
-    from qtool.scoring.reference import ScorerOptions, open_scorer
+    from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
+    from qtool.storage.hub import resolve
 
     if options.mmproj is not None:
         raise UsageError(f"{target} is no GGUF file, and --mmproj belongs to those.")
@@ -119,8 +119,8 @@ def _checkpoint(target: str, options: RuntimeOptions) -> Scorer:
 
 
 def _llama_cpp(gguf: Path, options: RuntimeOptions) -> LlamaCppScorer:
-    from qtool.scoring.llama_cpp.file import read_model
-    from qtool.scoring.llama_cpp.scorer import llama_cpp_scorer
+    from qtool.scoring.llama_cpp.model import read_model
+    from qtool.scoring.llama_cpp.runtime import llama_cpp_scorer
 
     if options.dtype != _DTYPE:
         raise UsageError(f"{gguf} is run as its file says; --dtype belongs to checkpoints.")
@@ -131,7 +131,7 @@ def _llama_cpp(gguf: Path, options: RuntimeOptions) -> LlamaCppScorer:
 
 
 def _language_files(folder: Path) -> list[Path]:
-    from qtool.scoring.llama_cpp.file import parts_of
+    from qtool.scoring.llama_cpp.model import parts_of
 
     files = [path for path in sorted(folder.glob(f"*{_SUFFIX}")) if not _is_projector(path)]
     later = {part for path in files for part in parts_of(path)[1:]}
@@ -145,7 +145,7 @@ def _is_projector(path: Path) -> bool:
 
 def _fits(projector: Path, model: GgufModel) -> bool:
     """Nobody asked for what merely lies there, so another model's or a broken one is no error; pictures will miss it."""
-    from qtool.scoring.llama_cpp.file import check_projector
+    from qtool.scoring.llama_cpp.model import check_projector
 
     try:
         check_projector(projector, model)

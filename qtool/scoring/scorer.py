@@ -1,22 +1,29 @@
-"""What every runtime offers to the rooms above.
-
-Rule: rerankers answer in log-odds before the sigmoid and embedders in unit vectors, so that runtimes compare directly.
-"""
+"""What every runtime offers: the scorer protocol, the identity of its answers, and their units."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, Item, Pair, Video
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from qtool.arch.prompts import PromptSpec
     from qtool.arch.spec import Task
     from qtool.inputs.items import Item, Pair
+
+# What every runtime offers to the rooms above. Rerankers answer in log-odds before the sigmoid and embedders in unit
+# vectors, so that runtimes compare directly.
+
 
 Answered = Callable[[int, Any], None]
 """Called with the place of a question and its answer (log-odds or a vector) once it is known; places come in any order."""
@@ -89,3 +96,99 @@ class Scorer(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+# Probabilities as engines give them, and the log-odds that runtimes are compared in. A probability that a float32 has
+# rounded to 0 or 1 still has finite log-odds.
+
+
+_SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
+_LARGEST: Final = 1 - 2.0**-25
+
+
+def log_odds(probability: float) -> float:
+    """Log p/(1-p), finite where a float32 has rounded to 0 or 1."""
+    kept = min(max(probability, _SMALLEST), _LARGEST)
+    return math.log(kept) - math.log1p(-kept)
+
+
+def sigmoid(score: float) -> float:
+    """The probability of these log-odds, to the last digits however small."""
+    small = math.exp(-abs(score))
+    return (1.0 if score >= 0 else small) / (1.0 + small)
+
+
+# Which pairs ask the same question. Only what the model sees counts: ids and labels do not, nor does an instruction
+# on a document.
+
+
+def query_content(query: Item) -> Hashable:
+    """Equal for queries that begin a prompt alike."""
+    return document_content(query), query.instruction
+
+
+def document_content(item: Item) -> Hashable:
+    """Equal for sides that look alike in a prompt; pictures in memory have no hash and count by identity."""
+    limits = item.limits if item.has_pictures else None
+    return item.text, tuple(map(_image, item.image)), tuple(map(video_content, item.video)), limits
+
+
+def video_content(video: Video) -> Hashable:
+    """Equal for videos of the same frames."""
+    frames = video.source if isinstance(video.source, str) else tuple(map(_image, video.source))
+    return frames, video.fps, video.max_frames
+
+
+def _image(source: ImageSource) -> Hashable:
+    return source if isinstance(source, str) else id(source)
+
+
+def distinct_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
+    """The places of each distinct pair, a query's documents side by side, so that they are read together."""
+    queries: dict[Hashable, dict[Hashable, list[int]]] = {}
+    for place, pair in enumerate(pairs):
+        documents = queries.setdefault(query_content(pair.query), {})
+        documents.setdefault(document_content(pair.document), []).append(place)
+    return [places for documents in queries.values() for places in documents.values()]
+
+
+# Hashes of what a score depends on: a model's files and a prompt's rules. A file that cannot change a score is not in
+# the hash, so that a new README leaves cached scores valid.
+
+
+_DECISIVE: Final = (
+    "*.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "1_LogitScore/config.json",
+)
+
+_SMALL: Final = 1 << 26
+
+
+def checkpoint_sha256(directory: Path) -> str:
+    """Of the weights, config, tokenizer and declared answer tokens in `directory`."""
+    return files_sha256(sorted({path for pattern in _DECISIVE for path in directory.glob(pattern)}))
+
+
+def files_sha256(paths: Sequence[Path]) -> str:
+    """Of these files' contents, in this order."""
+    return _sha256(_digests(paths))
+
+
+def _digests(paths: Sequence[Path]) -> list[str]:
+    if sum(path.stat().st_size for path in paths) < _SMALL:
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    from qtool.storage.hashing import sha256_of
+
+    return sha256_of(paths)
+
+
+def prompt_sha256(prompt: PromptSpec, *more: str) -> str:
+    """Of a prompt's rules, the official pixel limits, and `more` that shapes what the model reads."""
+    return _sha256([asdict(prompt), asdict(OFFICIAL_LIMITS), more])
+
+
+def _sha256(value: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -7,11 +7,9 @@ import json
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
-from qtool.arch.rerank_template import rerank_template
+from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER, rerank_template
 from qtool.arch.spec import Task
-from qtool.quantization.job import QuantizeOptions
-from qtool.quantization.run import quantize
+from qtool.export.quantize import QuantizeOptions, quantize
 from tests.tiny import text_config, vl_config, write_checkpoint
 
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"

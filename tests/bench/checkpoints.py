@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qtool.arch.detect import architecture_of
-from qtool.checkpoint.layout import OutputTensor, lay_out
+from qtool.storage.shards import OutputTensor, lay_out
 from tests.bench.vocabulary import write_tokenizer
 
 _VISION = {

@@ -18,7 +18,7 @@ from qtool import resources
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import load_panel
-from qtool.inputs.vision import load_image
+from qtool.inputs.pictures import load_image
 from tests.scoring.official import VL_RERANK, VL_RERANK_INSTRUCTION, load, picture_text
 
 

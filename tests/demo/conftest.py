@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
-from qtool.demo.tokenizer import build_tokenizer
+from tools.demo_models.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,10 @@
-"""Reads a sentence of the world back into its attributes: the inverse of qtool.demo.phrases."""
+"""Reads a sentence of the world back into its attributes: the inverse of tools.demo_models.world."""
 
 from __future__ import annotations
 
 import re
 
-from qtool.demo.phrases import PLACE_TEMPLATES, plural_of
-from qtool.demo.world import WORDS
+from tools.demo_models.world import PLACE_TEMPLATES, WORDS, plural_of
 
 
 def attributes_of(text: str) -> dict[str, str]:

@@ -13,15 +13,13 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen3VLConfig
 
 from qtool.arch.prompts import VL_EMBEDDER
-from qtool.demo.architecture import model_config
-from qtool.demo.evaluate import OPTIONS, TASKS, measure
-from qtool.demo.export import model_folder, write_sidecars
-from qtool.demo.sidecars import chat_template
-from qtool.demo.tokenizer import build_tokenizer
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import load_panel
 from qtool.jsonfile import read_json
-from qtool.scoring.reference import TransformersScorer, open_scorer
+from qtool.scoring.transformers.runtime import TransformersScorer, open_scorer
+from tools.demo_models.checkpoint import chat_template, model_config, model_folder, write_sidecars
+from tools.demo_models.evaluate import OPTIONS, TASKS, measure
+from tools.demo_models.tokenizer import build_tokenizer
 
 FOLDERS = {task: model_folder(task) for task in TASKS}
 COMMON = {

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from qtool.demo.evaluate import random_baseline
-from qtool.demo.panels import CALIBRATION, PAIRS, PANELS, PanelPlan, panel_text
-from qtool.demo.world import ATTRIBUTES, Scene, is_held_out
 from qtool.inputs.panels import load_panel
 from tests.demo.reading import attributes_of
+from tools.demo_models.evaluate import random_baseline
+from tools.demo_models.panels import CALIBRATION, PAIRS, PANELS, PanelPlan, panel_text
+from tools.demo_models.world import ATTRIBUTES, Scene, is_held_out
 
 PATHS = {plan.name: CALIBRATION / "panels" / f"{plan.name}.jsonl" for plan in PANELS}
 PATHS[PAIRS.name] = CALIBRATION / f"{PAIRS.name}.jsonl"

@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from qtool.arch.prompts import VL_EMBEDDER, VL_RERANKER, PromptSpec
-from qtool.demo.encoding import encode_part
-from qtool.demo.export import model_folder
-from qtool.demo.lessons import draw_document
-from qtool.demo.phrases import query_sentence
-from qtool.demo.prompts import BETWEEN, EMBED_HEAD, RERANK_HEAD, TAIL, side_prompt
-from qtool.demo.tokenizer import ADDED_TOKENS, QWEN2_PATTERN, VOCABULARY, build_tokenizer, canonical_token
-from qtool.demo.world import WORDS, sample_wish
+from tools.demo_models.checkpoint import model_folder
+from tools.demo_models.forward import BETWEEN, EMBED_HEAD, RERANK_HEAD, TAIL, encode_part, side_prompt
+from tools.demo_models.lessons import draw_document
+from tools.demo_models.tokenizer import ADDED_TOKENS, QWEN2_PATTERN, VOCABULARY, build_tokenizer, canonical_token
+from tools.demo_models.world import WORDS, query_sentence, sample_wish
 
 BUILT = build_tokenizer()
 

@@ -10,19 +10,27 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from qtool.demo import train as training
-from qtool.demo.architecture import new_model
-from qtool.demo.encoding import Part, collate, encode_part
-from qtool.demo.evaluate import OPTIONS
-from qtool.demo.export import read_model, write_model
-from qtool.demo.forward import empty_past, last_hidden, run_part
-from qtool.demo.prompts import BETWEEN, RERANK_HEAD, TAIL, side_prompt
-from qtool.demo.train import LEGS, Leg
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Item
 from qtool.inputs.panels import load_panel
-from qtool.inputs.vision import load_image, patchify
-from qtool.scoring.reference import open_scorer
+from qtool.inputs.pictures import load_image, patchify
+from qtool.scoring.transformers.runtime import open_scorer
+from tools.demo_models import train as training
+from tools.demo_models.checkpoint import new_model, read_model, write_model
+from tools.demo_models.evaluate import OPTIONS
+from tools.demo_models.forward import (
+    BETWEEN,
+    RERANK_HEAD,
+    TAIL,
+    Part,
+    collate,
+    empty_past,
+    encode_part,
+    last_hidden,
+    run_part,
+    side_prompt,
+)
+from tools.demo_models.train import LEGS, Leg
 
 
 def document_part(tokenizer: Tokenizer, item: Item) -> Part:
@@ -52,9 +60,9 @@ def test_parts_over_a_shared_cache_equal_the_whole_prompt(name: str, tokenizer: 
 def test_training_runs_and_writes_a_whole_checkpoint(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("reranker", "embedder"):
-        monkeypatch.setattr(f"qtool.demo.{module}.QUERIES", 2)
-        monkeypatch.setattr(f"qtool.demo.{module}.DOCUMENTS", 2)
+    for course in ("RERANK", "EMBED"):
+        monkeypatch.setattr(f"tools.demo_models.courses.{course}_QUERIES", 2)
+        monkeypatch.setattr(f"tools.demo_models.courses.{course}_DOCUMENTS", 2)
     training.train(task, tmp_path / "model", (Leg(0, 1, horizon=2), Leg(1, 2, horizon=2)))
     assert (tmp_path / "model" / "model.safetensors").stat().st_size > 8_000_000
     modules = json.loads((tmp_path / "model" / "modules.json").read_text())

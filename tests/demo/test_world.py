@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from qtool.demo.lessons import Teacher
-from qtool.demo.phrases import document_sentence, query_sentence
-from qtool.demo.pictures import SIDE, data_url, render
-from qtool.demo.world import (
+from tests.demo.reading import attributes_of
+from tools.demo_models.lessons import Teacher
+from tools.demo_models.pictures import SIDE, data_url, render
+from tools.demo_models.world import (
     ATTRIBUTES,
     WORDS,
     Scene,
     Wish,
     all_scenes,
+    document_sentence,
     is_held_out,
+    query_sentence,
     sample_document,
     sample_wish,
     scenes,
 )
-from tests.demo.reading import attributes_of
 
 SCENE = Scene("two", "small", "red", "star", "left")
 

@@ -19,10 +19,10 @@ from qtool.arch.spec import Task
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.items import Item, Pair
 from qtool.resources import demo_model
-from qtool.scoring.http.scorer import HttpOptions, HttpScorer, open_http
-from qtool.scoring.reference import open_scorer
+from qtool.scoring.http.runtime import HttpOptions, HttpScorer, open_http
 from qtool.scoring.scorer import Scorer
-from qtool.scoring.serve_command import ServingEngine, serve_command, with_template
+from qtool.scoring.transformers.runtime import open_scorer
+from qtool.serve_command import ServingEngine, serve_command, with_template
 from tests.engines.vllm_server import serving
 
 QUERIES = 4

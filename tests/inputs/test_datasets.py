@@ -17,10 +17,9 @@ import pytest
 from PIL import Image
 
 from qtool.errors import UsageError
-from qtool.inputs.dataset_rows import read_row
-from qtool.inputs.datasets import DatasetSpec, dataset_lines, load_dataset_panel, parse_dataset
+from qtool.inputs.datasets import DatasetSpec, dataset_lines, load_dataset_panel, parse_dataset, read_row
 from qtool.inputs.panels import load_panel
-from qtool.inputs.vision import load_image
+from qtool.inputs.pictures import load_image
 from tests import hub
 
 PAIRS = [{"question": f"what is {n}?", "answer": f"it is {n}", "wrong": [f"not {n}", f"never {n}"]} for n in range(9)]

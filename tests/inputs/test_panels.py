@@ -12,8 +12,7 @@ from PIL import Image
 
 from qtool import resources
 from qtool.errors import UsageError
-from qtool.inputs.items import Item, Video
-from qtool.inputs.limits import PixelLimits
+from qtool.inputs.items import Item, PixelLimits, Video
 from qtool.inputs.panels import load_panel, panel_header
 
 QUERY = {

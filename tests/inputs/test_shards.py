@@ -4,8 +4,7 @@ import pytest
 
 from qtool.errors import UsageError
 from qtool.inputs.builtin import find_panel
-from qtool.inputs.panels import load_panel
-from qtool.inputs.shards import Shard
+from qtool.inputs.panels import Shard, load_panel
 
 PANEL = load_panel(find_panel("demo-text"))
 

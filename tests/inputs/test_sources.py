@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from qtool.errors import NetworkError, QtoolError, SetupError, UsageError
-from qtool.inputs import sources, vision
-from qtool.inputs.limits import OFFICIAL_LIMITS, PixelLimits, fitted
-from qtool.inputs.vision import load_image, patchify
+from qtool.inputs import media as sources
+from qtool.inputs import pictures as vision
+from qtool.inputs.items import OFFICIAL_LIMITS, PixelLimits, fitted
+from qtool.inputs.pictures import load_image, patchify
 from tests.inputs.site import serve
 
 

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 from qtool.errors import NetworkError, SetupError, UsageError
-from qtool.inputs import video_file
-from qtool.inputs.items import Video
-from qtool.inputs.limits import OFFICIAL_LIMITS
-from qtool.inputs.video import frame_size, frames_wanted, patchify_video
+from qtool.inputs import videos as video_file
+from qtool.inputs.items import OFFICIAL_LIMITS, Video
+from qtool.inputs.videos import frame_size, frames_wanted, patchify_video
 from tests.inputs.films import Film, frames
 from tests.inputs.official_videos import CASES, EVERY, WRITTEN, Case, samples
 from tests.inputs.site import serve

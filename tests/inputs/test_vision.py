@@ -14,8 +14,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qtool.errors import QtoolError, UsageError
-from qtool.inputs.limits import OFFICIAL_LIMITS, PixelLimits, smart_resize
-from qtool.inputs.vision import load_image, patchify, resize_image, to_rgb
+from qtool.inputs.items import OFFICIAL_LIMITS, PixelLimits, smart_resize
+from qtool.inputs.pictures import load_image, patchify, resize_image, to_rgb
 
 SIZES = [(96, 96), (1, 1), (1, 200), (200, 1), (31, 33), (64, 65), (17, 900), (640, 480), (1500, 1400), (48, 48)]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qtool.comparison.stage import Outcome, RederivedFile, Stage, TensorError
-from qtool.inspection.finding import Finding, Severity
-from qtool.verification.gate import GateResult, Verdict
-from qtool.verification.intervals import Interval
-from qtool.verification.report import NoiseFloor, PairDelta, PanelReport, Report, Side
-from qtool.verification.thumbnail import thumbnail
+from qtool.checks.findings import Finding, Severity
+from qtool.checks.stage import Outcome, RederivedFile, Stage, TensorError
+from qtool.verify.compare import thumbnail
+from qtool.verify.gates import GateResult, Verdict
+from qtool.verify.metrics import Interval
+from qtool.verify.report import NoiseFloor, PairDelta, PanelReport, Report, Side
 
 PAIR = PairDelta("q1", "d1", "which ball?", "a red ball", 2.0, "image", 3.25, 3.0, -0.25)
 

@@ -11,14 +11,13 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from qtool.comparison.stage import Outcome
+from qtool.checks.stage import Outcome
 from qtool.errors import SetupError
 from qtool.reporting import console, junit, markdown, words
-from qtool.reporting.schema import report_schema
-from qtool.reporting.write import write_reports
-from qtool.verification.gate import METRICS, Verdict
-from qtool.verification.intervals import Interval
-from qtool.verification.report import SCHEMA_VERSION
+from qtool.reporting.write import report_schema, write_reports
+from qtool.verify.gates import METRICS, Verdict
+from qtool.verify.metrics import Interval
+from qtool.verify.report import SCHEMA_VERSION
 from tests.reporting import reports
 
 

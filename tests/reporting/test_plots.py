@@ -9,9 +9,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from qtool.comparison.stage import TensorError
+from qtool.checks.stage import TensorError
 from qtool.reporting import plots
-from qtool.reporting.svg import WIDTH, Axis
+from qtool.reporting.plots import WIDTH, Axis
 from tests.reporting import reports
 
 

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from qtool.convert.options import ConvertOptions
-from qtool.convert.run import convert_gguf
-from qtool.gguf_file.layout import OutputTensor, lay_out
-from qtool.gguf_file.reader import read_gguf
-from qtool.gguf_file.values import Value
-from qtool.quantization.job import QuantizeOptions
-from qtool.quantization.run import quantize
-from tests.convert import models
+from qtool.export.convert import convert_gguf
+from qtool.export.gguf_plan import ConvertOptions
+from qtool.export.quantize import QuantizeOptions, quantize
+from qtool.storage.gguf import Value, read_gguf
+from qtool.storage.gguf_layout import OutputTensor, lay_out
+from tests.export import models
 
 
 def gguf_of(model: Path, outtype: str, folder: Path, **options: str) -> Path:

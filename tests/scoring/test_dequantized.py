@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from qtool.arch.spec import Task
 from qtool.errors import ModelError
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.reference import ScorerOptions, open_scorer
+from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
 
 PAIRS = [Pair(Item("q", ("which ball?",)), Item(f"d{n}", ("a ball " * n,))) for n in range(4)]
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])

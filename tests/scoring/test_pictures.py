@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from qtool.inputs.items import Item
-from qtool.scoring import pictures
-from qtool.scoring.pictures import PictureCache
+from qtool.scoring import prompt as pictures
+from qtool.scoring.prompt import PictureCache
 
 
 def test_pictures_are_kept_up_to_a_bound_the_least_recently_used_dropped_first(

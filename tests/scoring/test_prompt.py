@@ -9,9 +9,9 @@ from PIL import Image
 from qtool.arch import prompts
 from qtool.arch.prompts import Truncation
 from qtool.errors import NetworkError, SetupError, UsageError
-from qtool.inputs import sources, video_file
-from qtool.inputs.items import Item, Pair, Video
-from qtool.inputs.limits import OFFICIAL_LIMITS
+from qtool.inputs import media as sources
+from qtool.inputs import videos as video_file
+from qtool.inputs.items import OFFICIAL_LIMITS, Item, Pair, Video
 from qtool.scoring.prompt import embed_instruction
 from tests.inputs.films import frames
 from tests.scoring import official
@@ -171,7 +171,7 @@ def test_the_vl_reranker_takes_an_instruction_as_it_is_and_the_default_for_an_em
 
 
 def test_the_demo_models_are_trained_on_the_same_prompts() -> None:
-    from qtool.demo import prompts as demo
+    from tools.demo_models import forward as demo
 
     pair = prompts.VL_RERANKER.template.format(
         instruction=prompts.VL_RERANKER.default_instruction, query="a ball", document="NULL"

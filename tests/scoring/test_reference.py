@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair, Video
-from qtool.scoring.batches import BatchLimits
-from qtool.scoring.reference import ScorerOptions, TransformersScorer, open_scorer
+from qtool.scoring.transformers.prefix import BatchLimits
+from qtool.scoring.transformers.runtime import ScorerOptions, TransformersScorer, open_scorer
 from tests.inputs.films import Film, frames
 from tests.scoring import official, tiny
 
@@ -287,7 +287,7 @@ def test_a_score_head_gives_its_logit_or_the_difference_of_two(tmp_path: Path, l
 
 
 def test_the_row_that_says_yes_is_read_from_the_config() -> None:
-    from qtool.scoring.head import score_row
+    from qtool.scoring.transformers.model import score_row
 
     head = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert score_row(head, {}).tolist() == [-1, 1]

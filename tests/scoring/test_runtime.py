@@ -11,13 +11,13 @@ import pytest
 from qtool import resources
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
-from qtool.gguf_file.values import Value, uint32
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import load_panel
-from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
+from qtool.scoring.llama_cpp.runtime import LlamaCppScorer
 from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
-from qtool.scoring.reference import TransformersScorer
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
+from qtool.scoring.transformers.runtime import TransformersScorer
+from qtool.storage.gguf import Value, uint32
 from tests.scoring.gguf_files import changed, gguf_of, projector_of, quantized
 
 RERANKER, EMBEDDER = "qtool-demo-reranker", "qtool-demo-embedder"
@@ -39,7 +39,7 @@ def gguf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_built_in_model_is_known_before_its_weights_are_read(
     name: str, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qtool.scoring.reference.load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("qtool.scoring.transformers.runtime.load", lambda *_: pytest.fail("weights were loaded"))
     scorer = open_runtime(name)
     assert (scorer.task, scorer.family) == (task, "qwen3_vl")
     assert scorer.identity.is_pinned

@@ -11,15 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from qtool import resources
-from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
-from qtool.arch.rerank_template import rerank_template
+from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER, rerank_template
 from qtool.arch.spec import Task
 from qtool.cli import app
 from qtool.errors import ModelError, UsageError
-from qtool.gguf_file.values import string, uint32
-from qtool.scoring.llama_cpp.file import RERANK_TEMPLATE
-from qtool.scoring.serve_command import ServingEngine, parse_engine, serve_command, with_template
-from tests.convert.models import MODELS
+from qtool.scoring.llama_cpp.model import RERANK_TEMPLATE
+from qtool.serve_command import ServingEngine, parse_engine, serve_command, with_template
+from qtool.storage.gguf import string, uint32
+from tests.export.models import MODELS
 from tests.scoring.gguf_files import changed, gguf_of, projector_of, quantized, text_family_of
 from tests.tiny import text_config, write_checkpoint
 

@@ -10,10 +10,8 @@ from PIL import Image
 
 from qtool.arch.spec import Task
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.batches import BatchLimits
-from qtool.scoring.reference import ScorerOptions, TransformersScorer, open_scorer
-from qtool.scoring.shared import SharedReader
-from qtool.scoring.spans import rope_positions
+from qtool.scoring.transformers.prefix import BatchLimits, SharedReader, rope_positions
+from qtool.scoring.transformers.runtime import ScorerOptions, TransformersScorer, open_scorer
 
 
 def picture(seed: int, width: int = 96, height: int = 64) -> Image.Image:

@@ -1,27 +1,71 @@
-"""JSON over HTTP to a scoring server, patiently.
-
-Rule: what may pass (no connection, 429, 502 to 504) is tried again with growing pauses and is a NetworkError in the end; an
-answer that is wrong is a ModelError at once. Both name the address and what was asked for. The api key is in no message.
-What a server has is concluded only from answers of one that is well.
-"""
+"""JSON over HTTP to a scoring server, patiently, many requests at a time."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from functools import cached_property
 from http import HTTPStatus
 from itertools import count
-from threading import Event
-from typing import TYPE_CHECKING, Any, Final
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
+from weakref import WeakSet
 
 from qtool.errors import ModelError, NetworkError, QtoolError, SetupError, UsageError
-from qtool.scoring.http.sockets import Sockets
 
 if TYPE_CHECKING:
     import httpx
+
+# Sockets with a request under way, and how to hang up on all of them. A thread that waits for an answer is woken.
+# Closing a socket does not do that on Linux, shutting it down does.
+
+
+# Whoever connects, httpcore's `connection`, `proxy` or `socks`: TLS through a proxy takes the socket over into another one.
+_CONNECTED: Final = (".connect_tcp.complete", ".start_tls.complete")
+
+
+class Sockets:
+    """Those of one client; `heard` is httpx's trace hook, which tells of each connection that is made."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._open: WeakSet[socket.socket] = WeakSet()
+        self._is_dropped = False
+
+    def heard(self, event: str, details: Mapping[str, Any]) -> None:
+        """Remember the socket of a new connection, which was begun too late if all have been dropped."""
+        if not event.endswith(_CONNECTED):
+            return
+        made = details["return_value"].get_extra_info("socket")
+        with self._lock:
+            self._open.add(made)
+            if self._is_dropped:
+                _hang_up(made)
+
+    def drop(self) -> None:
+        """Hang up, now and on whatever connects later."""
+        with self._lock:
+            self._is_dropped = True
+            for made in self._open:
+                _hang_up(made)
+
+
+def _hang_up(made: socket.socket) -> None:
+    with suppress(OSError):  # the other side was faster
+        # Not an SSLSocket's own, which takes its state away under the thread that reads.
+        socket.socket.shutdown(made, socket.SHUT_RDWR)
+
+
+# JSON over HTTP to a scoring server, patiently. What may pass (no connection, 429, 502 to 504) is tried again with
+# growing pauses and is a NetworkError in the end; an answer that is wrong is a ModelError at once. Both name the
+# address and what was asked for. The api key is in no message. What a server has is concluded only from answers of
+# one that is well.
+
 
 KEY_VARIABLE: Final = "QTOOL_API_KEY"
 """No other variable is read: a key must not travel to a server that it was not meant for."""
@@ -262,3 +306,48 @@ def _error_text(text: str) -> str:
 def _shown(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= _SHOWN else f"{flat[:_SHOWN]}..."
+
+
+# Many questions to one server at a time. Answers are told by the thread that asked for them, as they come; after an
+# error no new question is sent, but what is under way is waited for and told.
+
+
+QuestionT = TypeVar("QuestionT")
+AnswerT = TypeVar("AnswerT")
+
+
+def ask_all(
+    batches: Sequence[Sequence[QuestionT]],
+    ask: Callable[[Sequence[QuestionT]], Sequence[AnswerT | QtoolError]],
+    tell: Callable[[QuestionT, AnswerT], None],
+    workers: int,
+    stop: Event,
+) -> None:
+    """Ask each batch and tell each answer; raises the first error that stands in place of one.
+
+    `stop` is set as soon as no more is wanted, and stays so only if something may still be under way.
+    """
+    pool = ThreadPoolExecutor(workers)
+    failed: QtoolError | None = None
+    try:
+        waiting = {pool.submit(_unless(stop, ask), batch): batch for batch in batches}
+        for future in as_completed(waiting):
+            for question, answer in zip(waiting[future], future.result(), strict=False):
+                if isinstance(answer, QtoolError):
+                    failed = failed or answer
+                    stop.set()
+                else:
+                    tell(question, answer)
+    finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+    stop.clear()  # all have answered, and what is asked next is asked patiently again
+    if failed is not None:
+        raise failed
+
+
+def _unless(
+    stop: Event, ask: Callable[[Sequence[QuestionT]], Sequence[AnswerT | QtoolError]]
+) -> Callable[[Sequence[QuestionT]], Sequence[AnswerT | QtoolError]]:
+    # Cancelling a future does not wake `as_completed`, so a batch that is not wanted any more has no answers instead.
+    return lambda batch: [] if stop.is_set() else ask(batch)

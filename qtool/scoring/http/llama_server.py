@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
-from qtool.scoring.http.engine import check_no_video, check_text_only, known_prompt, request_name
-from qtool.scoring.llama_cpp.file import DOCUMENT
+from qtool.scoring.http.engine import (
+    check_no_video,
+    check_text_only,
+    known_prompt,
+    probabilities_as_log_odds,
+    request_name,
+    scores_of,
+    tokens_read,
+    vector_of,
+)
+from qtool.scoring.llama_cpp.model import DOCUMENT
 from qtool.scoring.llama_cpp.prompts import TextPrompt, TextPromptBuilder, normalized, request_of, side_text
 from qtool.scoring.scorer import PromptSeen
 from qtool.scoring.tokenizer import PromptTokenizer

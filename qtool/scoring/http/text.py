@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, vector_of
 from qtool.scoring.http.detect import RERANK_PATHS
-from qtool.scoring.http.engine import check_empty_is_missing, check_text_only, item_name, known_prompt, request_name
+from qtool.scoring.http.engine import (
+    check_empty_is_missing,
+    check_text_only,
+    item_name,
+    known_prompt,
+    probabilities_as_log_odds,
+    request_name,
+    scores_of,
+    vector_of,
+)
 from qtool.scoring.prompt import embed_instruction
 
 if TYPE_CHECKING:

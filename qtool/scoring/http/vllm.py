@@ -16,21 +16,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from qtool.errors import ModelError, UsageError
-from qtool.inputs.items import ImageSource, Item, Pair
-from qtool.inputs.limits import OFFICIAL_LIMITS, smart_resize
-from qtool.inputs.vision import load_image
-from qtool.scoring.http.answers import probabilities_as_log_odds, scores_of, tokens_read, vector_of
+from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, Item, Pair, smart_resize
+from qtool.inputs.pictures import load_image
 from qtool.scoring.http.engine import (
     check_empty_is_missing,
     check_no_video,
     item_name,
     known_prompt,
     picture_url,
+    probabilities_as_log_odds,
     request_name,
+    scores_of,
+    tokens_read,
+    vector_of,
 )
-from qtool.scoring.probability import sigmoid
 from qtool.scoring.prompt import embed_instruction
-from qtool.scoring.scorer import PromptSeen
+from qtool.scoring.scorer import PromptSeen, sigmoid
 
 if TYPE_CHECKING:
     import numpy as np

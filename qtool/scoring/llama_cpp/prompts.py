@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from qtool.arch.prompts import IMAGE_PAD, VISION_END, VISION_START, PromptSpec
 from qtool.errors import UsageError
-from qtool.scoring.llama_cpp.file import DOCUMENT, QUERY, GgufModel
-from qtool.scoring.pictures import png_base64
-from qtool.scoring.prompt import Prompt, PromptBuilder, Shown
+from qtool.scoring.llama_cpp.model import DOCUMENT, QUERY, GgufModel
+from qtool.scoring.prompt import Prompt, PromptBuilder, Shown, png_base64
 from qtool.scoring.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.inputs.items import Item, Pair, Video
 from qtool.scoring.http.detect import ServerKind
-from qtool.scoring.http.scorer import HttpOptions, open_http
+from qtool.scoring.http.runtime import HttpOptions, open_http
 from tests.scoring.servers import HTML, Reply, jina, many, results, serving
 
 QUICK = HttpOptions(retries=0, timeout=5)

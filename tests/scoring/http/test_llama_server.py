@@ -12,14 +12,13 @@ from PIL import Image
 from qtool import resources
 from qtool.arch.spec import Task
 from qtool.errors import ModelError
-from qtool.inputs.items import Item, Pair
-from qtool.inputs.limits import OFFICIAL_LIMITS
+from qtool.inputs.items import OFFICIAL_LIMITS, Item, Pair
 from qtool.inputs.panels import load_panel
-from qtool.scoring.http.scorer import HttpOptions, open_http
-from qtool.scoring.llama_cpp.scorer import open_llama_cpp
+from qtool.scoring.http.runtime import HttpOptions, open_http
+from qtool.scoring.llama_cpp.runtime import open_llama_cpp
 from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
-from qtool.scoring.probability import sigmoid
-from qtool.scoring.reference import open_scorer
+from qtool.scoring.scorer import sigmoid
+from qtool.scoring.transformers.runtime import open_scorer
 from tests.scoring.gguf_files import gguf_of, projector_of, text_family_of
 
 pytest.importorskip("xllamacpp")

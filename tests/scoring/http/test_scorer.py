@@ -16,7 +16,7 @@ import pytest
 from qtool.errors import ModelError, NetworkError, SetupError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.http.client import HttpClient
-from qtool.scoring.http.scorer import HttpOptions, open_http
+from qtool.scoring.http.runtime import HttpOptions, open_http
 from tests.scoring.servers import HTML, Reply, jina, many, results, serving
 
 QUICK = HttpOptions(retries=0, timeout=5)

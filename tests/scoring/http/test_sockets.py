@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from qtool.scoring.http.sockets import Sockets
+from qtool.scoring.http.client import Sockets
 
 
 class Stream:

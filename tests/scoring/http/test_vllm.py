@@ -12,16 +12,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 
 from qtool import resources
-from qtool.arch.prompts import VL_EMBEDDER, VL_RERANKER
-from qtool.arch.rerank_template import rerank_template
+from qtool.arch.prompts import VL_EMBEDDER, VL_RERANKER, rerank_template
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
-from qtool.inputs.items import Item, Pair
-from qtool.inputs.limits import PixelLimits
+from qtool.inputs.items import Item, Pair, PixelLimits
 from qtool.scoring.http.detect import ServerKind
-from qtool.scoring.http.scorer import HttpOptions, open_http
-from qtool.scoring.probability import log_odds, sigmoid
+from qtool.scoring.http.runtime import HttpOptions, open_http
 from qtool.scoring.prompt import PromptBuilder
+from qtool.scoring.scorer import log_odds, sigmoid
 from qtool.scoring.tokenizer import PromptTokenizer
 from tests.scoring.servers import Reply, serving
 

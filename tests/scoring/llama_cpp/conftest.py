@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qtool.scoring.llama_cpp.scorer import open_llama_cpp
-from qtool.scoring.reference import TransformersScorer, open_scorer
+from qtool.scoring.llama_cpp.runtime import open_llama_cpp
+from qtool.scoring.transformers.runtime import TransformersScorer, open_scorer
 from tests.scoring.gguf_files import gguf_of, projector_of
 from tests.scoring.llama_cpp.shared import ALONE, RERANKER
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qtool.errors import SetupError
-from qtool.scoring.llama_cpp.scorer import open_llama_cpp
-from qtool.scoring.probability import log_odds
+from qtool.scoring.llama_cpp.runtime import open_llama_cpp
+from qtool.scoring.scorer import log_odds
 from tests.scoring.gguf_files import gguf_of, projector_of
 from tests.scoring.llama_cpp.shared import (
     ALONE,

@@ -7,8 +7,8 @@ import pytest
 
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.llama_cpp.scorer import open_llama_cpp
-from qtool.scoring.reference import open_scorer
+from qtool.scoring.llama_cpp.runtime import open_llama_cpp
+from qtool.scoring.transformers.runtime import open_scorer
 from tests.scoring.gguf_files import gguf_of, quantized, text_family_of
 from tests.scoring.llama_cpp.shared import (
     ALONE,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from qtool.errors import ModelError
-from qtool.gguf_file.values import Kind, array, string, uint32
 from qtool.inputs.items import Pair
-from qtool.scoring.llama_cpp.file import read_model
-from qtool.scoring.llama_cpp.scorer import open_llama_cpp
+from qtool.scoring.llama_cpp.model import read_model
+from qtool.scoring.llama_cpp.runtime import open_llama_cpp
+from qtool.storage.gguf import Kind, array, string, uint32
 from tests.scoring.gguf_files import changed, gguf_of
 from tests.scoring.llama_cpp.shared import (
     ALONE,
@@ -60,7 +60,7 @@ def test_a_file_that_cannot_rank_is_refused_with_the_reason(folder, tmp_path, me
     ],
 )
 def test_what_a_repair_mends_is_refused_with_the_command_that_does(folder, tmp_path, metadata, without):
-    from qtool.convert.repair import RepairOptions, repair_gguf
+    from qtool.export.repair import RepairOptions, repair_gguf
 
     broken = changed(gguf_of(RERANKER, "f16", folder), tmp_path / "bro ken.gguf", metadata, without)
     with pytest.raises(ModelError) as refused:
@@ -72,8 +72,8 @@ def test_what_a_repair_mends_is_refused_with_the_command_that_does(folder, tmp_p
 
 @pytest.mark.parametrize("outtype", ["f16", "q8_0"])
 def test_a_head_in_the_wrong_order_is_refused(folder, tmp_path, outtype):
-    from tests.inspection.surgery import rewrite_gguf
-    from tests.inspection.test_gguf import exchange_rows
+    from tests.checks.rewriting import rewrite_gguf
+    from tests.checks.test_gguf import exchange_rows
 
     broken = Path(shutil.copy(gguf_of(RERANKER, outtype, folder), tmp_path / "broken.gguf"))
     rewrite_gguf(broken, tensors=exchange_rows)
@@ -108,7 +108,7 @@ def test_a_file_that_llama_cpp_cannot_load_is_named(folder, tmp_path, capfd):
 
 
 def test_weights_that_are_no_numbers_name_the_pair(folder, tmp_path):
-    from qtool.gguf_file.reader import read_gguf
+    from qtool.storage.gguf import read_gguf
 
     broken = Path(shutil.copy(gguf_of(RERANKER, "f32", folder), tmp_path / "nan.gguf"))
     norm = read_gguf(broken).tensors["output_norm.weight"]

@@ -12,10 +12,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmb
 
 from qtool.arch.prompts import VL_RERANKER, Truncation
 from qtool.errors import ModelError, UsageError
-from qtool.gguf_file.values import uint32
 from qtool.inputs.items import Item, Pair, Video
-from qtool.scoring.llama_cpp.scorer import LlamaCppScorer, open_llama_cpp
-from qtool.scoring.reference import open_scorer
+from qtool.scoring.llama_cpp.runtime import LlamaCppScorer, open_llama_cpp
+from qtool.scoring.transformers.runtime import open_scorer
+from qtool.storage.gguf import uint32
 from tests.scoring.gguf_files import changed, gguf_of, projector_of, text_family_of
 from tests.scoring.llama_cpp.shared import (
     ALONE,

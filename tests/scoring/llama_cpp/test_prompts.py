@@ -8,7 +8,7 @@ import pytest
 
 from qtool.arch.prompts import TEXT_EMBEDDER, TEXT_RERANKER, VL_EMBEDDER, VL_RERANKER, Truncation
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.llama_cpp.scorer import LlamaCppScorer
+from qtool.scoring.llama_cpp.runtime import LlamaCppScorer
 from qtool.scoring.prompt import PromptBuilder
 from qtool.scoring.tokenizer import PromptTokenizer
 from tests.scoring.llama_cpp.shared import (

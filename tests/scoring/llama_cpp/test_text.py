@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qtool.inputs.items import Item, Pair
-from qtool.scoring.llama_cpp.scorer import open_llama_cpp
+from qtool.scoring.llama_cpp.runtime import open_llama_cpp
 from tests.scoring.gguf_files import gguf_of
 from tests.scoring.llama_cpp.shared import (
     ALONE,

@@ -1,0 +1,1 @@
+"""What can be said of an artefact without a score: by itself, and beside its reference."""

@@ -1,0 +1,430 @@
+"""A safetensors checkpoint by itself: what it is and what is wrong with it."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from math import isfinite, prod
+from pathlib import Path
+from typing import Any, Final
+
+from qtool.arch.detect import ARCHITECTURES, detect
+from qtool.arch.prompts import NO, YES, rerank_template, reranker_prompt
+from qtool.arch.spec import Presence, Task
+from qtool.checks.checkpoint_model import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE, TOKENIZER, CheckpointModel, as_mapping
+from qtool.checks.findings import Finding, finding, listed, listed_are
+from qtool.checks.report import Artefact, StoredTensor, tensor_classes
+from qtool.export.gguf_metadata import QWEN2_SPLIT
+from qtool.formats.floats import FLOAT_FORMATS
+from qtool.formats.nvfp4 import BLOCK
+from qtool.jsonfile import read_json
+from qtool.progress import StageProgress
+from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo, open_checkpoint
+from qtool.storage.location import Place
+
+# The files beside a checkpoint's weights, and what breaks without each. Presence is judged by name, contents only
+# where they decide how the model pools.
+
+
+_CHAT_TEMPLATE: Final = "chat_template.jinja"
+_MODULES: Final = "modules.json"
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_SENTENCE_TRANSFORMERS: Final = {
+    "config_sentence_transformers.json": "the task and its prompts",
+    "sentence_bert_config.json": "how to take pictures",
+}
+
+
+def side_file_findings(model: CheckpointModel) -> Iterator[Finding]:
+    """Every file that is missing and missed."""
+    if TOKENIZER not in model.names and not {"vocab.json", "merges.txt"} <= set(model.names):
+        yield model.found("safetensors-missing-tokenizer", name=TOKENIZER)
+    if _TOKENIZER_CONFIG not in model.names:
+        yield model.found("safetensors-missing-tokenizer-config", name=_TOKENIZER_CONFIG)
+    if _needs_chat_template(model) and not _has_chat_template(model):
+        yield model.found("safetensors-missing-chat-template", name=_CHAT_TEMPLATE)
+    if model.family.is_vision and not {"preprocessor_config.json", "processor_config.json"} & set(model.names):
+        yield model.found("safetensors-missing-preprocessor", name="preprocessor_config.json")
+    if _MODULES in model.names:
+        yield from _module_findings(model)
+    else:
+        yield model.found("safetensors-missing-modules-json", name=_MODULES)
+
+
+def chat_template(model: CheckpointModel) -> str:
+    """Whose the chat template is, for people: vLLM renders a reranker's prompt with it."""
+    official = rerank_template(reranker_prompt(is_vision=model.family.is_vision))
+    path = model.checkpoint.directory / _CHAT_TEMPLATE
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace").strip() == official.strip():
+        return "official"
+    return "present" if _has_chat_template(model) else "missing"
+
+
+def _has_chat_template(model: CheckpointModel) -> bool:
+    if any(name.startswith(("chat_template.", "additional_chat_templates/")) for name in model.names):
+        return True
+    return "chat_template" in _read(model, _TOKENIZER_CONFIG)
+
+
+def _needs_chat_template(model: CheckpointModel) -> bool:
+    """Only the text embedder's prompt is plain text."""
+    return model.family.is_vision or model.detection.task is not Task.EMBED
+
+
+def _read(model: CheckpointModel, name: str) -> Mapping[str, Any]:
+    return read_json(model.checkpoint.directory / name) if name in model.names else {}
+
+
+def _module_findings(model: CheckpointModel) -> Iterator[Finding]:
+    for name, purpose in _SENTENCE_TRANSFORMERS.items():
+        is_needed = name != "sentence_bert_config.json" or model.family.is_vision
+        if is_needed and name not in model.names:
+            yield model.found("safetensors-missing-sentence-transformers-config", name=name, purpose=purpose)
+    for module in map(as_mapping, read_json(model.checkpoint.directory / _MODULES, list)):
+        kind, path = (str(module.get(key, "")) for key in ("type", "path"))
+        config = f"{path}/config.json"
+        if not path or kind.endswith("Normalize"):  # which has nothing to configure
+            continue
+        if config not in model.names:
+            yield model.found("safetensors-missing-module", path=path, name=f"'{path}/*'")
+        elif kind.endswith("Pooling"):
+            yield from _pooling_findings(model, _read(model, config))
+
+
+def _pooling_findings(model: CheckpointModel, pooling: Mapping[str, Any]) -> Iterator[Finding]:
+    flags = [
+        key.removeprefix("pooling_mode_") for key, flag in pooling.items() if key.startswith("pooling_mode_") and flag
+    ]
+    found = str(pooling.get("pooling_mode") or ", ".join(flags))
+    if found != "lasttoken":
+        yield model.found("safetensors-pooling", found=found or "nothing", name="1_Pooling/config.json")
+
+
+# tokenizer.json of a checkpoint, and the ids of the answers that its rank head names. What cannot be looked into is
+# not judged.
+
+
+_HEAD: Final = "LogitScore"
+
+
+def tokenizer_findings(model: CheckpointModel) -> Iterator[Finding]:
+    """Whether text is split as in training and the answers are single tokens, the ones that the head takes."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return
+    if _split_pattern(tokenizer) != QWEN2_SPLIT:
+        yield model.found("safetensors-pre-tokenizer", name=TOKENIZER)
+    if model.detection.task is Task.RERANK:
+        yield from _answer_findings(model, tokenizer)
+
+
+def pre_tokenizer(model: CheckpointModel) -> str:
+    """How text is split, for people."""
+    if model.tokenizer is None:
+        return "not read" if TOKENIZER in model.names else "missing"
+    return "qwen2" if _split_pattern(model.tokenizer) == QWEN2_SPLIT else "other"
+
+
+def _split_pattern(tokenizer: Mapping[str, Any]) -> str | None:
+    declared = as_mapping(tokenizer.get("pre_tokenizer"))
+    several = declared.get("pretokenizers")
+    steps = [as_mapping(step) for step in several] if isinstance(several, list) else [declared]
+    patterns = [as_mapping(step.get("pattern")).get("Regex") for step in steps if step.get("type") == "Split"]
+    return patterns[0] if len(patterns) == 1 else None
+
+
+def _answer_findings(model: CheckpointModel, tokenizer: Mapping[str, Any]) -> Iterator[Finding]:
+    vocabulary = as_mapping(as_mapping(tokenizer.get("model")).get("vocab"))
+    missing = [word for word in (YES, NO) if word not in vocabulary]
+    for word in missing:
+        yield model.found("safetensors-no-yes-no-token", word=word, name=TOKENIZER)
+    for name in () if missing else model.names:
+        if name.endswith(f"_{_HEAD}/config.json"):
+            head = read_json(model.checkpoint.directory / name)
+            found, expected = [head.get("true_token_id"), head.get("false_token_id")], [vocabulary[YES], vocabulary[NO]]
+            if found != expected:
+                yield model.found("safetensors-answer-ids", path=name, found=found, expected=expected, name=name)
+
+
+# A checkpoint in ModelOpt's NVFP4 layout: its scales, what it declares, and what it leaves unquantized. A finding
+# here is something that vLLM or SGLang loads without complaint and then scores wrong with, or refuses.
+
+
+METHOD: Final = "modelopt"
+ALGORITHMS: Final = ("W4A16_NVFP4", "NVFP4")
+HF_QUANT_CONFIG: Final = "hf_quant_config.json"
+
+
+def declared(model: CheckpointModel) -> Mapping[str, Any]:
+    """config.json's quantization_config; empty where there is none."""
+    return as_mapping(model.detection.config.get("quantization_config"))
+
+
+def excluded(model: CheckpointModel) -> list[str]:
+    """The patterns of the modules that stay unquantized, from config.json or else from hf_quant_config.json."""
+    stated = declared(model)
+    if stated or HF_QUANT_CONFIG not in model.names:
+        return _patterns(stated, "ignore")
+    return _patterns(_hf_quant_config(model), "exclude_modules")
+
+
+def quantization_findings(place: Place, model: CheckpointModel) -> Iterator[Finding]:
+    """Everything that keeps the packed weights from being read as they were meant."""
+    yield from _declaration_findings(model)
+    yield from _quantized_module_findings(model)
+    yield from _excluded_findings(model)
+    problems = list(_scale_findings(model))
+    yield from problems
+    if not problems:
+        yield from _value_findings(place, model)
+
+
+def _declaration_findings(model: CheckpointModel) -> Iterator[Finding]:
+    stated = declared(model)
+    if not stated:
+        yield model.found("nvfp4-no-quantization-config")
+    if stated.get("quant_algo") == ALGORITHMS[1] or any(n.endswith(INPUT_SCALE) for n in model.companions):
+        yield model.found("nvfp4-activations", algorithm=stated.get("quant_algo"))
+    if HF_QUANT_CONFIG not in model.names:
+        yield model.found("nvfp4-no-hf-quant-config")
+        return
+    other = _hf_quant_config(model)
+    sizes = {str(size) for size in (other.get("group_size"), _group_size(stated)) if size not in (None, BLOCK)}
+    if sizes:
+        yield model.found("nvfp4-group-size", found=min(sizes))
+    if stated:
+        same = {"quant_algo": stated.get("quant_algo"), "exclude_modules": sorted(_patterns(stated, "ignore"))}
+        for field, value in same.items():
+            found = sorted(_patterns(other, field)) if isinstance(value, list) else other.get(field)
+            if found != value:
+                yield model.found("nvfp4-config-mismatch", field=field)
+
+
+def _hf_quant_config(model: CheckpointModel) -> Mapping[str, Any]:
+    return as_mapping(read_json(model.checkpoint.directory / HF_QUANT_CONFIG).get("quantization"))
+
+
+def _group_size(stated: Mapping[str, Any]) -> Any:
+    try:
+        return stated["config_groups"]["group_0"]["weights"]["group_size"]
+    except (KeyError, TypeError):
+        return None
+
+
+def _patterns(stated: Mapping[str, Any], field: str) -> list[str]:
+    found = stated.get(field)
+    return list(map(str, found)) if isinstance(found, list) else []
+
+
+def _quantized_module_findings(model: CheckpointModel) -> Iterator[Finding]:
+    for name in model.packed:
+        if not model.specs[name].fused_group:
+            yield model.found("nvfp4-quantized-head", module=model.specs[name].module)
+            break
+    for group, members in _groups(model).items():
+        if 0 < sum(name in model.packed for name in members) < len(members):
+            yield model.found("nvfp4-partial-group", group=group)
+            break
+
+
+def _groups(model: CheckpointModel) -> Mapping[str, Sequence[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, spec in model.specs.items():
+        if spec.fused_group:
+            groups.setdefault(spec.fused_group, []).append(name)
+    return groups
+
+
+def _excluded_findings(model: CheckpointModel) -> Iterator[Finding]:
+    patterns = excluded(model)
+    for needed in model.detection.architecture.unquantized:
+        if needed.endswith("*") and needed not in patterns:
+            yield model.found("excluded-modules-pattern", expected=needed)
+    plain = [n for n in model.weights if n not in model.packed and _engines_expect_packed(model, n)]
+    exposed = [model.specs[name].module for name in plain if not _is_excluded(model.specs[name].module, patterns)]
+    if exposed:
+        yield model.found("excluded-modules-missing", modules=listed_are(exposed))
+    hidden = [model.specs[n].module for n in model.packed if _is_excluded(model.specs[n].module, patterns)]
+    if hidden:
+        yield model.found("excluded-modules-packed", modules=listed_are(hidden))
+
+
+def _engines_expect_packed(model: CheckpointModel, hf_name: str) -> bool:
+    """Whether an engine that is told nothing takes the module for a quantized one: linears and the head."""
+    return bool(model.specs[hf_name].fused_group) or model.specs[hf_name].module == model.detection.architecture.head
+
+
+def _is_excluded(module: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(module, pattern) or module.startswith(f"{pattern}.") for pattern in patterns)
+
+
+def _scale_findings(model: CheckpointModel) -> Iterator[Finding]:
+    expected = {scale: shape for name in model.packed for scale, shape in _scales_of(model, name).items()}
+    missing = [name for name in expected if name not in model.companions]
+    if missing:
+        yield model.found("nvfp4-missing-scale", tensors=listed_are(missing))
+    present = {name: model.companions[name] for name in expected if name in model.companions}
+    for name, info in present.items():
+        dtype = "F32" if name.endswith(GLOBAL_SCALE) else "F8_E4M3"
+        if info.dtype != dtype:
+            yield model.found("nvfp4-scale-type", tensor=name, found=info.dtype, expected=dtype)
+            return
+        if info.shape != expected[name]:
+            found, needed = list(info.shape), list(expected[name])
+            yield model.found("nvfp4-scale-shape", tensor=name, found=found, expected=needed)
+            return
+
+
+def _scales_of(model: CheckpointModel, hf_name: str) -> Mapping[str, tuple[int, ...]]:
+    """The two scales of a packed weight and their shapes."""
+    module, shape = model.specs[hf_name].module, model.specs[hf_name].shape
+    return {module + BLOCK_SCALE: (*shape[:-1], shape[-1] // BLOCK), module + GLOBAL_SCALE: ()}
+
+
+def _value_findings(place: Place, model: CheckpointModel) -> Iterator[Finding]:
+    values = _global_scales(place, model)
+    if values is None:
+        yield model.found("nvfp4-scales-unread")
+        return
+    for name, value in values.items():
+        if not isfinite(value) or value <= 0:
+            yield model.found("nvfp4-bad-scale", tensor=name, value=value)
+            return
+    for group, members in _groups(model).items():
+        scales = [model.specs[name].module + GLOBAL_SCALE for name in members]
+        if len({values[scale] for scale in scales if scale in values}) > 1:
+            yield model.found("nvfp4-unequal-scales", group=group)
+            return
+
+
+def _global_scales(place: Place, model: CheckpointModel) -> dict[str, float] | None:
+    """Every global scale by name; None where the hub would be asked too often."""
+    by_file: dict[str, list[tuple[str, TensorInfo]]] = {}
+    for name, info in model.companions.items():
+        if name.endswith(GLOBAL_SCALE):
+            by_file.setdefault(info.file.name, []).append((name, info))
+    values: dict[str, float] = {}
+    for file, scales in by_file.items():
+        data = place.read_spans(file, [(info.offset, info.nbytes) for _, info in scales])
+        if data is None:
+            return None
+        values |= {name: struct.unpack("<f", raw)[0] for (name, _), raw in zip(scales, data, strict=True)}
+    return values
+
+
+# The safetensors checkpoint of a place: what it is and what is wrong with it. An unreadable header or config.json is
+# an error; a readable one of another family is a note.
+
+
+_KIND: Final = "safetensors"
+
+
+def checkpoint_artefacts(place: Place, task: Task | None, progress: StageProgress) -> Iterator[Artefact]:
+    """The one checkpoint of `place`, or none."""
+    if not {SINGLE, INDEX} & set(place.names):
+        return
+    progress("safetensors headers", 0, 1)
+    with place.checkpoint() as folder:
+        checkpoint = open_checkpoint(folder)
+        what = _foreign(checkpoint.config)
+        if what:
+            yield _foreign_artefact(place, checkpoint, what)
+        else:
+            yield _artefact(place, checkpoint, folder, task)
+    progress("safetensors headers", 1, 1)
+
+
+def _foreign(config: Mapping[str, Any]) -> str:
+    """What a checkpoint is of which qtool knows nothing; empty if it does."""
+    names = config.get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else "unnamed"
+    if architecture not in ARCHITECTURES:
+        return f"a checkpoint of the architecture {architecture}"
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping):
+        return ""
+    method, algorithm = quantization.get("quant_method"), quantization.get("quant_algo")
+    if method == METHOD and algorithm in ALGORITHMS:
+        return ""
+    return f"a checkpoint quantized by {method}" + (f" ({algorithm})" if algorithm else "")
+
+
+def _artefact(place: Place, checkpoint: Checkpoint, folder: Path, task: Task | None) -> Artefact:
+    detection = detect(folder, task)
+    model = CheckpointModel(checkpoint, detection, place.path_of(""), place.names)
+    is_quantized = bool(model.packed or declared(model) or HF_QUANT_CONFIG in place.names)
+    findings = [
+        *(() if detection.task else [model.found("safetensors-task-undeclared")]),
+        *_tensor_findings(model),
+        *_position_findings(model),
+        *(quantization_findings(place, model) if is_quantized else ()),
+        *tokenizer_findings(model),
+        *side_file_findings(model),
+    ]
+    return Artefact(
+        place.path_of(""), _KIND, f"{model.family.name} {model.positions.size}".rstrip(), detection.architecture.name,
+        detection.task.value if detection.task else "unknown", detection.task_source, _format(model),
+        tensor_classes(model.stored_tensors()), dict(_markers(model)), tuple(findings),
+    )  # fmt: skip
+
+
+def _foreign_artefact(place: Place, checkpoint: Checkpoint, what: str) -> Artefact:
+    names = checkpoint.config.get("architectures")
+    stored = [StoredTensor(n, i.dtype, prod(i.shape), i.nbytes) for n, i in checkpoint.tensors.items()]
+    found = finding("safetensors-foreign", place.path_of(""), what=what)
+    return Artefact(
+        place.path_of(""), _KIND, "unknown", str(names[0]) if isinstance(names, list) and names else "unknown", "", "",
+        "unknown", tensor_classes(stored), {}, (found,),
+    )  # fmt: skip
+
+
+def _format(model: CheckpointModel) -> str:
+    if model.packed:
+        return str(declared(model).get("quant_algo", "NVFP4"))
+    sizes: Counter[str] = Counter()
+    for info in model.checkpoint.tensors.values():
+        sizes[info.dtype] += info.nbytes
+    return sizes.most_common(1)[0][0] if sizes else "empty"
+
+
+def _tensor_findings(model: CheckpointModel) -> Iterator[Finding]:
+    """What is missing, too much, of another type or of another shape than config.json promises: a closed world."""
+    missing = [n for n, spec in model.specs.items() if spec.presence is Presence.REQUIRED and n not in model.weights]
+    if missing:
+        yield model.found("safetensors-missing-tensor", tensors=listed_are(missing), name="'*.safetensors'")
+    known = {*model.weights, *model.companions}
+    unknown = [name for name in model.checkpoint.tensors if model.canonical(name) not in known]
+    if unknown:
+        yield model.found("safetensors-unknown-tensor", tensors=listed(unknown))
+    wrong = [n for n, info in model.weights.items() if n not in model.packed and info.dtype not in FLOAT_FORMATS]
+    for name in wrong[:1]:
+        info = model.weights[name]
+        yield model.found("safetensors-tensor-type", tensor=info.hf_name, found=info.dtype)
+    misshapen = [name for name, info in model.weights.items() if info.shape != _stored_shape(model, name)]
+    for name in misshapen[:1]:
+        info, expected = model.weights[name], list(_stored_shape(model, name))
+        yield model.found("safetensors-tensor-shape", tensor=info.hf_name, found=list(info.shape), expected=expected)
+
+
+def _stored_shape(model: CheckpointModel, hf_name: str) -> tuple[int, ...]:
+    """The shape that a weight must have: packed, two values share a byte."""
+    shape = model.specs[hf_name].shape
+    return (*shape[:-1], shape[-1] // 2) if hf_name in model.packed else shape
+
+
+def _position_findings(model: CheckpointModel) -> Iterator[Finding]:
+    for problem in model.positions.rope_problems():
+        yield model.found("safetensors-rope", problem=problem, name="config.json")
+    for problem in model.positions.deepstack_problems():
+        yield model.found("safetensors-deepstack", problem=problem, name="config.json")
+
+
+def _markers(model: CheckpointModel) -> Iterator[tuple[str, str]]:
+    yield "head", model.detection.architecture.head
+    yield "chat template", chat_template(model)
+    yield "pre-tokenizer", pre_tokenizer(model)
+    yield from model.positions.markers()
+    if names := excluded(model):
+        yield "excluded modules", ", ".join(names)

@@ -1,0 +1,316 @@
+"""The language model of a GGUF file: what it is, what makes it rank or embed, and its tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from gguf.constants import PoolingType, TokenType
+
+from qtool.arch.families import Family, Positions
+from qtool.arch.gguf_names import RANK_HEAD
+from qtool.arch.prompts import (
+    NO,
+    TEXT_EMBEDDER,
+    TEXT_RERANKER,
+    VL_RERANKER,
+    YES,
+    PromptSpec,
+    embedder_prompt,
+    reranker_prompt,
+)
+from qtool.arch.spec import Task
+from qtool.checks.findings import Finding, finding, printable
+from qtool.export.gguf_metadata import RERANK_KEY, baked_instruction
+from qtool.formats.ggml import BF16, F16, F32
+from qtool.storage.gguf_model import GgufModel
+
+# The language model of a GGUF file: what it is and what it is for. The task is what the file's own fields declare, or
+# what the caller says; a name never counts.
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A GGUF file of a known family, its task and which field declared it."""
+
+    file: GgufModel
+    family: Family
+    task: Task | None
+    task_source: str
+
+    def key(self, name: str) -> str:
+        """The full key of one of the architecture's fields."""
+        return f"{self.family.gguf_architecture}.{name}"
+
+    def integer(self, name: str) -> int | None:
+        """A whole number among the architecture's fields."""
+        return self.file.integer(self.key(name))
+
+    def found(self, code: str, **facts: Any) -> Finding:
+        """A finding about this file."""
+        return finding(code, self.file.target, task=(self.task or Task.RERANK).value, maker="convert-gguf", **facts)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head; llama.cpp divides the hidden size where it is not declared."""
+        heads = self.integer("attention.head_count") or 1
+        return self.integer("attention.key_length") or (self.integer("embedding_length") or 0) // heads
+
+    @property
+    def positions(self) -> Positions:
+        """Rotary embedding and deepstack as the fields declare them."""
+        return Positions(
+            self.family,
+            self.integer("embedding_length") or 0,
+            self.integer("block_count") or 0,
+            self.head_dim,
+            self.file.number(self.key("rope.freq_base")),
+            self.file.integers(self.key("rope.dimension_sections")),
+            self.integer("n_deepstack_layers"),
+        )
+
+
+def language_model(file: GgufModel, family: Family, task: Task | None) -> LanguageModel:
+    """What `file` is; `task` overrides what it declares."""
+    if task is not None:
+        return LanguageModel(file, family, task, "--task")
+    declared, source = next(_declared_tasks(file, family), (None, "nothing declares it"))
+    return LanguageModel(file, family, declared, source)
+
+
+def _declared_tasks(file: GgufModel, family: Family) -> Iterator[tuple[Task, str]]:
+    """Every sign of a task, the surest first: only a reranker has a head, embedders have nothing but a pooling type."""
+    labels, pooling = (f"{family.gguf_architecture}.{name}" for name in ("classifier.output_labels", "pooling_type"))
+    for sign, holder in ((RANK_HEAD, file.tensors), (RERANK_KEY, file.metadata), (labels, file.metadata)):
+        if sign in holder:
+            yield Task.RERANK, sign
+    declared = file.integer(pooling)
+    if declared == PoolingType.RANK:
+        yield Task.RERANK, f"{pooling} = {declared} (RANK)"
+    elif declared in (PoolingType.MEAN, PoolingType.CLS, PoolingType.LAST):
+        yield Task.EMBED, f"{pooling} = {declared} ({PoolingType(declared).name})"
+
+
+def position_findings(model: LanguageModel) -> Iterator[Finding]:
+    """Rotary embedding and deepstack against what the published models have."""
+    for problem in model.positions.rope_problems():
+        yield model.found("gguf-rope", problem=problem)
+    scaling = model.file.text(model.key("rope.scaling.type"))
+    if scaling not in (None, "none"):
+        yield model.found("gguf-rope-scaling", found=scaling)
+    for problem in model.positions.deepstack_problems():
+        yield model.found("gguf-deepstack", problem=problem)
+
+
+# What makes llama.cpp rank or embed with a file: pooling type, rank head, labels and rerank template. Each marker is
+# compared with what the convert room writes for the same family and task.
+
+
+_POOLING: Final = {Task.RERANK: PoolingType.RANK, Task.EMBED: PoolingType.LAST}
+_SIDES: Final = ("query", "document")
+
+
+def marker_findings(model: LanguageModel) -> Iterator[Finding]:
+    """Everything that keeps `model` from doing its task."""
+    if model.task is None:
+        yield _undeclared(model)
+        return
+    yield from _pooling_findings(model, model.task)
+    if model.task is Task.RERANK:
+        yield from _head_findings(model)
+        yield from _label_findings(model)
+        yield from _template_findings(model)
+
+
+def _undeclared(model: LanguageModel) -> Finding:
+    """A name that speaks of a task is told to who can judge it, and decides nothing."""
+    named = [(source, name, task) for source, name in _names(model) for task in Task if task.value in name.lower()]
+    hint = "".join(
+        f"; {source} {printable(name)} hints at {_doer(task)}, and decides nothing" for source, name, task in named[:1]
+    )
+    task = named[0][2] if named else Task.RERANK
+    return finding("gguf-task-undeclared", model.file.target, task=task.value, hint=hint)
+
+
+def _names(model: LanguageModel) -> Iterator[tuple[str, str]]:
+    for key in ("general.name", "general.basename", "general.finetune"):
+        yield key, model.file.text(key) or ""
+    yield "the file's name", PurePosixPath(model.file.name).name
+
+
+def markers(model: LanguageModel) -> Iterator[tuple[str, str]]:
+    """The markers as a person reads them."""
+    yield "pooling", _pooling_name(model.integer("pooling_type"))
+    head = model.file.tensors.get(RANK_HEAD)
+    if model.task is Task.RERANK or head is not None:
+        yield "rank head", f"{list(head.shape)} {head.type.name}" if head else "missing"
+        yield "labels", ", ".join(_labels(model)) or "missing"
+        yield "rerank template", _template_name(model)
+
+
+def _pooling_findings(model: LanguageModel, task: Task) -> Iterator[Finding]:
+    found, expected = model.integer("pooling_type"), _POOLING[task]
+    if found in (None, PoolingType.NONE):
+        yield model.found("gguf-no-pooling", expected=expected.name)
+    elif found != expected:
+        yield model.found("gguf-wrong-pooling", found=_pooling_name(found), expected=expected.name, doer=_doer(task))
+
+
+def _doer(task: Task) -> str:
+    return "a reranker" if task is Task.RERANK else "an embedder"
+
+
+def _pooling_name(number: int | None) -> str:
+    if number is None:
+        return "missing"
+    return PoolingType(number).name if number in PoolingType.__members__.values() else str(number)
+
+
+def _head_findings(model: LanguageModel) -> Iterator[Finding]:
+    head = model.file.tensors.get(RANK_HEAD)
+    if head is None:
+        yield model.found("gguf-no-rank-head")
+        return
+    expected = (2, model.integer("embedding_length"))
+    if head.shape != expected:
+        yield model.found("gguf-head-shape", found=list(head.shape), expected=list(expected))
+    if head.type not in (F32, F16, BF16):
+        bits = 8 * head.type.block_bytes / head.type.block
+        yield model.found("gguf-head-8-bit" if bits >= 8 else "gguf-head-quantized", type=head.type.name, bits=bits)
+
+
+def _labels(model: LanguageModel) -> list[str]:
+    return list(model.file.texts(model.key("classifier.output_labels")))
+
+
+def _label_findings(model: LanguageModel) -> Iterator[Finding]:
+    labels = _labels(model)
+    if labels != [YES, NO]:
+        yield model.found("gguf-labels", found=f"[{', '.join(labels)}]" if labels else "missing")
+
+
+def _template_findings(model: LanguageModel) -> Iterator[Finding]:
+    template = model.file.text(RERANK_KEY)
+    if template is None:
+        yield model.found("gguf-no-rerank-template")
+        return
+    owner, instruction = _owner(template)
+    official = reranker_prompt(is_vision=model.family.is_vision)
+    missing = [side for side in _SIDES if f"{{{side}}}" not in template]
+    if missing:
+        yield model.found("gguf-incomplete-rerank-template", side=missing[0])
+    elif owner is None:
+        yield model.found("gguf-unknown-rerank-template")
+    elif owner is not official:
+        yield model.found("gguf-wrong-rerank-template", whose=_whose(owner))
+    elif instruction != official.default_instruction:
+        yield model.found("gguf-own-instruction", instruction=instruction)
+
+
+def _owner(template: str) -> tuple[PromptSpec | None, str]:
+    """Whose official prompt `template` is, and the instruction baked into it."""
+    for prompt in (VL_RERANKER, TEXT_RERANKER):
+        instruction = baked_instruction(template, prompt)
+        if instruction is not None:
+            return prompt, instruction
+    return None, ""
+
+
+def _whose(owner: PromptSpec) -> str:
+    if owner is TEXT_RERANKER:
+        return "the text family's, which llama.cpp's converter gives to every reranker"
+    return "the vision family's"
+
+
+def _template_name(model: LanguageModel) -> str:
+    template = model.file.text(RERANK_KEY)
+    if template is None:
+        return "missing"
+    owner, instruction = _owner(template)
+    official = reranker_prompt(is_vision=model.family.is_vision)
+    if owner is None:
+        return "other"
+    if owner is not official:
+        return "upstream's text template" if owner is TEXT_RERANKER else "the vision family's"
+    return "official" if instruction == official.default_instruction else f"official, instruction {instruction!r}"
+
+
+# The tokenizer inside a GGUF file against the family's. What counts is what llama.cpp will do with the fields: which
+# tokens it knows, where it splits, what it adds.
+
+
+_PREFIX: Final = "tokenizer.ggml."
+_MODEL: Final = "gpt2"
+_PRE: Final = "qwen2"
+_MARKUP: Final = re.compile(r"<\|\w+\|>|</?think>")
+_PARSED: Final = (TokenType.CONTROL, TokenType.USER_DEFINED)
+"""The types that llama.cpp finds in a text before it splits it."""
+
+
+def tokenizer_findings(model: LanguageModel) -> Iterator[Finding]:
+    """Everything that makes llama.cpp see other tokens than the model was trained with."""
+    tokens = model.file.texts(f"{_PREFIX}tokens")
+    kinds = model.file.integers(f"{_PREFIX}token_type")
+    kind, pre = model.file.text(f"{_PREFIX}model"), model.file.text(f"{_PREFIX}pre")
+    if kind != _MODEL:
+        yield model.found("gguf-tokenizer", field=f"{_PREFIX}model", found=kind or "missing", expected=_MODEL)
+    for field, length in (("tokens", len(tokens)), ("token_type", len(kinds)), ("merges", _merges(model))):
+        if not length:
+            yield model.found("gguf-tokenizer", field=f"{_PREFIX}{field}", found="missing", expected="a list")
+    if pre != _PRE:
+        yield model.found("gguf-pre-tokenizer", found=pre or "missing")
+    if tokens:
+        yield from _word_findings(model, frozenset(tokens))
+        yield from _special_findings(model, dict(zip(tokens, kinds, strict=False)))
+        yield from _end_findings(model, tokens)
+    if model.file.flag(f"{_PREFIX}add_bos_token"):
+        yield model.found("gguf-start-token")
+
+
+def tokenizer_markers(model: LanguageModel) -> Iterator[tuple[str, str]]:
+    """The tokenizer as a person reads it."""
+    kind, pre = (model.file.text(_PREFIX + name) or "missing" for name in ("model", "pre"))
+    yield "tokenizer", f"{kind}, {len(model.file.texts(f'{_PREFIX}tokens')):,} tokens"
+    yield "pre-tokenizer", pre
+
+
+def _merges(model: LanguageModel) -> int:
+    return len(model.file.texts(f"{_PREFIX}merges"))
+
+
+def _word_findings(model: LanguageModel, tokens: frozenset[str]) -> Iterator[Finding]:
+    if model.task is Task.RERANK:
+        for word in (YES, NO):
+            if word not in tokens:
+                yield model.found("gguf-no-yes-no-token", word=word)
+
+
+def _special_findings(model: LanguageModel, kinds: dict[str, int]) -> Iterator[Finding]:
+    wanted = dict.fromkeys(_MARKUP.findall(_prompt(model).template)) if model.task else {}
+    for token in wanted:
+        if kinds.get(token) not in _PARSED:
+            yield model.found("gguf-prompt-token", token=token)
+
+
+def _prompt(model: LanguageModel) -> PromptSpec:
+    choose = reranker_prompt if model.task is Task.RERANK else embedder_prompt
+    return choose(is_vision=model.family.is_vision)
+
+
+def _end_findings(model: LanguageModel, tokens: Sequence[str]) -> Iterator[Finding]:
+    """Which token stands last, which an embedder pools; to a reranker's prompt llama.cpp adds none."""
+    if model.task is not Task.EMBED:
+        return
+    adds = bool(model.file.flag(f"{_PREFIX}add_eos_token"))
+    number = model.file.integer(f"{_PREFIX}eos_token_id")
+    last = tokens[number] if number is not None and 0 <= number < len(tokens) else "no token"
+    wanted = TEXT_EMBEDDER.end_token
+    if model.family.is_vision and adds:
+        yield model.found("gguf-end-token", problem=f"{last} is put behind every text")
+    elif not model.family.is_vision and not adds:
+        yield model.found("gguf-end-token", problem=f"{wanted} is not put behind every text")
+    elif not model.family.is_vision and last != wanted:
+        yield model.found("gguf-end-token", problem=f"{last} is put behind every text instead of {wanted}")

@@ -1,0 +1,260 @@
+"""The result of an inspection, for programs and for people."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from qtool.checks.findings import Finding, Severity, printable
+from qtool.console import human_size, unwrapped
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# Tensors by what they are for, with types, sizes and bits per weight. Both formats are classed by llama.cpp's names,
+# so that their tables can be compared.
+
+
+_CLASSES: Final = {
+    "rank head": r"cls\..+",
+    "embedding": r"token_embd\..+",
+    "output head": r"output\..+",
+    "norms": r"(blk\.\d+\.(attn_|attn_q_|attn_k_|ffn_)norm|output_norm|v\.blk\.\d+\.ln[12]|v\.post_ln)\..+",
+    "attention": r"blk\.\d+\.attn_.+",
+    "feed forward": r"blk\.\d+\.ffn_.+",
+    "vision embeddings": r"v\.(patch|position)_embd\..+",
+    "vision attention": r"v\.blk\.\d+\.attn_.+",
+    "vision feed forward": r"v\.blk\.\d+\.ffn_.+",
+    "vision merger": r"mm\..+",
+    "deepstack mergers": r"v\.deepstack\..+",
+    "other": r".*",
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as its file stores it; scales have `type` None and no weights of their own."""
+
+    gguf_name: str
+    type: str | None
+    weights: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class TensorClass:
+    """All tensors of one purpose; `types` counts them by type, scales left out."""
+
+    name: str
+    tensors: int
+    types: Mapping[str, int]
+    weights: int
+    nbytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits, scales included, for each weight."""
+        return 8 * self.nbytes / self.weights if self.weights else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The class as a JSON object."""
+        return {
+            "name": self.name, "tensors": self.tensors, "types": dict(self.types), "weights": self.weights,
+            "bytes": self.nbytes, "bits_per_weight": round(self.bits_per_weight, 4),
+        }  # fmt: skip
+
+
+def tensor_classes(tensors: Iterable[StoredTensor]) -> tuple[TensorClass, ...]:
+    """`tensors` by class, empty classes left out."""
+    members: dict[str, list[StoredTensor]] = {name: [] for name in _CLASSES}
+    for tensor in tensors:
+        members[_class_of(tensor.gguf_name)].append(tensor)
+    return tuple(_tensor_class(name, found) for name, found in members.items() if found)
+
+
+def _class_of(gguf_name: str) -> str:
+    return next(name for name, pattern in _CLASSES.items() if re.fullmatch(pattern, gguf_name))
+
+
+def _tensor_class(name: str, members: list[StoredTensor]) -> TensorClass:
+    types = Counter(member.type for member in members if member.type is not None)
+    return TensorClass(
+        name,
+        sum(types.values()),
+        dict(types.most_common()),
+        sum(member.weights for member in members),
+        sum(member.nbytes for member in members),
+    )
+
+
+# The result of an inspection, for programs. What was looked at, what it is, what follows; nothing in it depends on
+# the machine.
+
+
+SCHEMA_VERSION: Final = 1
+_LONGEST_MARKER: Final = 1000
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One model or one projector. `markers` are the facts by which engines decide what to do with it, for people."""
+
+    name: str
+    kind: str
+    family: str
+    architecture: str
+    task: str
+    task_source: str
+    format: str
+    classes: tuple[TensorClass, ...]
+    markers: Mapping[str, str]
+    findings: tuple[Finding, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(each.nbytes for each in self.classes)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return sum(each.weights for each in self.classes)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits, scales included, for each weight."""
+        return 8 * self.nbytes / self.weights if self.weights else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The artefact as a JSON object."""
+        return {
+            "name": self.name, "kind": self.kind, "family": self.family, "architecture": self.architecture,
+            "task": self.task, "task_source": self.task_source, "format": self.format, "weights": self.weights,
+            "bytes": self.nbytes, "bits_per_weight": round(self.bits_per_weight, 4),
+            "classes": [each.to_json() for each in self.classes], "markers": dict(self.markers),
+            "findings": [{**asdict(each), "severity": each.severity.value} for each in self.findings],
+        }  # fmt: skip
+
+
+def shown(artefact: Artefact) -> Artefact:
+    """The artefact with all that its file says of itself made fit for a terminal."""
+    markers = {name: printable(value, _LONGEST_MARKER) for name, value in artefact.markers.items()}
+    name, kind, architecture = map(printable, (artefact.name, artefact.kind, artefact.architecture))
+    return replace(artefact, name=name, kind=kind, architecture=architecture, markers=markers)
+
+
+@dataclass(frozen=True)
+class InspectionReport:
+    """Everything found at `target`; `revision` and `fetched_bytes` are those of a repository on the hub."""
+
+    target: str
+    revision: str | None
+    fetched_bytes: int
+    artefacts: tuple[Artefact, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The findings of all artefacts."""
+        return tuple(each for artefact in self.artefacts for each in artefact.findings)
+
+    @property
+    def broken(self) -> bool:
+        """Whether anything found breaks what it was found in."""
+        return any(each.severity is Severity.BROKEN for each in self.findings)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing says what some artefact is for, so that not all could be looked at."""
+        return any(each.code.endswith("-task-undeclared") for each in self.findings)
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The report as `--json` prints it."""
+        return {
+            "schema_version": SCHEMA_VERSION, "target": self.target, "revision": self.revision,
+            "fetched_bytes": self.fetched_bytes, "broken": self.broken,
+            "artefacts": [artefact.to_json() for artefact in self.artefacts],
+        }  # fmt: skip
+
+    def __rich__(self) -> RenderableType:
+
+        return render(self)
+
+
+# The inspection as a person reads it in a terminal. What it is first, the verdict last; a finding stands with its
+# code and the command that mends it.
+
+
+_PLURAL: Final = {Severity.BROKEN: "broken", Severity.WARNING: "warnings", Severity.NOTE: "notes"}
+_STYLE: Final = {Severity.BROKEN: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
+
+
+def render(report: InspectionReport) -> RenderableType:
+    """Each artefact with its classes, markers and findings; then the verdict."""
+    parts: list[RenderableType] = []
+    for artefact in report.artefacts:
+        parts += [*_artefact(artefact), Text("")]
+    if report.revision:
+        parts.append(Text(f"revision {report.revision}, {human_size(report.fetched_bytes)} fetched", style="dim"))
+    return Group(*parts, _verdict(report))
+
+
+def _artefact(artefact: Artefact) -> Iterator[RenderableType]:
+    yield Text(artefact.name, style="bold")
+    task = f", task {artefact.task} ({artefact.task_source})" if artefact.task else ""
+    yield Text(f"{artefact.kind}: {artefact.family}, {artefact.architecture}{task}")
+    yield Text(
+        f"{artefact.format}, {artefact.weights:,} weights in {human_size(artefact.nbytes)}, "
+        f"{artefact.bits_per_weight:.2f} bits per weight"
+    )
+    yield _classes(artefact.classes)
+    if artefact.markers:
+        yield _markers(artefact)
+    for finding in artefact.findings:
+        yield from _finding(finding)
+
+
+def _classes(classes: tuple[TensorClass, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensors of", no_wrap=True)
+    table.add_column("types", overflow="fold")
+    for heading in ("number", "size", "bits"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in classes:
+        types = ", ".join(f"{name} {count}" if len(each.types) > 1 else name for name, count in each.types.items())
+        table.add_row(
+            each.name, Text(types), f"{each.tensors:,}", human_size(each.nbytes), f"{each.bits_per_weight:.2f}"
+        )
+    return table
+
+
+def _markers(artefact: Artefact) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in artefact.markers.items():
+        table.add_row(name, Text(value))  # as Text, so that what a file says is not taken for markup
+    return table
+
+
+def _finding(finding: Finding) -> Iterator[Text]:
+    yield Text.assemble((f"{finding.severity.value} ", _STYLE[finding.severity]), f"{finding.code}: {finding.sentence}")
+    if finding.remedy:
+        yield unwrapped(f"    {finding.remedy}", "dim")
+
+
+def _verdict(report: InspectionReport) -> Text:
+    counts = Counter(sorted((each.severity for each in report.findings), key=list(Severity).index))
+    found = [f"{count} {_PLURAL[severity] if count > 1 else severity.value}" for severity, count in counts.items()]
+    if report.broken:
+        return Text(f"BROKEN: {', '.join(found)}.", style="bold red")
+    if report.undecided:
+        missing = "nothing tells what it is for, so not all was looked at; pass --task rerank or --task embed"
+        return Text(f"UNDECIDED, with {', '.join(found)}: {missing}.", style="bold yellow")
+    return Text(f"OK, with {', '.join(found)}." if found else "OK: nothing to complain about.", style="bold green")

@@ -1,0 +1,384 @@
+"""Which tensor of the artefact is compared with which of the reference, and what was measured of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite, prod
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from qtool.arch.detect import Detection, detect
+from qtool.arch.spec import Presence
+from qtool.checks.checkpoint_model import CheckpointModel
+from qtool.checks.sides import GgufFiles, GgufSide, Planned, plan_conversion, read_side
+from qtool.export.sources import Frame, Rows, TensorSource, Whole
+from qtool.formats.floats import FLOAT_FORMATS, Float32
+from qtool.formats.ggml import F32, NVFP4
+from qtool.formats.nvfp4 import BLOCK, U8
+from qtool.formats.nvfp4_kernels import dequantize, misrounded_blocks
+from qtool.storage.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from qtool.storage.gguf import GgufTensor
+from qtool.storage.packed import PackedWeight, is_quantized, packed_weights, read_global_scale
+
+# What each number format may lose, and which values or blocks lost more. A bound is derived from the format's
+# rounding, not fitted, so that no sound artefact exceeds it: - F16 and BF16 round to nearest: 2^-11 and 2^-8 of a
+# value, and half the smallest subnormal. - Q8_0: half a step of amax/127 in each block of 32, and the scale is an
+# F16. Worst is a block of one large value and 31 at half a step: sqrt(31)/254 · 1.125 = 0.025. - NVFP4: worst is a
+# block whose 15 smaller values lie in the middle of the widest gap (4 to 6) under a scale that E4M3 rounded down:
+# sqrt((15 + 0.125) / (15·25 + 31.9)) = 0.193; normal weights lose 0.09 to 0.10. - A type that llama.cpp quantizes has
+# no such bound: 3.2 / 2^bits, two and a half times what the demo reranker loses (Q6_K 0.019, Q5_K 0.038, Q4_K 0.074,
+# IQ4_XS 0.079).
+
+
+_NVFP4: Final = 0.2
+_Q8_0: Final = 0.025
+_RELATIVE: Final[Mapping[str, float]] = {"F16": 2.0**-11, "BF16": 2.0**-8}
+_SUBNORMAL: Final[Mapping[str, float]] = {"F16": 2.0**-25, "BF16": 2.0**-134}
+_EXACT: Final[Mapping[str, tuple[str, ...]]] = {"F32": ("BF16", "F16", "F32"), "F16": ("F16",), "BF16": ("BF16",)}
+"""By stored type: the types that it holds without loss."""
+
+_Q8_BLOCK: Final = 32
+_Q8_STEP: Final = (0.5 + 127 * 2.0**-11) * (1 + 1e-5) / 127
+_Q8_SUBNORMAL: Final = 127 * 2.0**-25  # the scale is an F16, too
+_BITS: Final = re.compile(r"I?Q(\d)|TQ(\d)|MXFP(\d)")
+
+
+def is_exact(stored: str, source: str) -> bool:
+    """Whether every value of the type `source` survives in the type `stored`."""
+    return source in _EXACT.get(stored, ())
+
+
+def bound(stored: str, source: str, count: int, norm: float) -> float:
+    """The largest relative (Frobenius) error of `count` values whose norm is `norm`."""
+    if is_exact(stored, source) or norm == 0:
+        return 0.0
+    small = np.sqrt(count) / norm
+    if stored in _RELATIVE:
+        return float(_RELATIVE[stored] + _SUBNORMAL[stored] * small)
+    if stored == "Q8_0":
+        return float(_Q8_0 + _Q8_SUBNORMAL * small)
+    return _NVFP4 if stored == "NVFP4" else 3.2 / 2 ** _bits(stored)
+
+
+def _bits(stored: str) -> int:
+    match = _BITS.match(stored)
+    return int(next(filter(None, match.groups()))) if match else 1
+
+
+def unit(stored: str) -> str:
+    """What is counted: single values, or blocks where a format has them."""
+    return "blocks" if stored in ("NVFP4", "Q8_0") else "values"
+
+
+def units(stored: str, count: int) -> int:
+    """How many there are among `count` values."""
+    return count // {"NVFP4": 16, "Q8_0": _Q8_BLOCK}.get(stored, 1)
+
+
+def misfits(stored: str, source: str, expected: Float32, found: Float32) -> int:
+    """How many values or blocks lost more than rounding can; NVFP4 has its own check, llama.cpp's types have none."""
+    error = np.abs(found - expected)
+    if is_exact(stored, source):
+        return int(np.count_nonzero(~(error == 0)))
+    if stored in _RELATIVE:
+        allowed = _RELATIVE[stored] * np.abs(expected) + _SUBNORMAL[stored]
+        return int(np.count_nonzero(~(error <= allowed)))
+    if stored == "Q8_0":
+        blocks = np.abs(expected).reshape(-1, _Q8_BLOCK).max(axis=1)
+        worst = error.reshape(-1, _Q8_BLOCK).max(axis=1)
+        return int(np.count_nonzero(~(worst <= blocks * _Q8_STEP + _Q8_SUBNORMAL)))
+    return 0
+
+
+# The weights of an artefact, tensor by tensor, as float32, from whatever they are stored as. Any run of whole blocks
+# can be read by itself, so that memory does not grow with the model.
+
+
+class Stored(Protocol):
+    """One tensor of an artefact; `format` names its type and `file` the file that it lies in."""
+
+    @property
+    def format(self) -> str:
+        """Such as BF16, NVFP4 or Q4_K."""
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+
+    def values(self, start: int, count: int) -> Float32:
+        """`count` values from `start` on, both multiples of the block."""
+
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
+        """The values beside `expected`, and how many of them, or blocks, are not what rounding that (a `source`) gives."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An unquantized tensor of a checkpoint."""
+
+    checkpoint: Checkpoint
+    info: TensorInfo
+
+    @property
+    def format(self) -> str:
+        """See Stored."""
+        return self.info.dtype
+
+    @property
+    def file(self) -> str:
+        """See Stored."""
+        return self.info.file.name
+
+    def values(self, start: int, count: int) -> Float32:
+        """See Stored."""
+        element = FLOAT_FORMATS[self.info.dtype]
+        data = np.empty(count * element.itemsize, np.uint8)
+        self.checkpoint.read_into(self.info, start * element.itemsize, data)
+        return element.widen(data.view(element.bits_dtype))
+
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
+        """See Stored."""
+        found = self.values(start, expected.size)
+        return found, misfits(self.format, source, expected, found)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The codes of a run of NVFP4 blocks: two values a byte, one E4M3 scale a block, and the global scale."""
+
+    packed: U8
+    block_scales: U8
+    scale: np.float32
+
+    def values(self) -> Float32:
+        """The float32 weights."""
+        return dequantize(self.packed.reshape(1, -1), self.block_scales, self.scale).reshape(-1)
+
+    def compare(self, expected: Float32) -> tuple[Float32, int]:
+        """The weights, and how many blocks are not what rounding `expected` gives."""
+        return self.values(), misrounded_blocks(expected, self.packed, self.block_scales, self.scale)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An NVFP4 weight of a checkpoint."""
+
+    checkpoint: Checkpoint
+    weight: PackedWeight
+    format: str = "NVFP4"
+
+    @property
+    def file(self) -> str:
+        """See Stored."""
+        return self.weight.packed.file.name
+
+    @cached_property
+    def _scale(self) -> np.float32:
+        return read_global_scale(self.checkpoint, self.weight)
+
+    def blocks(self, start: int, count: int) -> Blocks:
+        """The codes of `count` values from `start` on."""
+        packed, scales = np.empty(count // 2, np.uint8), np.empty(count // BLOCK, np.uint8)
+        self.checkpoint.read_into(self.weight.packed, start // 2, packed)
+        self.checkpoint.read_into(self.weight.block_scales, start // BLOCK, scales)
+        return Blocks(packed, scales, self._scale)
+
+    def values(self, start: int, count: int) -> Float32:
+        """See Stored."""
+        return self.blocks(start, count).values()
+
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:  # noqa: ARG002 - any rounds alike
+        """See Stored."""
+        return self.blocks(start, expected.size).compare(expected)
+
+
+@dataclass(frozen=True)
+class InGguf:
+    """A tensor of a GGUF file; `scale` is what llama.cpp multiplies an NVFP4 product with."""
+
+    path: Path
+    tensor: GgufTensor
+    scale: np.float32 = np.float32(1)  # noqa: RUF009 - a number like any other
+
+    @property
+    def format(self) -> str:
+        """See Stored."""
+        return self.tensor.type.name
+
+    @property
+    def file(self) -> str:
+        """See Stored."""
+        return self.path.name
+
+    def _bytes(self, start: int, count: int) -> U8:
+        kind = self.tensor.type
+        return np.fromfile(self.path, np.uint8, kind.nbytes(count), offset=self.tensor.offset + kind.nbytes(start))
+
+    def blocks(self, start: int, count: int) -> Blocks:
+        """The codes of `count` NVFP4 values from `start` on, in ModelOpt's order."""
+        groups = self._bytes(start, count).reshape(-1, 36)
+        halves = groups[:, 4:].reshape(-1, 8)  # byte j holds the elements j and j + 8
+        low, high = halves & 15, halves >> 4
+        packed = np.concatenate([low[:, ::2] | low[:, 1::2] << 4, high[:, ::2] | high[:, 1::2] << 4], axis=1)
+        return Blocks(packed.reshape(-1), np.ascontiguousarray(groups[:, :4]).reshape(-1), self.scale)
+
+    def values(self, start: int, count: int) -> Float32:
+        """See Stored. Raises NotImplementedError for a type that the gguf package cannot read."""
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize as dequantized
+
+        if self.format == "NVFP4":
+            return self.blocks(start, count).values()
+        data = self._bytes(start, count).reshape(1, -1)
+        return np.asarray(dequantized(data, GGMLQuantizationType(self.tensor.type.number)), np.float32).reshape(-1)
+
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
+        """See Stored."""
+        if self.format == "NVFP4":
+            return self.blocks(start, expected.size).compare(expected)
+        found = self.values(start, expected.size)
+        return found, misfits(self.format, source, expected, found)
+
+
+# Which tensor of the artefact is to be compared with which of the reference. Only tensors that both have, in the same
+# shape; what is missing or misshapen is the structure stage's to say.
+
+
+@dataclass(frozen=True)
+class TensorPair:
+    """One tensor: `name` as the artefact's format calls it, what the reference has, and what the artefact stores."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: TensorSource
+    source_format: str
+    stored: Stored
+
+    @property
+    def elements(self) -> int:
+        """Number of weights."""
+        return prod(self.shape)
+
+    def expected(self) -> Iterator[tuple[int, Float32]]:
+        """The reference's values, run by run, each with the place of its first."""
+        for start, _, encode in self.source.pieces(F32):
+            yield start // F32.block_bytes, encode().view(np.float32)
+
+
+def checkpoint_pairs(folder: Path, reference: Checkpoint, expected: Detection) -> list[TensorPair]:
+    """The tensors of a checkpoint's folder, in the reference's order."""
+    checkpoint = open_checkpoint(folder)
+    mine = CheckpointModel(checkpoint, detect(folder, expected.task), str(folder), ())
+    theirs = CheckpointModel(reference, expected, "", ())
+    packed = packed_weights(checkpoint) if is_quantized(checkpoint.config) else {}
+    pairs = []
+    for name, info in theirs.weights.items():
+        stored = mine.weights.get(name)
+        if stored is None or theirs.specs[name].presence is Presence.DUPLICATE:
+            continue
+        is_packed = stored.hf_name in packed
+        if not is_packed and (stored.dtype not in FLOAT_FORMATS or stored.shape != info.shape):
+            continue
+        found = Packed(checkpoint, packed[stored.hf_name]) if is_packed else Plain(checkpoint, stored)
+        if not is_packed or packed[stored.hf_name].shape == info.shape:
+            pairs.append(TensorPair(name, info.shape, Whole(reference, info), info.dtype, found))
+    return pairs
+
+
+def gguf_pairs(files: GgufFiles, reference: Path, detection: Detection) -> list[TensorPair]:
+    """The tensors of the GGUF files, as converting the reference orders them."""
+    is_vision = detection.architecture.is_vision
+    language, projector = plan_conversion(reference, detection.task, projector=is_vision and bool(files.projector))
+    pairs = list(_file_pairs(read_side(files.language), language))
+    if projector and files.projector:
+        pairs += _file_pairs(read_side(files.projector), projector)
+    return pairs
+
+
+def _file_pairs(side: GgufSide, planned: Planned) -> Iterator[TensorPair]:
+    for tensor in planned.file.tensors:
+        name, shape, source = tensor.output.gguf_name, tensor.output.shape, tensor.source
+        if name in side.tensors and side.tensors[name][1].shape == shape and isinstance(source, Whole | Rows | Frame):
+            yield TensorPair(name, shape, source, source.info.dtype, _in_gguf(side, name))
+
+
+def _in_gguf(side: GgufSide, name: str) -> InGguf:
+    path, tensor = side.tensors[name]
+    scale = side.tensors.get(name.removesuffix(".weight") + ".scale")
+    if tensor.type is not NVFP4 or scale is None or scale[1].type is not F32:
+        return InGguf(path, tensor)
+    return InGguf(path, tensor, np.fromfile(scale[0], "<f4", 1, offset=scale[1].offset)[0])
+
+
+# What was measured of one tensor, and samples by which tensors are recognised. A sample is the beginning of a tensor;
+# two tensors of one shape are the same if it agrees within the format's bound.
+
+
+SAMPLE: Final = 1 << 16
+_DAMAGED: Final = 0.05
+"""Where fewer blocks are wrong, the rest is the reference's and bytes were damaged."""
+_MARGIN: Final = 1.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A tensor's relative error beside its bound, and how many values or blocks lost more than rounding can."""
+
+    pair: TensorPair
+    relative_error: float
+    bound: float
+    misfits: int
+    is_zero: bool = False
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong with it."""
+        return self.relative_error <= self.bound and not self.misfits
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it holds numbers only."""
+        return isfinite(self.relative_error)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a few blocks are wrong and the rest is right."""
+        return 0 < self.misfits < max(_DAMAGED * self.total, 2)
+
+    @property
+    def total(self) -> int:
+        """How many values or blocks there are."""
+        return units(self.pair.stored.format, self.pair.elements)
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return unit(self.pair.stored.format)
+
+    @cached_property
+    def expected(self) -> Float32:
+        """The beginning of the reference's tensor."""
+        _, values = next(self.pair.expected())
+        return values[:SAMPLE].copy()
+
+    @cached_property
+    def found(self) -> Float32:
+        """The beginning of what is stored."""
+        return self.pair.stored.values(0, self.expected.size)
+
+    def matches(self, found: Float32, expected: Float32) -> bool:
+        """Whether `found`, in this tensor's format, may stand for `expected`."""
+        norm = float(np.linalg.norm(expected))
+        allowed = _MARGIN * bound(self.pair.stored.format, self.pair.source_format, expected.size, norm)
+        return norm > 0 and distance(found, expected) <= allowed
+
+
+def distance(found: Float32, expected: Float32) -> float:
+    """The relative (Frobenius) error."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected.astype(np.float64)))

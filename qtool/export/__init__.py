@@ -1,0 +1,1 @@
+"""Artefacts: NVFP4 checkpoints and GGUF files, planned from headers and written by one engine."""

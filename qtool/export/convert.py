@@ -1,0 +1,262 @@
+"""`convert_gguf`: plan, check, write, describe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from qtool.arch.detect import Detection, detect
+from qtool.arch.prompts import reranker_prompt
+from qtool.arch.spec import Task
+from qtool.console import human_size, written
+from qtool.errors import UsageError
+from qtool.export.engine import write_tensors
+from qtool.export.gguf_files import INTERMEDIATE, Namer, PlannedFile, language_files, projector_file
+from qtool.export.gguf_metadata import rank_prompt
+from qtool.export.gguf_plan import (
+    LLAMA_QUANTIZE_TYPES,
+    NO_PROJECTOR,
+    ConvertOptions,
+    Inventory,
+    require_rankable,
+    take_inventory,
+)
+from qtool.export.llama_quantize import Quantizer, find_quantizer
+from qtool.formats.ggml import NVFP4
+from qtool.jsonfile import json_bytes
+from qtool.manifest import FILE_NAME, manifest, versions
+from qtool.progress import Meter, Progress, no_progress
+from qtool.storage.checkpoint import open_checkpoint
+from qtool.storage.hashing import sha256_of
+from qtool.storage.head_rows import SEEN_IN
+from qtool.storage.hub import Source, resolve
+from qtool.storage.output import (
+    check_target,
+    check_target_file,
+    manifest_of,
+    require_space,
+    staged_files,
+    staged_folder,
+)
+
+# Everything that is known about a conversion before the first weight is read. Preparing a job reads configs, headers
+# and the tokenizer only.
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything known before the first weight is read; `quantized` are the types that llama.cpp makes, and their files."""
+
+    source: Source
+    inventory: Inventory
+    task: Task
+    rank_template: str | None
+    files: tuple[PlannedFile, ...]
+    quantized: Mapping[str, str]
+
+
+def prepare(options: ConvertOptions) -> Job:
+    """Resolve, open, plan and lay out."""
+    options.check()
+    source = resolve(options.model, options.revision, options.token)
+    detection = detect(source.directory, options.task)
+    task = detection.require_task()
+    require_rankable(detection)
+    inventory = take_inventory(open_checkpoint(source.directory), detection)
+    namer = Namer(options.output, source)
+    template = _rank_template(options, detection, task)
+    files = list(language_files(options, source, inventory, task, template, namer))
+    if detection.architecture.is_vision and options.mmproj != NO_PROJECTOR:
+        files.append(projector_file(options.mmproj, source, inventory, namer))
+    quantized = {name: namer.language(name.upper()) for name in options.outtypes if name in LLAMA_QUANTIZE_TYPES}
+    return Job(source, inventory, task, template, tuple(files), quantized)
+
+
+def _rank_template(options: ConvertOptions, detection: Detection, task: Task) -> str | None:
+    if task is Task.RERANK:
+        official = reranker_prompt(is_vision=detection.architecture.is_vision)
+        return rank_prompt(official, options.prompt, options.instruction)
+    if options.instruction is not None:
+        raise UsageError("--instruction is baked into a reranker's prompt; an embedder gets it with each request.")
+    return None
+
+
+# What a conversion does or did, in the few lines that a person wants. The sizes of a dry run are those of the real
+# one; what llama.cpp makes has a size only afterwards.
+
+
+SCHEMA_VERSION: Final = 1
+
+_SCALES_DROPPED: Final = (
+    f"llama.cpp (seen in {SEEN_IN}) ignores the NVFP4 scales of the feed-forward matrices in the qwen3vl architecture: there this "
+    "file scores wrong. Verify it with the llama.cpp that will serve it, or serve Q8_0."
+)
+"""See `gguf_file.ignored_scales`."""
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """One file. `nbytes` and `bits_per_weight` are None where llama.cpp decides them."""
+
+    name: str
+    role: str
+    type: str
+    tensors: int | None
+    nbytes: int | None
+    bits_per_weight: float | None
+
+
+@dataclass(frozen=True)
+class ConversionSummary:
+    """All files, and the prompt that a reranker's carry."""
+
+    architecture: str
+    task: str
+    task_source: str
+    files: tuple[FileSummary, ...]
+    rank_template: str | None
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The summary as `--json` prints it."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def summarize(job: Job, made: Mapping[str, int] | None = None) -> ConversionSummary:
+    """The summary of a job; `made` are the sizes of the files that llama.cpp has made."""
+    own = [
+        _summary(file, number) for file in job.files if file.role != INTERMEDIATE for number in range(len(file.layouts))
+    ]
+    theirs = [
+        FileSummary(name, "model", type_name.upper(), None, (made or {}).get(name), None)
+        for type_name, name in job.quantized.items()
+    ]
+    detection = job.inventory.detection
+    files = (*own, *theirs)
+    return ConversionSummary(
+        detection.architecture.name, job.task.value, detection.task_source, files, job.rank_template, _warnings(job)
+    )
+
+
+def _warnings(job: Job) -> tuple[str, ...]:
+    is_nvfp4 = any(file.type.matrices is NVFP4 for file in job.files)
+    return (_SCALES_DROPPED,) if is_nvfp4 and job.inventory.detection.architecture.is_vision else ()
+
+
+def _summary(file: PlannedFile, number: int) -> FileSummary:
+    layout = file.layouts[number]
+    return FileSummary(
+        layout.file_name, file.role, file.type.label, len(layout.places), layout.nbytes, file.bits_per_weight
+    )
+
+
+def summary_table(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
+    """One row a file, what the rank head answers to, and what to do next."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("file", overflow="fold")
+    table.add_column("type", no_wrap=True)
+    for heading in ("tensors", "size", "bits/weight"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for file in summary.files:
+        table.add_row(file.name, file.type, *_numbers(file))
+    lines = [f"{summary.architecture}, task {summary.task} ({summary.task_source})"]
+    if summary.rank_template is not None:
+        lines.append(f"rank head: yes and no rows; baked prompt: {summary.rank_template!r}")
+    lines += [f"WARNING: {warning}" for warning in summary.warnings]
+    return Group(table, Text(""), *map(Text, lines), _closing(summary, output, dry_run=dry_run))
+
+
+def _closing(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> Text:
+    if dry_run or output is None:
+        return Text("Dry run: nothing was written.")
+    # Of a file that was written in parts there is none of its name.
+    return written(output if output.exists() else output.with_name(summary.files[0].name), "inspect")
+
+
+def _numbers(file: FileSummary) -> tuple[str, str, str]:
+    return (
+        "" if file.tensors is None else f"{file.tensors:,}",
+        "by llama.cpp" if file.nbytes is None else human_size(file.nbytes),
+        "" if file.bits_per_weight is None else f"{file.bits_per_weight:.2f}",
+    )
+
+
+# `convert_gguf`: plan, check, write, describe. Everything that can be refused is refused before the first byte is
+# written.
+
+
+def convert_gguf(options: ConvertOptions, progress: Progress = no_progress) -> ConversionSummary:
+    """Convert `options.model` to GGUF files in `options.output`, or with `dry_run` only say which."""
+    output = options.output
+    if output is not None and not options.dry_run:
+        (check_target_file if options.is_file else check_target)(output, force=options.force)
+    job = prepare(options)
+    if options.dry_run or output is None:
+        return summarize(job)
+    quantizer = find_quantizer() if job.quantized else None
+    require_space(output, sum(file.nbytes for file in job.files))
+    with _staged(output, options) as folder:
+        sizes = _write(job, options, quantizer, folder, progress)
+    return summarize(job, sizes)
+
+
+def _staged(output: Path, options: ConvertOptions) -> AbstractContextManager[Path]:
+    return (staged_files if options.is_file else staged_folder)(output, force=options.force)
+
+
+def _write(
+    job: Job, options: ConvertOptions, quantizer: Quantizer | None, folder: Path, progress: Progress
+) -> Mapping[str, int]:
+    """Write everything into `folder`; the size of each file that llama.cpp made."""
+    source_bytes = sum(file.nbytes for file in job.files if file.role == INTERMEDIATE)
+    work = sum(file.work_bytes for file in job.files) + source_bytes * len(job.quantized)
+    meter = Meter(work, progress)
+    hashes = [write_tensors(file.layouts, file.tensors, folder, meter.advance) for file in job.files]
+    made = _quantize(job, options, quantizer, folder, meter) if quantizer else {}
+    kept = [_file_facts(file, own) for file, own in zip(job.files, hashes, strict=True) if file.role != INTERMEDIATE]
+    manifest_name = manifest_of(options.output).name if options.is_file and options.output else FILE_NAME
+    (folder / manifest_name).write_bytes(json_bytes(_manifest(job, options, kept, made)))
+    return {name: (folder / name).stat().st_size for name in made}
+
+
+def _quantize(job: Job, options: ConvertOptions, quantizer: Quantizer, folder: Path, meter: Meter) -> Mapping[str, str]:
+    """Let llama.cpp make its types from the lossless file, which goes; the SHA-256 of each by name."""
+    (source,) = (folder / file.layouts[0].file_name for file in job.files if file.role == INTERMEDIATE)
+    for type_name, file_name in job.quantized.items():
+        quantizer.quantize(source, folder / file_name, type_name, options.imatrix, meter.portion(source.stat().st_size))
+    source.unlink()
+    names = list(job.quantized.values())
+    return dict(zip(names, sha256_of([folder / name for name in names]), strict=True))
+
+
+def _file_facts(file: PlannedFile, hashes: Mapping[str, str]) -> Mapping[str, Any]:
+    return {
+        "names": [layout.file_name for layout in file.layouts],
+        "role": file.role,
+        "type": file.type.label,
+        "nbytes": file.nbytes,
+        "sha256": dict(hashes),
+    }
+
+
+def _manifest(
+    job: Job, options: ConvertOptions, files: list[Mapping[str, Any]], quantized: Mapping[str, str]
+) -> Mapping[str, Any]:
+    detection = job.inventory.detection
+    return manifest(
+        "convert-gguf",
+        versions=versions("numpy", "numba", "gguf"),
+        source={"origin": job.source.origin, "revision": job.source.revision},
+        architecture=detection.architecture.name,
+        task={"value": job.task.value, "declared_by": detection.task_source},
+        prompt={"kind": options.prompt, "template": job.rank_template} if job.rank_template else None,
+        files=files,
+        quantized_by_llama_cpp=[{"name": name, "sha256": digest} for name, digest in quantized.items()],
+    )

@@ -1,0 +1,193 @@
+"""The GGUF files that come of a checkpoint: names, metadata, tensors, layout.
+
+Rule: a file is complete on paper before the first weight is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+from qtool.arch.prompts import NO, YES
+from qtool.arch.spec import Task, section
+from qtool.export.gguf_metadata import ARCHITECTURE as PROJECTOR
+from qtool.export.gguf_metadata import (
+    Origin,
+    decoder_metadata,
+    deepstack_metadata,
+    general_metadata,
+    read_tokenizer,
+    sampling_metadata,
+    task_metadata,
+    template_metadata,
+    token_id,
+    tokenizer_metadata,
+    vision_metadata,
+)
+from qtool.export.gguf_plan import (
+    AUTO,
+    FILE_TYPES,
+    LLAMA_QUANTIZE_TYPES,
+    SUFFIX,
+    ConvertOptions,
+    FileType,
+    Inventory,
+    PlannedTensor,
+    automatic_type,
+    plan_language,
+    plan_projector,
+)
+from qtool.formats.ggml import NVFP4
+from qtool.storage.gguf import Kind, Value, array
+from qtool.storage.gguf_layout import GgufLayout, OutputTensor, lay_out
+from qtool.storage.hub import Source
+
+MODEL: Final = "model"
+INTERMEDIATE: Final = "intermediate"
+PROJECTOR_ROLE: Final = "mmproj"
+_SIZE_IN_NAME: Final = re.compile(r"(^|[-_])\d+(\.\d+)?[MB]($|[-_])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One GGUF file (or its parts) that qtool writes, with what lies in it."""
+
+    role: str
+    type: FileType
+    tensors: tuple[PlannedTensor, ...]
+    layouts: tuple[GgufLayout, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        return sum(layout.nbytes for layout in self.layouts)
+
+    @property
+    def work_bytes(self) -> int:
+        """Source bytes that writing it reads: what `advance` adds up to."""
+        return sum(tensor.source.work_bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of tensor data over the number of values."""
+        outputs = [tensor.output for tensor in self.tensors]
+        return 8 * sum(output.nbytes for output in outputs) / sum(prod(output.shape) for output in outputs)
+
+
+class Namer:
+    """File names as the hub's loaders expect them: `llama-server -hf repo:TAG` looks for `…-TAG.gguf` and `mmproj-…`."""
+
+    def __init__(self, output: Path | None, source: Source) -> None:
+        self._given = output.name if output is not None and output.suffix == SUFFIX else None
+        self.model = source.origin.rpartition("/")[2]
+        self._size = ""
+
+    def add_size(self, label: str) -> None:
+        """Put the number of parameters into the names unless the model's own name says it."""
+        if not _SIZE_IN_NAME.search(self.model):
+            self._size = f"-{label}"
+
+    def language(self, label: str) -> str:
+        """The language file's name."""
+        return self._given or f"{self.model}{self._size}-{label}{SUFFIX}"
+
+    def projector(self, label: str) -> str:
+        """The projector's name."""
+        return f"mmproj-{self._given or f'{self.model}{self._size}-{label}{SUFFIX}'}"
+
+
+def language_files(
+    options: ConvertOptions, source: Source, inventory: Inventory, task: Task, template: str | None, namer: Namer
+) -> Iterator[PlannedFile]:
+    """The language files that qtool writes; what llama.cpp quantizes gets a lossless one as its source."""
+    tokenizer, answers = read_tokenizer(source.directory), None
+    if task is Task.RERANK:
+        answers = (token_id(tokenizer, YES), token_id(tokenizer, NO))
+    shared = _shared_metadata(source, tokenizer, inventory, task, template)
+    for role, file_type in _own_types(options.outtypes, inventory):
+        tensors = plan_language(inventory, file_type, answers)
+        general = _general(_architecture(inventory), "model", source, tensors, file_type)
+        namer.add_size(general["general.size_label"].data)
+        is_kept = role == MODEL
+        file_name = namer.language(file_type.label) if is_kept else f"{INTERMEDIATE}-{file_type.label}{SUFFIX}"
+        metadata = {**general, **shared, **_precision_metadata(tensors)}
+        layouts = lay_out(file_name, metadata, _outputs(tensors), options.split_max_bytes if is_kept else None)
+        yield PlannedFile(role, file_type, tuple(tensors), tuple(layouts))
+
+
+def projector_file(mmproj: str, source: Source, inventory: Inventory, namer: Namer) -> PlannedFile:
+    """The vision projector's file."""
+    file_type = FILE_TYPES[mmproj]
+    tensors = plan_projector(inventory, file_type)
+    metadata = {
+        **_general(PROJECTOR, "mmproj", source, tensors, file_type),
+        **vision_metadata(inventory.detection.config, source.directory),
+    }
+    layouts = lay_out(namer.projector(file_type.label), metadata, _outputs(tensors))
+    return PlannedFile(PROJECTOR_ROLE, file_type, tuple(tensors), tuple(layouts))
+
+
+def _outputs(tensors: Sequence[PlannedTensor]) -> list[OutputTensor]:
+    return [tensor.output for tensor in tensors]
+
+
+def _own_types(outtypes: Sequence[str], inventory: Inventory) -> Iterator[tuple[str, FileType]]:
+    automatic = automatic_type(inventory)
+    own = [automatic if name == AUTO else FILE_TYPES[name] for name in outtypes if name not in LLAMA_QUANTIZE_TYPES]
+    for file_type in dict.fromkeys(own):
+        yield MODEL, file_type
+    if len(own) < len(outtypes):
+        yield INTERMEDIATE, automatic
+
+
+def _architecture(inventory: Inventory) -> str:
+    return "qwen3vl" if inventory.detection.architecture.is_vision else "qwen3"
+
+
+def _text_config(inventory: Inventory) -> Mapping[str, object]:
+    config = inventory.detection.config
+    return section(config, "text_config") if inventory.detection.architecture.is_vision else config
+
+
+def _shared_metadata(
+    source: Source, tokenizer: Mapping[str, Any], inventory: Inventory, task: Task, template: str | None
+) -> dict[str, Value]:
+    """What all language files of a checkpoint say alike."""
+    architecture, text = _architecture(inventory), _text_config(inventory)
+    fields = {**decoder_metadata(architecture, text), **task_metadata(architecture, task)}
+    if inventory.detection.architecture.is_vision:
+        fields |= deepstack_metadata(architecture, section(inventory.detection.config, "vision_config"))
+    vocab_size = next(info.shape[0] for spec, info in inventory.tensors.items() if spec.module.endswith("embed_tokens"))
+    return {
+        **fields,
+        **tokenizer_metadata(source.directory, tokenizer, vocab_size),
+        **template_metadata(source.directory, template),
+    }
+
+
+def _general(
+    architecture: str, kind: str, source: Source, tensors: list[PlannedTensor], file_type: FileType
+) -> dict[str, Value]:
+    parameters = sum(prod(tensor.output.shape) for tensor in tensors)
+    is_on_hub = source.revision is not None
+    repository = f"https://huggingface.co/{source.origin.removeprefix('hf://')}" if is_on_hub else None
+    origin = Origin(source.origin.rpartition("/")[2], repository)
+    return {
+        **general_metadata(architecture, kind, origin, parameters, file_type.number),
+        **sampling_metadata(source.directory),
+    }
+
+
+def _precision_metadata(tensors: list[PlannedTensor]) -> dict[str, Value]:
+    """W4A16: llama.cpp must not quantize the activations of these tensors, as it does with NVFP4 on Blackwell."""
+    names = sorted(tensor.output.gguf_name for tensor in tensors if tensor.output.type is NVFP4)
+    if not names:
+        return {}
+    return {
+        "general.tensor_extra.name": array(Kind.STRING, names),
+        "general.tensor_extra.prec_a4": array(Kind.BOOL, [False] * len(names)),
+    }

@@ -1,0 +1,297 @@
+"""Decides, from headers alone, what lies in each GGUF file and in which element type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gguf.constants import LlamaFileType
+
+from qtool.arch.detect import Detection
+from qtool.arch.gguf_names import PATCH_EMBEDDINGS, POSITION_EMBEDDING, RANK_HEAD, gguf_name_of
+from qtool.arch.spec import Presence, Task, TensorSpec, section
+from qtool.errors import ModelError, UsageError
+from qtool.export.gguf_metadata import PROMPTS, PromptChoice
+from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, TensorSource, Whole
+from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
+from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
+from qtool.storage.gguf_layout import OutputTensor
+from qtool.storage.packed import PackedWeight, is_quantized, packed_weights
+
+# Which element type each tensor gets in a file of a given type. As llama.cpp's own converter decides, but for the
+# rank head, which is never quantized.
+
+
+@dataclass(frozen=True)
+class FileType:
+    """A type of file: its number in `general.file_type`, what matrices become, and how its name is written."""
+
+    label: str
+    number: int
+    matrices: GgmlType
+
+
+FILE_TYPES: Final[Mapping[str, FileType]] = {
+    "f32": FileType("F32", LlamaFileType.ALL_F32, F32),
+    "f16": FileType("F16", LlamaFileType.MOSTLY_F16, F16),
+    "bf16": FileType("BF16", LlamaFileType.MOSTLY_BF16, BF16),
+    "q8_0": FileType("Q8_0", LlamaFileType.MOSTLY_Q8_0, Q8_0),
+    "nvfp4": FileType("NVFP4", LlamaFileType.MOSTLY_NVFP4, NVFP4),
+}
+"""What qtool writes itself."""
+
+LLAMA_QUANTIZE_TYPES: Final[Mapping[str, int]] = {
+    "q6_k": LlamaFileType.MOSTLY_Q6_K,
+    "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
+    "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
+    "iq4_xs": LlamaFileType.MOSTLY_IQ4_XS,
+}
+"""What llama.cpp quantizes, and its numbers for them."""
+
+
+def element_type(gguf_name: str, shape: tuple[int, ...], matrices: GgmlType) -> GgmlType:
+    """The type of one tensor in a file whose matrices are `matrices`."""
+    if gguf_name in PATCH_EMBEDDINGS:  # a convolution, which ggml has for these two only
+        return F16 if matrices is F16 else F32
+    if len(shape) == 1 or gguf_name.endswith("_norm.weight") or gguf_name == POSITION_EMBEDDING:
+        return F32
+    if gguf_name == RANK_HEAD and matrices not in (F16, BF16):
+        return F32  # two rows that every score hangs on; upstream packs them with the rest
+    return matrices if shape[-1] % matrices.block == 0 else F16
+
+
+# What `convert-gguf` is asked to do. Options that contradict each other are refused here, before anything is looked
+# at.
+
+
+AUTO: Final = "auto"
+NO_PROJECTOR: Final = "none"
+OUTTYPES: Final = (AUTO, *FILE_TYPES, *LLAMA_QUANTIZE_TYPES)
+PROJECTOR_TYPES: Final = (*(name for name in FILE_TYPES if name != "nvfp4"), NO_PROJECTOR)
+SUFFIX: Final = ".gguf"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What `qtool convert-gguf` is asked to do; `output` is a folder, or a file when it ends in .gguf."""
+
+    model: str
+    output: Path | None
+    outtypes: tuple[str, ...] = (AUTO,)
+    mmproj: str = "f16"
+    task: Task | None = None
+    instruction: str | None = None
+    prompt: PromptChoice = "official"
+    split_max_bytes: int | None = None
+    imatrix: Path | None = None
+    revision: str | None = None
+    token: str | None = None
+    force: bool = False
+    dry_run: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the output is one file."""
+        return self.output is not None and self.output.suffix == SUFFIX
+
+    def check(self) -> None:
+        """Raise UsageError where the options make no sense."""
+        unknown = [name for name in self.outtypes if name not in OUTTYPES]
+        if unknown:
+            raise UsageError(f"Unknown --outtype {unknown[0]!r}.", f"Known are {', '.join(OUTTYPES)}.")
+        if self.mmproj not in PROJECTOR_TYPES:
+            raise UsageError(f"Unknown --mmproj {self.mmproj!r}.", f"Known are {', '.join(PROJECTOR_TYPES)}.")
+        if self.is_file and len(self.outtypes) > 1:
+            raise UsageError("Several types do not fit into one file.", "Pass a folder as --output.")
+        if self.imatrix and not any(name in LLAMA_QUANTIZE_TYPES for name in self.outtypes):
+            wanted = ", ".join(LLAMA_QUANTIZE_TYPES)
+            raise UsageError("--imatrix guides the K- and I-quants only.", f"Add one of {wanted}.")
+
+
+def parse_outtypes(words: Sequence[str] | None) -> tuple[str, ...]:
+    """The types named by `--outtype`, which may be repeated and may hold commas."""
+    names = [name.strip().lower() for word in words or (AUTO,) for name in word.split(",")]
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def parse_prompt(word: str) -> PromptChoice:
+    """The value of `--prompt`."""
+    for known in PROMPTS:
+        if word == known:
+            return known
+    raise UsageError(f"Unknown --prompt {word!r}.", f"Known are {', '.join(PROMPTS)}.")
+
+
+# Decides, from headers alone, what lies in each GGUF file. Every tensor of the checkpoint goes into exactly one place
+# or is left out for a stated reason.
+
+
+_FRAMES = ".patch_embed.proj.weight"
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One output tensor and where its bytes come from."""
+
+    output: OutputTensor
+    source: TensorSource
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The checkpoint's tensors by what they are."""
+
+    checkpoint: Checkpoint
+    detection: Detection
+    tensors: Mapping[TensorSpec, TensorInfo]
+    packed: Mapping[str, PackedWeight]
+
+    @property
+    def embedding(self) -> TensorInfo:
+        """The matrix of the tokens' vectors."""
+        return next(info for spec, info in self.tensors.items() if spec.module.rpartition(".")[2] == "embed_tokens")
+
+    @property
+    def head(self) -> TensorInfo:
+        """The matrix whose rows the answers are: the head, or the embedding that is tied to it."""
+        found = {spec.module.rpartition(".")[2]: info for spec, info in self.tensors.items()}
+        tied = bool(self.detection.config.get("tie_word_embeddings", False))
+        if not tied and "lm_head" not in found:
+            raise ModelError("The checkpoint has no lm_head.weight, and tie_word_embeddings is false: it cannot rank.")
+        return found["embed_tokens" if tied else "lm_head"]
+
+
+def take_inventory(checkpoint: Checkpoint, detection: Detection) -> Inventory:
+    """What is there, checked against the architecture."""
+    packed = packed_weights(checkpoint) if is_quantized(checkpoint.config) else {}
+    scales = {scale.hf_name for weight in packed.values() for scale in (weight.block_scales, weight.global_scale)}
+    sources = [info for info in checkpoint.tensors.values() if info.hf_name not in scales]
+    tensors = named_tensors(sources, detection.architecture, checkpoint.config)
+    for spec, info in tensors.items():
+        if info.hf_name not in packed:
+            require_shape(spec, info)
+        elif packed[info.hf_name].shape != spec.shape:
+            raise ModelError(
+                f"{info.hf_name} stands for {packed[info.hf_name].shape}; config.json makes it {spec.shape}."
+            )
+    return Inventory(checkpoint, detection, tensors, packed)
+
+
+def plan_language(inventory: Inventory, file_type: FileType, answers: tuple[int, int] | None) -> list[PlannedTensor]:
+    """The tensors of the language file; `answers` are the ids of yes and no, None for an embedder."""
+    _require_type(inventory, file_type)
+    matrices, checkpoint = _matrices(inventory, file_type), inventory.checkpoint
+    planned: list[PlannedTensor] = []
+    if answers is not None:
+        planned.append(
+            _planned(RANK_HEAD, (2, inventory.head.shape[1]), matrices, Rows(checkpoint, inventory.head, answers))
+        )
+    for spec, info in inventory.tensors.items():
+        if _is_written(spec, answers):
+            gguf_name = _name(spec, inventory)
+            if info.hf_name in inventory.packed:
+                planned += _repacked(gguf_name, checkpoint, inventory.packed[info.hf_name])
+            else:
+                planned.append(_planned(gguf_name, spec.shape, matrices, Whole(checkpoint, info)))
+    return planned
+
+
+def plan_projector(inventory: Inventory, file_type: FileType) -> list[PlannedTensor]:
+    """The tensors of the vision projector's file."""
+    planned: list[PlannedTensor] = []
+    checkpoint = inventory.checkpoint
+    for spec, info in inventory.tensors.items():
+        if not _is_vision(spec):
+            continue
+        if spec.hf_name.endswith(_FRAMES):
+            shape = (*spec.shape[:2], *spec.shape[3:])
+            planned += [
+                _planned(name, shape, file_type.matrices, Frame(checkpoint, info, frame))
+                for frame, name in enumerate(PATCH_EMBEDDINGS)
+            ]
+        else:
+            planned.append(_planned(_name(spec, inventory), spec.shape, file_type.matrices, Whole(checkpoint, info)))
+    return planned
+
+
+def automatic_type(inventory: Inventory) -> FileType:
+    """`auto`: the type that loses nothing."""
+    if inventory.packed:
+        return FILE_TYPES["nvfp4"]
+    dtypes = {info.dtype for spec, info in inventory.tensors.items() if len(spec.shape) > 1}
+    return FILE_TYPES[dtypes.pop().lower() if len(dtypes) == 1 else "f32"]
+
+
+def _is_vision(spec: TensorSpec) -> bool:
+    return ".visual." in spec.hf_name
+
+
+def _is_written(spec: TensorSpec, answers: tuple[int, int] | None) -> bool:
+    """Not the vision tower, nor a head that is tied, nor the vocabulary head that the rank head's rows replace."""
+    is_replaced = spec.module == "lm_head" and answers is not None
+    return not _is_vision(spec) and spec.presence is not Presence.DUPLICATE and not is_replaced
+
+
+def _name(spec: TensorSpec, inventory: Inventory) -> str:
+    config = inventory.detection.config
+    layers: Sequence[int] = ()
+    if inventory.detection.architecture.is_vision:
+        layers = section(config, "vision_config").get("deepstack_visual_indexes", ())
+    gguf_name = gguf_name_of(spec.hf_name, layers)
+    if gguf_name is None:
+        raise ModelError(f"{spec.hf_name} {list(spec.shape)} has no place in llama.cpp's {config.get('model_type')}.")
+    return gguf_name
+
+
+def _planned(gguf_name: str, shape: tuple[int, ...], matrices: GgmlType, source: TensorSource) -> PlannedTensor:
+    chosen = element_type(gguf_name, shape, matrices)
+    elements = 1
+    for size in shape:
+        elements *= size
+    return PlannedTensor(OutputTensor(gguf_name, chosen, shape, chosen.nbytes(elements)), source)
+
+
+def _repacked(gguf_name: str, checkpoint: Checkpoint, weight: PackedWeight) -> Iterator[PlannedTensor]:
+    rows, columns = weight.shape
+    if columns % NVFP4.block:
+        raise ModelError(
+            f"{weight.packed.hf_name} [{rows}, {columns}]: GGUF packs {NVFP4.block} NVFP4 values together, "
+            f"and {columns} columns are no multiple of that."
+        )
+    yield PlannedTensor(
+        OutputTensor(gguf_name, NVFP4, weight.shape, NVFP4.nbytes(rows * columns)), Repacked(checkpoint, weight)
+    )
+    scale_name = gguf_name.removesuffix(".weight") + ".scale"
+    yield PlannedTensor(OutputTensor(scale_name, F32, (1,), 4), GlobalScale(checkpoint, weight))
+
+
+def _require_type(inventory: Inventory, file_type: FileType) -> None:
+    if inventory.packed and file_type.matrices is not NVFP4:
+        raise UsageError(
+            f"The checkpoint is NVFP4; as {file_type.label} it would be larger and no better.",
+            "Pass --outtype nvfp4, or convert the checkpoint that it was made from.",
+        )
+    if not inventory.packed and file_type.matrices is NVFP4:
+        raise UsageError(
+            "--outtype nvfp4 repacks an NVFP4 checkpoint; this one is not quantized.",
+            "Run `qtool quantize` first and convert its output.",
+        )
+
+
+def _matrices(inventory: Inventory, file_type: FileType) -> GgmlType:
+    """What unpacked matrices become; beside NVFP4 weights they stay as they are."""
+    if file_type.matrices is not NVFP4:
+        return file_type.matrices
+    embedding = next(info for spec, info in inventory.tensors.items() if spec.module.endswith("embed_tokens"))
+    return next(each for each in GGML_TYPES.values() if each.name == embedding.dtype)
+
+
+def require_rankable(detection: Detection) -> None:
+    """Raise ModelError for the forms whose head a GGUF file cannot carry."""
+    if detection.task is Task.RERANK and detection.architecture.head != "lm_head":
+        raise ModelError(
+            f"{detection.architecture.name} ranks by a `score` head, whose prompt and labels nothing declares.",
+            "Convert the original checkpoint, which ranks by its yes and no tokens.",
+        )

@@ -1,0 +1,186 @@
+"""K- and I-quants, which llama.cpp itself makes: its program `llama-quantize`, or its library driven like that program.
+
+Rule: llama.cpp is asked for what must be kept, and its file is then read to see that it was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from qtool.arch.gguf_names import RANK_HEAD, TOKEN_EMBEDDING
+from qtool.errors import ModelError, SetupError, UsageError
+from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES
+from qtool.formats.ggml import BF16, F16, F32, Q8_0
+from qtool.progress import Progress, no_progress
+from qtool.storage.gguf import GgufFile, GgufTensor, read_gguf
+
+PROGRAM: Final = "llama-quantize"
+LIBRARY: Final = "llama_cpp"
+_SUPER_BLOCK: Final = 256  # values that every K-quant and IQ4_XS packs together
+_CHANGED_KEYS: Final = ("general.file_type",)
+_STEP: Final = re.compile(r"\[ *(\d+)/ *(\d+)\]")
+_UNGUIDED: Final = re.compile(r"did not find weights for (blk\.\S+)")
+_TAIL: Final = 8
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """One way to llama.cpp's quantizer: a command that takes the arguments of `llama-quantize`."""
+
+    name: str
+    command: tuple[str, ...]
+
+    def quantize(
+        self,
+        source: Path,
+        target: Path,
+        type_name: str,
+        imatrix: Path | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Write `source`, a file of F32, F16 or BF16 tensors, as `target` in one of LLAMA_QUANTIZE_TYPES.
+
+        Two tensors are protected: the rank head keeps its element type, and the token embedding becomes Q8_0 whatever
+        the type. All metadata but the file type is kept. Raises ModelError for a source that cannot be quantized so,
+        SetupError when llama.cpp fails or its file is not as it was asked; then no target is left.
+        """
+        header = read_gguf(source)
+        _require_quantizable(header, type_name)
+        if imatrix is not None and not imatrix.is_file():
+            raise UsageError(f"--imatrix {imatrix}: no such file.")
+        try:
+            said = self._run(_arguments(header, source, target, type_name, imatrix), imatrix, progress)
+            _require_guided(imatrix, said)
+            _check(self.name, header, target, type_name)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    def _run(self, arguments: list[str], imatrix: Path | None, progress: Progress) -> list[str]:
+        # The matrix's path ends up in the file's metadata: from its own folder it is a mere name.
+        folder = imatrix.absolute().parent if imatrix else None
+        with subprocess.Popen(  # noqa: S603 - llama.cpp's program, or this Python
+            [*self.command, *arguments],
+            cwd=folder, env={**os.environ, "PYTHONSAFEPATH": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace",
+        ) as process:  # fmt: skip
+            try:
+                said = list(_followed(process, progress))
+            except BaseException:  # on Ctrl-C, Popen would let it go on
+                process.kill()
+                process.wait()
+                raise
+        if process.returncode:
+            tail = "\n".join(said[-_TAIL:]) or "It said nothing."
+            raise SetupError(f"{self.name} failed with exit status {process.returncode}:\n{tail}", _UPDATE)
+        return said
+
+
+def find_quantizer() -> Quantizer:
+    """`llama-quantize` on PATH, else the library of an installed llama-cpp-python; raises SetupError without either."""
+    program = shutil.which(PROGRAM)
+    if program is not None:
+        program = str(Path(program).absolute())  # it may be started in another folder
+        return Quantizer(program, (program,))
+    if find_spec(LIBRARY) is not None:
+        # In a process of its own: what llama.cpp prints, and the abort it ends a failed assertion with, stay there.
+        return Quantizer("llama-cpp-python", (sys.executable, "-m", "qtool.export.libllama"))
+    wanted = ", ".join(LLAMA_QUANTIZE_TYPES)
+    raise SetupError(f"{wanted} need llama.cpp: neither {PROGRAM} (on PATH) nor llama-cpp-python is here.", _INSTALL)
+
+
+def quantize_file(source: Path, target: Path, type_name: str, imatrix: Path | None = None) -> None:
+    """Quantize with whatever this machine has; see Quantizer.quantize."""
+    find_quantizer().quantize(source, target, type_name, imatrix)
+
+
+_INSTALL: Final = (
+    "Put a llama.cpp release (https://github.com/ggml-org/llama.cpp/releases) on PATH, "
+    "or let pip compile its library (C++ compiler needed, some ten minutes): pip install 'llama-cpp-python>=0.3.36'"
+)
+_UPDATE: Final = "qtool is tested with the llama.cpp of llama-cpp-python 0.3.36; an older one may lack what it needs."
+
+
+def _require_quantizable(source: GgufFile, type_name: str) -> None:
+    for tensor in source.tensors.values():
+        where = f"{source.name}: {tensor.gguf_name} {list(tensor.shape)}"
+        if tensor.type not in (F32, F16, BF16):
+            raise ModelError(f"{where} is {tensor.type.name}; {type_name} is made from F32, F16 or BF16.")
+        block = Q8_0.block if tensor.gguf_name == TOKEN_EMBEDDING else _SUPER_BLOCK
+        if _is_quantized(tensor) and tensor.shape[-1] % block:
+            raise ModelError(
+                f"{where}: {type_name} packs {block} values of a row together, and {tensor.shape[-1]} is no multiple.",
+                "llama.cpp would silently choose another type; q8_0 and f16 take any width of this model.",
+            )
+
+
+def _is_quantized(tensor: GgufTensor) -> bool:
+    """Whether llama.cpp quantizes this tensor of a language model when it is asked as `_arguments` asks."""
+    return len(tensor.shape) > 1 and not tensor.gguf_name.endswith("_norm.weight") and tensor.gguf_name != RANK_HEAD
+
+
+def _arguments(header: GgufFile, source: Path, target: Path, type_name: str, imatrix: Path | None) -> list[str]:
+    arguments = ["--token-embedding-type", Q8_0.name.lower()]
+    if RANK_HEAD in header.tensors:  # the left side is a regular expression, searched for in each name
+        pattern = re.escape(RANK_HEAD.removesuffix(".weight"))
+        arguments += ["--tensor-type", f"{pattern}={header.tensors[RANK_HEAD].type.name.lower()}"]
+    if imatrix is not None:
+        arguments += ["--imatrix", imatrix.name]
+    return [*arguments, str(source.absolute()), str(target.absolute()), type_name.upper()]
+
+
+def _followed(process: subprocess.Popen[str], progress: Progress) -> Iterator[str]:
+    """What a quantizer says, line by line; it counts the tensors."""
+    for line in process.stdout or ():
+        if step := _STEP.match(line):
+            progress(int(step[1]), int(step[2]))
+        if text := line.strip():
+            yield text
+
+
+def _require_guided(imatrix: Path | None, said: list[str]) -> None:
+    unguided = [match[1] for line in said if (match := _UNGUIDED.search(line))]
+    if unguided:  # llama.cpp goes on without
+        raise UsageError(
+            f"--imatrix {imatrix} knows nothing of {len(unguided)} matrices, {unguided[0]} among them.",
+            "It was made for another model.",
+        )
+
+
+def _check(name: str, source: GgufFile, target: Path, type_name: str) -> None:
+    try:
+        faults = list(_faults(source, read_gguf(target), type_name))
+    except ModelError as error:  # also how a full disk shows: llama.cpp does not notice it
+        raise SetupError(f"{name} left no complete file: {error.message}", "Is the disk full?") from None
+    if faults:
+        raise SetupError(f"{name} did not do as asked: {'; '.join(faults)}.", _UPDATE)
+
+
+def _faults(source: GgufFile, made: GgufFile, type_name: str) -> Iterator[str]:
+    if made.get("general.file_type") != LLAMA_QUANTIZE_TYPES[type_name]:
+        yield f"the file type is {made.get('general.file_type')}, not {type_name}"
+    for key, value in source.metadata.items():
+        if key not in _CHANGED_KEYS and made.metadata.get(key) != value:
+            yield f"the metadata {key} is {'changed' if key in made.metadata else 'lost'}"
+    before = {gguf_name: tensor.shape for gguf_name, tensor in source.tensors.items()}
+    if before != {gguf_name: tensor.shape for gguf_name, tensor in made.tensors.items()}:
+        yield "the tensors are not those of the source"
+        return
+    for gguf_name, tensor in made.tensors.items():
+        if gguf_name == TOKEN_EMBEDDING:
+            wanted = Q8_0
+        elif not _is_quantized(tensor):
+            wanted = source.tensors[gguf_name].type
+        else:
+            continue
+        if tensor.type != wanted:
+            yield f"{gguf_name} is {tensor.type.name}, not {wanted.name}"

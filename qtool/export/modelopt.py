@@ -1,0 +1,138 @@
+"""The reference backend: NVIDIA ModelOpt itself, with the whole model in memory, on a GPU where there is one.
+
+Rule: this is the only file that imports modelopt. It gets the recipe's patterns and nothing else to decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from qtool.errors import ModelError, SetupError
+from qtool.export.quantize_plan import Action, QuantizationPlan, hf_quant_config
+from qtool.export.streaming import PIECE, check_weights, pieces_of, read_piece, work_bytes
+from qtool.formats.nvfp4 import BLOCK
+from qtool.formats.nvfp4_kernels import dequantize
+from qtool.jsonfile import read_json
+from qtool.progress import Advance, Meter, Progress
+from qtool.recipe import Recipe
+from qtool.storage.checkpoint import Checkpoint, read_header
+
+_TORCH_DTYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def quantize_modelopt(
+    checkpoint: Checkpoint, plan: QuantizationPlan, folder: Path, max_shard_bytes: int, progress: Progress
+) -> Mapping[str, float]:
+    """Write ModelOpt's export of `plan` into `folder`; the relative error of each quantized tensor."""
+    meter = Meter(work_bytes(plan), progress)
+    check_weights(checkpoint, plan, meter.advance)
+    with _quiet():
+        _quantize_and_export(_load(checkpoint, plan), plan.recipe, folder, max_shard_bytes)
+    _require_same_description(plan, folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)  # ModelOpt makes one up; the source's is copied
+    return _relative_errors(checkpoint, plan, folder, meter.advance)
+
+
+def _load(checkpoint: Checkpoint, plan: QuantizationPlan) -> Any:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise SetupError(f"The modelopt backend needs torch and transformers: {error}.") from None
+    name = plan.detection.architecture.name
+    model_class = getattr(transformers, name, None)
+    if model_class is None:
+        raise SetupError(f"transformers {transformers.__version__} has no {name}.", "Use --backend streaming.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model_class.from_pretrained(checkpoint.directory, dtype=getattr(torch, _dtype(plan))).to(device)
+    if not _has_head(plan):
+        model.lm_head = torch.nn.Identity()  # else transformers' random one would be exported
+    return model.eval()
+
+
+def _dtype(plan: QuantizationPlan) -> str:
+    dtypes = {tensor.source.dtype for tensor in plan.tensors}
+    if len(dtypes) > 1:
+        raise ModelError(
+            f"The checkpoint mixes {' and '.join(sorted(dtypes))}; ModelOpt would cast all to one.",
+            "Use --backend streaming, which keeps each as it is.",
+        )
+    return _TORCH_DTYPES[dtypes.pop()]
+
+
+def _has_head(plan: QuantizationPlan) -> bool:
+    config = plan.detection.config
+    if plan.detection.architecture.head != "lm_head":
+        return True
+    return bool(config.get("tie_word_embeddings", False)) or any(
+        tensor.spec.module == "lm_head" for tensor in plan.tensors
+    )
+
+
+def modelopt_config(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as ModelOpt's quantization config: everything off, then the recipe's patterns on."""
+    block_sizes = {-1: recipe.block_size, "type": "dynamic", "scale_bits": (4, 3)}
+    weights = {"num_bits": (2, 1), "block_sizes": block_sizes}
+    enabled = [{"quantizer_name": f"{p}.weight_quantizer", "cfg": weights, "enable": True} for p in recipe.quantize]
+    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *enabled], "algorithm": recipe.algorithm}
+
+
+def _quantize_and_export(model: Any, recipe: Recipe, folder: Path, max_shard_bytes: int) -> None:
+    import modelopt.torch.quantization as mtq
+    import torch
+    from modelopt.torch.export import export_hf_checkpoint
+
+    with torch.inference_mode():
+        mtq.quantize(model, modelopt_config(recipe), forward_loop=None)
+        export_hf_checkpoint(model, export_dir=folder, max_shard_size=max_shard_bytes)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # ModelOpt prints to stdout, where qtool's result alone belongs.
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _require_same_description(plan: QuantizationPlan, folder: Path) -> None:
+    written, expected = read_json(folder / "hf_quant_config.json"), hf_quant_config(plan)
+    if not _has_head(
+        plan
+    ):  # taken out above, so ModelOpt does not name it; engines that make one up must leave it alone
+        expected["quantization"]["exclude_modules"].remove("lm_head")
+    if written["quantization"] != expected["quantization"]:
+        raise SetupError(
+            f"ModelOpt {written['producer']['version']} describes its export differently than expected: {written['quantization']}.",
+            "Install the ModelOpt release that `qtool doctor` names.",
+        )
+
+
+def _relative_errors(
+    checkpoint: Checkpoint, plan: QuantizationPlan, folder: Path, advance: Advance
+) -> Mapping[str, float]:
+    """|w - q| / |w| of each quantized tensor, from the bytes that ModelOpt wrote."""
+    infos = {info.hf_name: info for path in sorted(folder.glob("*.safetensors")) for info in read_header(path)}
+    written = Checkpoint(folder, {}, infos)
+    buffer = np.empty(PIECE, np.uint8)
+    errors: dict[str, float] = {}
+    for tensor in plan.tensors:
+        if tensor.action is Action.QUANTIZE:
+            packed = written.read(tensor.spec.hf_name).reshape(-1)
+            scales = written.read(f"{tensor.spec.module}.weight_scale").reshape(-1)
+            scale = np.float32(written.read(f"{tensor.spec.module}.weight_scale_2").item())
+            error = power = 0.0
+            for piece in pieces_of(tensor):
+                bits, first = read_piece(checkpoint, piece, buffer), piece.start // piece.element.itemsize
+                span = slice(first // 2, (first + bits.size) // 2), slice(first // BLOCK, (first + bits.size) // BLOCK)
+                weights = piece.element.widen(bits)
+                delta = weights - dequantize(packed[None, span[0]], scales[span[1]], scale)[0]
+                error, power = error + float(delta @ delta), power + float(weights @ weights)
+                advance(piece.length)
+            errors[tensor.spec.hf_name] = float(np.sqrt(error / power)) if power else 0.0
+    return errors

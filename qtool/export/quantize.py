@@ -1,0 +1,358 @@
+"""`quantize`: plan, check, carry out, describe."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from qtool.arch.detect import Detection, detect
+from qtool.arch.prompts import FILE_NAME as RERANK_TEMPLATE
+from qtool.arch.prompts import rerank_template, reranker_prompt
+from qtool.arch.spec import Task
+from qtool.console import human_size, written
+from qtool.export.quantize_plan import (
+    Action,
+    PlannedTensor,
+    QuantizationPlan,
+    hf_quant_config,
+    plan_quantization,
+    quantized_config,
+)
+from qtool.jsonfile import json_bytes
+from qtool.manifest import FILE_NAME, manifest, versions
+from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.progress import Meter, Progress, no_progress
+from qtool.recipe import LoadedRecipe, load_recipe
+from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars, open_checkpoint
+from qtool.storage.hashing import sha256_of
+from qtool.storage.hub import Source, resolve
+from qtool.storage.output import WORKERS, check_target, require_space, staged_folder
+from qtool.storage.shards import Layout, lay_out
+
+# What is asked for, and everything that is known about it before the first weight is read. Preparing a job reads
+# configs and headers only.
+
+
+Backend = Literal["auto", "streaming", "modelopt"]
+BACKENDS: Final[tuple[Backend, ...]] = ("auto", "streaming", "modelopt")
+DEFAULT_MAX_SHARD_BYTES: Final = 1 << 29
+"""Shards are hashed side by side and fetched side by side, so several of half a gigabyte beat one of five."""
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What `qtool quantize` is asked to do."""
+
+    model: str
+    output: Path | None
+    recipe: str = "nvfp4-w4a16"
+    backend: Backend = "auto"
+    task: Task | None = None
+    revision: str | None = None
+    token: str | None = None
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything known before the first weight is read."""
+
+    source: Source
+    checkpoint: Checkpoint
+    recipe: LoadedRecipe
+    plan: QuantizationPlan
+    layout: Layout
+    backend: Literal["streaming", "modelopt"]
+    backend_reason: str
+    small_files: Mapping[str, bytes]
+
+    @property
+    def sidecars(self) -> list[Path]:
+        """Side files of the source, relative to it."""
+        return find_sidecars(self.checkpoint.directory)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the output folder, qtool.json excepted."""
+        sidecar_bytes = sum((self.checkpoint.directory / path).stat().st_size for path in self.sidecars)
+        return self.layout.nbytes + sum(map(len, self.small_files.values())) + sidecar_bytes
+
+
+def prepare(options: QuantizeOptions) -> Job:
+    """Resolve, open and plan."""
+    if options.output is not None and not options.dry_run:
+        check_target(options.output, force=options.force)
+    recipe = load_recipe(options.recipe)
+    source = resolve(options.model, options.revision, options.token)
+    checkpoint = open_checkpoint(source.directory)
+    plan = plan_quantization(checkpoint, detect(source.directory, options.task), recipe.recipe)
+    layout = lay_out(plan.outputs, options.max_shard_bytes)
+    backend, reason = _choose(options.backend)
+    return Job(source, checkpoint, recipe, plan, layout, backend, reason, _small_files(plan, layout))
+
+
+def _choose(backend: Backend) -> tuple[Literal["streaming", "modelopt"], str]:
+    if backend == "auto":  # every algorithm that the recipe schema admits is one that streaming carries out
+        return "streaming", "auto: the recipe's algorithm needs no model in memory"
+    return backend, "--backend"
+
+
+def _small_files(plan: QuantizationPlan, layout: Layout) -> Mapping[str, bytes]:
+    return {
+        "config.json": json_bytes(quantized_config(plan)),
+        "hf_quant_config.json": json_bytes(hf_quant_config(plan)),
+        **({INDEX: layout.index} if layout.index else {}),
+        **_rerank_template(plan.detection),
+    }
+
+
+def _rerank_template(detection: Detection) -> Mapping[str, bytes]:
+    """What vLLM needs as --chat-template; a model with a `score` head may have been trained on another prompt."""
+    if detection.task is not Task.RERANK or detection.architecture.head != "lm_head":
+        return {}
+    prompt = reranker_prompt(is_vision=detection.architecture.is_vision)
+    return {RERANK_TEMPLATE: rerank_template(prompt).encode()}
+
+
+# What a quantization does or did, in the few lines that a person wants. The numbers of a dry run are computed by the
+# same code as those of the real one.
+
+
+SCHEMA_VERSION: Final = 1
+
+_STREAMING_BASE: Final = 180 << 20  # Python, numpy, numba: 201 MB were measured with two threads, whatever the size
+_STREAMING_PER_THREAD: Final = 6 << 20  # a piece, its codes and scales
+_MODELOPT_BASE: Final = 1 << 30  # Python, torch, transformers, ModelOpt
+_MODELOPT_FACTOR: Final = 1.2
+
+
+@dataclass(frozen=True)
+class TensorClass:
+    """All tensors that one rule claims. `relative_error` is the largest among them, None before the run."""
+
+    rule: str
+    action: str
+    reason: str
+    tensors: int
+    weights: int
+    source_bytes: int
+    output_bytes: int
+    relative_error: float | None
+
+
+@dataclass(frozen=True)
+class QuantizationSummary:
+    """`output_bytes` counts every file but qtool.json, and is the disk needed; `peak_memory_bytes` is an estimate."""
+
+    architecture: str
+    task: str
+    task_source: str
+    recipe: str
+    backend: str
+    backend_reason: str
+    classes: tuple[TensorClass, ...]
+    bits_per_weight: float
+    source_bytes: int
+    output_bytes: int
+    peak_memory_bytes: int
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The summary as `--json` prints it."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+
+def tensor_classes(plan: QuantizationPlan, errors: Mapping[str, float]) -> tuple[TensorClass, ...]:
+    """The plan's tensors by action and rule, in order of first appearance."""
+    classes: dict[tuple[Action, str], list[PlannedTensor]] = {}
+    for tensor in plan.tensors:
+        classes.setdefault((tensor.action, tensor.rule), []).append(tensor)
+    return tuple(_tensor_class(plan, members, errors) for members in classes.values())
+
+
+def _tensor_class(plan: QuantizationPlan, members: list[PlannedTensor], errors: Mapping[str, float]) -> TensorClass:
+    return TensorClass(
+        rule=members[0].rule,
+        action=members[0].action.value,
+        reason=members[0].reason,
+        tensors=len(members),
+        weights=sum(member.elements for member in members),
+        source_bytes=sum(member.source.nbytes for member in members),
+        output_bytes=sum(o.nbytes for member in members for o in member.outputs(plan.recipe.block_size)),
+        relative_error=max((errors[m.spec.hf_name] for m in members if m.spec.hf_name in errors), default=None),
+    )
+
+
+def summarize(job: Job, errors: Mapping[str, float] | None = None, written: Path | None = None) -> QuantizationSummary:
+    """The summary of a job; after the run with the relative errors and the folder that was written."""
+    source_bytes = sum(tensor.source.nbytes for tensor in job.plan.tensors)
+    return QuantizationSummary(
+        architecture=job.plan.detection.architecture.name,
+        task=job.plan.detection.task.value if job.plan.detection.task else "unknown",
+        task_source=job.plan.detection.task_source,
+        recipe=job.plan.recipe.name,
+        backend=job.backend,
+        backend_reason=job.backend_reason,
+        classes=tensor_classes(job.plan, errors or {}),
+        bits_per_weight=job.plan.bits_per_weight,
+        source_bytes=source_bytes,
+        output_bytes=_size(written) if written else job.output_bytes,
+        peak_memory_bytes=_peak_memory(job, source_bytes),
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def _peak_memory(job: Job, source_bytes: int) -> int:
+    """An estimate from measured runs: constant for streaming, in proportion to the model for ModelOpt."""
+    if job.backend == "modelopt":
+        return int(_MODELOPT_BASE + _MODELOPT_FACTOR * source_bytes)
+    return _STREAMING_BASE + WORKERS * _STREAMING_PER_THREAD
+
+
+# The summary of a quantization as a person reads it in a terminal.
+
+
+_BECOMES: Final = {"quantize": "NVFP4", "copy": "unchanged", "drop": "left out"}
+
+
+def summary_table(summary: QuantizationSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
+    """One row a tensor class, why some stay as they are, the totals, and what to do next."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("modules", overflow="fold", max_width=36)
+    table.add_column("becomes", no_wrap=True)
+    for heading in ("tensors", "from", "to", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in summary.classes:
+        table.add_row(*map(Text, _row(each)))
+    reasons = [Text(f"{each.rule}: {each.reason}") for each in summary.classes if each.action != "quantize"]
+    blank = Text("")
+    return Group(table, blank, *reasons, blank, Text(_totals(summary)), _closing(output, dry_run=dry_run))
+
+
+def _row(each: TensorClass) -> tuple[str, ...]:
+    error = "" if each.relative_error is None else f"{each.relative_error:.2%}"
+    return (
+        each.rule,
+        _BECOMES[each.action],
+        f"{each.tensors:,}",
+        human_size(each.source_bytes),
+        human_size(each.output_bytes),
+        error,
+    )
+
+
+def _totals(summary: QuantizationSummary) -> str:
+    ratio = summary.output_bytes / summary.source_bytes
+    return (
+        f"{summary.architecture}, task {summary.task} ({summary.task_source})\n"
+        f"recipe {summary.recipe}, backend {summary.backend} ({summary.backend_reason})\n"
+        f"{human_size(summary.source_bytes)} of weights -> {summary.output_bytes:,} bytes on disk ({ratio:.0%}), "
+        f"{summary.bits_per_weight:.2f} bits per weight, about {human_size(summary.peak_memory_bytes)} of memory"
+    )
+
+
+def _closing(output: Path | None, *, dry_run: bool) -> Text:
+    if dry_run or output is None:
+        return Text("Dry run: nothing was written.")
+    return written(output, "verify", " --reference MODEL")
+
+
+# `quantize`: plan, check, carry out, describe. The whole pipeline in one readable function. Everything that can be
+# refused is refused before the first byte is written.
+
+
+def quantize(options: QuantizeOptions, progress: Progress = no_progress) -> QuantizationSummary:
+    """Quantize `options.model` into `options.output`, or with `dry_run` only say what that would do."""
+    job = prepare(options)
+    if options.dry_run or options.output is None:
+        return summarize(job)
+    require_space(options.output, job.output_bytes)
+    with staged_folder(options.output, force=options.force) as folder:
+        errors = _write(job, options, folder, progress)
+    return summarize(job, errors, options.output)
+
+
+def _write(job: Job, options: QuantizeOptions, folder: Path, progress: Progress) -> Mapping[str, float]:
+    if job.backend == "streaming":
+        hashes, errors = _write_streaming(job, folder, progress)
+    else:
+        hashes, errors = _write_modelopt(job, options, folder, progress)
+    for relative in job.sidecars:
+        (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(job.checkpoint.directory / relative, folder / relative)
+    others = sorted(_files(folder) - set(hashes))
+    hashes = {**hashes, **dict(zip(others, sha256_of([folder / path for path in others]), strict=True))}
+    (folder / FILE_NAME).write_bytes(json_bytes(_manifest(job, hashes, errors)))
+    return errors
+
+
+def _write_streaming(job: Job, folder: Path, progress: Progress) -> tuple[Mapping[str, str], Mapping[str, float]]:
+    from qtool.export.streaming import quantize_streaming, work_bytes
+
+    meter = Meter(work_bytes(job.plan), progress)
+    result = quantize_streaming(job.checkpoint, job.plan, job.layout, folder, meter.advance)
+    for name, data in job.small_files.items():
+        (folder / name).write_bytes(data)
+    return result.sha256, result.relative_errors
+
+
+def _write_modelopt(
+    job: Job, options: QuantizeOptions, folder: Path, progress: Progress
+) -> tuple[Mapping[str, str], Mapping[str, float]]:
+    from qtool.export.modelopt import quantize_modelopt
+
+    errors = quantize_modelopt(job.checkpoint, job.plan, folder, options.max_shard_bytes, progress)
+    for name in set(job.small_files) - {INDEX}:  # ModelOpt cuts its own shards, so its index stays
+        (folder / name).write_bytes(job.small_files[name])
+    return {}, errors
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _manifest(job: Job, hashes: Mapping[str, str], errors: Mapping[str, float]) -> Mapping[str, Any]:
+    detection = job.plan.detection
+    return manifest(
+        "quantize",
+        backend=job.backend,
+        versions=versions("nvidia-modelopt", "torch", "transformers")
+        if job.backend == "modelopt"
+        else versions("numpy", "numba"),
+        source={
+            "origin": job.source.origin,
+            "revision": job.source.revision,
+            "config_sha256": _config_hash(job.checkpoint),
+        },
+        architecture=detection.architecture.name,
+        task={"value": detection.task.value if detection.task else "unknown", "declared_by": detection.task_source},
+        recipe={"name": job.recipe.recipe.name, "sha256": job.recipe.sha256, "text": job.recipe.text},
+        files=dict(sorted(hashes.items())),
+        tensors=[_tensor_facts(tensor, errors) for tensor in job.plan.tensors],
+    )
+
+
+def _config_hash(checkpoint: Checkpoint) -> str:
+    return hashlib.sha256((checkpoint.directory / "config.json").read_bytes()).hexdigest()
+
+
+def _tensor_facts(tensor: PlannedTensor, errors: Mapping[str, float]) -> Mapping[str, Any]:
+    facts: dict[str, Any] = {
+        "name": tensor.spec.hf_name, "action": tensor.action.value, "rule": tensor.rule, "reason": tensor.reason,
+        "shape": list(tensor.source.shape), "from": tensor.source.dtype,
+    }  # fmt: skip
+    if tensor.action is Action.QUANTIZE:
+        facts |= {"to": "NVFP4", "relative_error": float(f"{errors[tensor.spec.hf_name]:.4g}")}
+    return facts

@@ -1,0 +1,396 @@
+"""`repair_gguf`: gives a GGUF file what it lacks to rank, without the base weights."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from gguf.constants import PoolingType
+
+from qtool.arch.detect import detect
+from qtool.arch.gguf_names import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING
+from qtool.arch.prompts import NO, YES, reranker_prompt
+from qtool.arch.spec import Task
+from qtool.errors import ModelError, UsageError
+from qtool.export.engine import write_tensors
+from qtool.export.gguf_metadata import (
+    NAMES_KEY,
+    RERANK_KEY,
+    baked_instruction,
+    rank_prompt,
+    read_tokenizer,
+    task_metadata,
+    token_id,
+)
+from qtool.export.gguf_plan import Inventory, PlannedTensor, take_inventory
+from qtool.export.sources import Rows, Stored, StoredRows, TensorSource
+from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
+from qtool.jsonfile import json_bytes
+from qtool.manifest import manifest, versions
+from qtool.progress import Meter, Progress, no_progress
+from qtool.storage.checkpoint import TensorInfo, open_checkpoint
+from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, array, encode_string, encode_value, read_gguf, string
+from qtool.storage.gguf_layout import GgufLayout, OutputTensor, lay_out_encoded
+from qtool.storage.head_rows import (
+    TOKENS_KEY,
+    HeadOrder,
+    answer_matrix,
+    distance,
+    head_order,
+    read_rows,
+    tokens_of_head,
+    tolerance,
+)
+from qtool.storage.hub import resolve
+from qtool.storage.output import check_target_file, manifest_of, require_space, staged_files
+
+# The rank head of a file under repair: added, put into the right order, or taken from a base. A head's rows and its
+# labels keep their meaning. What matches the vocabulary's yes and no stays byte for byte, what is of its own follows
+# its labels, and where nothing says which row is yes there is no repair.
+
+
+_EXACT: Final = (F32, F16, BF16)
+_AGAIN: Final = "Convert the original again."
+
+
+@dataclass(frozen=True)
+class RepairedHead:
+    """The head to write, and in a sentence what is new about it."""
+
+    tensor: PlannedTensor
+    change: str
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A checkpoint with the rows as they were trained; `answers` are the ids of yes and no."""
+
+    name: str
+    inventory: Inventory
+    answers: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _File:
+    """The file under repair: its header, where it lies, and the base that it was made from."""
+
+    gguf: GgufFile
+    path: Path
+    base: _Base | None
+    tokens: Sequence[str]
+
+    def read(self, tensor: GgufTensor, start: int, nbytes: int) -> bytes:
+        """Some bytes of a tensor."""
+        with self.path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), nbytes, tensor.offset + start)
+
+
+def repaired_head(gguf: GgufFile, path: Path, base: str | None) -> RepairedHead | None:
+    """The head that `gguf` needs; None where its own is right."""
+    file = _File(gguf, path, _open_base(base) if base is not None else None, gguf.get(TOKENS_KEY, []))
+    if file.base is not None:
+        _require_its_base(file, file.base)
+    present = gguf.tensors.get(RANK_HEAD)
+    if present is None:
+        return _rebuilt(file, "was missing")
+    _require_rankable_width(gguf, present)
+    if file.base is not None and present.type not in _EXACT:
+        return _rebuilt(file, f"was stored as {present.type.name}")
+    order = head_order(gguf.tensors, file.tokens, file.read)
+    if order is HeadOrder.EXCHANGED:
+        return _exchanged(file, present, "held the rows of no and yes")
+    return None if order is HeadOrder.RIGHT else _of_its_own(file, present)
+
+
+def _require_rankable_width(gguf: GgufFile, head: GgufTensor) -> None:
+    if head.shape[0] != 2:
+        raise ModelError(f"{gguf.name}: {RANK_HEAD} has {head.shape[0]} rows; yes and no are two.", _AGAIN)
+
+
+def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
+    """A head that is not the vocabulary's yes and no: other tokens' rows are a mistake, trained ones are meant so."""
+    words = _words_of(file, head)
+    if any(words):
+        return _rebuilt(file, f"held the rows of {' and '.join(map(_named, words))}")
+    labels = file.gguf.get(f"{file.gguf.get('general.architecture')}.classifier.output_labels")
+    if labels == [NO, YES]:  # kept with its rows, so that the one that meant yes still does
+        return _exchanged(file, head, "held no before yes, as its labels say")
+    if labels not in (None, [YES, NO]):
+        raise ModelError(
+            f"{file.gguf.name}: the rows of {RANK_HEAD} are labelled {labels} and are no rows of its vocabulary: nothing "
+            "says which of them means yes.",
+            _AGAIN,
+        )
+    return None
+
+
+def _words_of(file: _File, head: GgufTensor) -> list[str | None]:
+    """Of each row of the head the token that it is the row of."""
+    matrix = answer_matrix(file.gguf.tensors)
+    if matrix is None:
+        return [None, None]
+    return [None if t is None else _text(file.tokens, t) for t in tokens_of_head(head, matrix, file.read)]
+
+
+def _text(tokens: Sequence[str], token: int) -> str:
+    return tokens[token] if token < len(tokens) else f"token {token}"
+
+
+def _named(word: str | None) -> str:
+    return "no token" if word is None else repr(word)
+
+
+def _exchanged(file: _File, head: GgufTensor, problem: str) -> RepairedHead:
+    """Its own rows in the other order: byte for byte, since they may be better than the vocabulary's."""
+    exchanged = _planned(head.type, head.shape[1], StoredRows(file.path, head, (1, 0)))
+    return RepairedHead(exchanged, f"{RANK_HEAD} {problem}, and holds those of yes and no.")
+
+
+def _planned(kind: GgmlType, width: int, source: TensorSource) -> PlannedTensor:
+    return PlannedTensor(OutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width)), source)
+
+
+def _rebuilt(file: _File, problem: str) -> RepairedHead:
+    """The answers' rows of the base, else of the file's own head or of the embedding that is tied to it."""
+    head = _head_of_base(file.base) if file.base is not None else _head_of_file(file)
+    origin = head.source.tensor.gguf_name if isinstance(head.source, StoredRows) else "the base"
+    rows, kind = f"[2, {head.output.shape[1]}]", head.output.type.name
+    return RepairedHead(head, f"{RANK_HEAD} {problem}, is {rows}: the yes and no rows of {origin}, as {kind}.")
+
+
+def _open_base(base: str) -> _Base:
+    directory = resolve(base).directory
+    declared = detect(directory)
+    if declared.task is Task.EMBED:
+        raise UsageError(
+            f"{base} is an embedder ({declared.task_source}), whose rows of yes and no answer nothing.",
+            "Pass the reranker that the file was made from.",
+        )
+    tokenizer = read_tokenizer(directory)
+    inventory = take_inventory(open_checkpoint(directory), detect(directory, Task.RERANK))
+    return _Base(base, inventory, (token_id(tokenizer, YES), token_id(tokenizer, NO)))
+
+
+def _require_its_base(file: _File, base: _Base) -> None:
+    """Raise ModelError unless the file can have been made from the base: whose rows of yes and no it then still has."""
+    gguf, width = file.gguf, file.gguf.get(f"{file.gguf.get('general.architecture')}.embedding_length")
+    words = [file.tokens[token : token + 1] for token in base.answers]
+    if base.inventory.head.shape[1] != width or words != [[YES], [NO]]:
+        raise ModelError(f"{base.name} is not what {gguf.name} was made from: width or vocabulary differ.")
+    for gguf_name, info in ((TOKEN_EMBEDDING, base.inventory.embedding), (OUTPUT, base.inventory.head)):
+        stored = gguf.tensors.get(gguf_name)
+        if stored is not None and not _agree(file, stored, base, info):
+            raise ModelError(
+                f"{base.name} is not what {gguf.name} was made from: their rows of yes and no differ in {gguf_name}.",
+                "Pass the checkpoint it was made from, or leave --base out: the file has rows of its own.",
+            )
+
+
+def _agree(file: _File, stored: GgufTensor, base: _Base, info: TensorInfo) -> bool:
+    """Whether the answers' rows are the same, as far as the types in which they are stored can tell."""
+    if stored.shape[1:] != info.shape[1:] or max(base.answers) >= stored.shape[0]:
+        return False
+    found = read_rows(stored, base.answers, file.read)
+    trained = Rows(base.inventory.checkpoint, info, base.answers).encode(F32).view(np.float32).reshape(2, -1)
+    return found is None or distance(found, trained) <= tolerance(stored.type, _type_of(info))
+
+
+def _type_of(info: TensorInfo) -> GgmlType:
+    return next(each for each in GGML_TYPES.values() if each.name == info.dtype)
+
+
+def _head_of_base(base: _Base) -> PlannedTensor:
+    head = base.inventory.head
+    return _planned(_type_of(head), head.shape[1], Rows(base.inventory.checkpoint, head, base.answers))
+
+
+def _head_of_file(file: _File) -> PlannedTensor:
+    matrix = answer_matrix(file.gguf.tensors)
+    if matrix is None:
+        raise ModelError(
+            f"{file.gguf.name} has neither {OUTPUT} nor {TOKEN_EMBEDDING}: the answers' rows are not in it."
+        )
+    rows = tuple(_token_row(file, text, matrix.shape[0]) for text in (YES, NO))
+    kind = matrix.type if matrix.type in _EXACT else F32
+    return _planned(kind, matrix.shape[1], StoredRows(file.path, matrix, rows))
+
+
+def _token_row(file: _File, text: str, rows: int) -> int:
+    if text not in file.tokens or file.tokens.index(text) >= rows:
+        raise ModelError(f"{file.gguf.name} has no single token {text!r}: such a model cannot answer with it.")
+    return int(file.tokens.index(text))
+
+
+# `repair_gguf`: gives a GGUF file what it lacks to rank, without the base weights. What is repaired is rebuilt from
+# the file itself or from the family's published data; every other byte stays.
+
+
+FAMILIES: Final[Mapping[str, bool]] = {"qwen3": False, "qwen3vl": True}
+"""Known architectures, and whether each sees pictures."""
+
+_SCHEMES: Final = ("hf:", "https:", "http:")
+_SHORTEST_ADDRESS: Final = 4  # hf://ORG/NAME/FILE
+
+
+@dataclass(frozen=True)
+class RepairOptions:
+    """What `qtool repair-gguf` is asked to do; `base` is a checkpoint with the head's rows as they were trained."""
+
+    broken: Path
+    fixed: Path
+    base: str | None = None
+    task: Task | None = None
+    instruction: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class RepairSummary:
+    """What was changed, a sentence each."""
+
+    changes: tuple[str, ...]
+    nbytes: int
+
+    def to_json(self) -> Mapping[str, Any]:
+        """The summary as `--json` prints it."""
+        return {"schema_version": 1, "changes": list(self.changes), "nbytes": self.nbytes}
+
+
+@dataclass(frozen=True)
+class _Repair:
+    """Fields to set, the rank head to write (None where its own stays), and why."""
+
+    fields: Mapping[str, Value]
+    head: PlannedTensor | None
+    changes: tuple[str, ...]
+
+
+def repair_gguf(options: RepairOptions, progress: Progress = no_progress) -> RepairSummary:
+    """Write `options.fixed`: the file `options.broken` with all that its task needs."""
+    _require_file(options.broken)
+    check_target_file(options.fixed, force=options.force)
+    gguf = read_gguf(options.broken)
+    repair = _plan(gguf, options)
+    if not repair.changes:
+        raise UsageError(f"{options.broken} lacks nothing that it needs to {_task(gguf, options).value}.")
+    tensors = list(_tensors(gguf, options.broken, repair.head))
+    layout = _lay_out(gguf, repair.fields, options.fixed.name, tensors)
+    require_space(options.fixed, layout.nbytes)
+    with staged_files(options.fixed, force=options.force) as folder:
+        meter = Meter(sum(tensor.source.work_bytes for tensor in tensors), progress)
+        hashes = write_tensors([layout], tensors, folder, meter.advance)
+        (folder / manifest_of(options.fixed).name).write_bytes(json_bytes(_manifest(repair, hashes)))
+    return RepairSummary(repair.changes, layout.nbytes)
+
+
+def _require_file(path: Path) -> None:
+    """Raise UsageError unless `path` is a file on this disk: its weights are copied, so that none is repaired from afar."""
+    if path.is_file():
+        return
+    if path.is_dir():
+        names = sorted(each.name for each in path.glob("*.gguf"))
+        raise UsageError(
+            f"{path} is a folder.", f"Name one file, such as {path / (names[0] if names else 'FILE.gguf')}."
+        )
+    if path.parts[:1] and path.parts[0] in _SCHEMES:
+        raise UsageError(
+            "repair-gguf takes a file on this disk, and no address.", f"Download it first: {_download(path)}"
+        )
+    if not path.exists():
+        raise UsageError(
+            f"There is no file {path}.", "Pass a GGUF file on this disk; hf download ORG/NAME FILE fetches one."
+        )
+
+
+def _download(path: Path) -> str:
+    """The command that fetches what an address names; a path has lost one of its slashes."""
+    if path.parts[0] != _SCHEMES[0] or len(path.parts) < _SHORTEST_ADDRESS:
+        return "hf download ORG/NAME FILE.gguf --local-dir ."
+    repo, _, revision = "/".join(path.parts[1:3]).partition("@")
+    at = ["--revision", revision] if revision else []
+    return shlex.join(["hf", "download", repo, "/".join(path.parts[3:]), *at, "--local-dir", "."])
+
+
+def _plan(gguf: GgufFile, options: RepairOptions) -> _Repair:
+    architecture = gguf.get("general.architecture")
+    if architecture not in FAMILIES:
+        raise ModelError(f"{gguf.name} is a {architecture!r} model; qtool repairs {' and '.join(FAMILIES)} rankers.")
+    if gguf.get("split.count", 1) > 1:
+        raise ModelError(f"{gguf.name} is one part of several.", "Put them together: llama-gguf-split --merge.")
+    task = _task(gguf, options)
+    if task is Task.EMBED and options.base is not None:
+        raise UsageError("--base gives a rank head, and an embedder has none.", "Leave --base out, or --task embed.")
+    wanted = dict(task_metadata(architecture, task))
+    head = None
+    if task is Task.RERANK:
+        head = repaired_head(gguf, options.broken, options.base)
+        wanted |= _template_fields(gguf, options)
+    changed = {key: value for key, value in wanted.items() if gguf.metadata.get(key) != value}
+    changes = (*((head.change,) if head else ()), *_field_changes(gguf, changed))
+    return _Repair(changed, head.tensor if head else None, changes)
+
+
+def _task(gguf: GgufFile, options: RepairOptions) -> Task:
+    """What the file is to do: as asked, else as its pooling says, else to rank."""
+    if options.task is not None:
+        return options.task
+    pooling = gguf.get(f"{gguf.get('general.architecture')}.pooling_type")
+    return Task.EMBED if pooling == PoolingType.LAST and RANK_HEAD not in gguf.tensors else Task.RERANK
+
+
+def _template_fields(gguf: GgufFile, options: RepairOptions) -> dict[str, Value]:
+    official = reranker_prompt(is_vision=FAMILIES[gguf.get("general.architecture")])
+    names = sorted({*gguf.get(NAMES_KEY, []), "rerank"})
+    instruction = options.instruction or baked_instruction(gguf.get(RERANK_KEY, ""), official)
+    template = rank_prompt(official, "official", instruction)
+    return {RERANK_KEY: string(template), NAMES_KEY: array(Kind.STRING, names)}
+
+
+def _field_changes(gguf: GgufFile, fields: Mapping[str, Value]) -> Iterator[str]:
+    for key, value in fields.items():
+        old = gguf.metadata.get(key)
+        was = "was missing" if old is None else f"was {_short(old.data)}"
+        yield f"{key} {was}, is {_short(value.data)}."
+
+
+def _short(data: object) -> str:
+    text = repr(data)
+    return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
+
+
+def _tensors(gguf: GgufFile, path: Path, head: PlannedTensor | None) -> Iterator[PlannedTensor]:
+    """All tensors as they were, but for the head: in its place, or before all others where there was none."""
+    if head is not None and RANK_HEAD not in gguf.tensors:
+        yield head
+    for tensor in gguf.tensors.values():
+        if head is not None and tensor.gguf_name == RANK_HEAD:
+            yield head
+            continue
+        output = OutputTensor(tensor.gguf_name, tensor.type, tensor.shape, tensor.nbytes)
+        yield PlannedTensor(output, Stored(path, tensor))
+
+
+def _lay_out(gguf: GgufFile, fields: Mapping[str, Value], file_name: str, tensors: list[PlannedTensor]) -> GgufLayout:
+    """The fields byte for byte as they were, but for those that change (in their places) and those that are new."""
+    raw = _field_bytes(gguf)
+    encoded = {key: encode_string(key) + encode_value(value) for key, value in fields.items()}
+    merged = {**raw, **encoded}
+    outputs = [tensor.output for tensor in tensors]
+    return lay_out_encoded(file_name, b"".join(merged.values()), len(merged), outputs, gguf.alignment)
+
+
+def _field_bytes(gguf: GgufFile) -> dict[str, bytes]:
+    with Path(gguf.name).open("rb") as file:
+        header = file.read(max((end for _, end in gguf.field_spans.values()), default=0))
+    return {key: header[start:end] for key, (start, end) in gguf.field_spans.items()}
+
+
+def _manifest(repair: _Repair, hashes: Mapping[str, str]) -> Mapping[str, Any]:
+    return manifest(
+        "repair-gguf", versions=versions("numpy", "gguf"), changes=list(repair.changes), sha256=dict(hashes)
+    )

@@ -1,0 +1,110 @@
+"""Pictures as the Qwen3-VL vision tower reads them.
+
+Rule: follow the official path (load, RGB, PIL bicubic resize, normalise, patchify) to the
+last bit, with pillow and numpy alone; its tests compare it with the transformers processor.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qtool.errors import QtoolError, UsageError
+from qtool.inputs.items import OFFICIAL_LIMITS, PixelLimits, smart_resize
+from qtool.inputs.media import opened, shown
+
+_MAX_BYTES: Final = 128 << 20
+_SECONDS: Final = 60.0
+_HINT: Final = "pass a picture file that pillow reads, its http(s) address, or a base64 data: URL"
+
+
+@dataclass(frozen=True)
+class PatchedImage:
+    """One picture, or two consecutive frames of a video, ready for the vision tower.
+
+    `pixel_values` is float32 [t·h·w, 3·temporal_patch·patch²], rows ordered by merge windows;
+    `grid_thw` counts patches; the language model sees `placeholder_tokens` picture tokens.
+    """
+
+    pixel_values: NDArray[np.float32]
+    grid_thw: tuple[int, int, int]
+    placeholder_tokens: int
+
+
+def load_image(source: str | Path | Image.Image) -> Image.Image:
+    """Read a path, an address, a `data:` URL or a PIL image into RGB; transparency falls on white.
+
+    As in the official loader, an EXIF rotation is not applied, and of an animation the first frame is taken. Raises
+    UsageError where the picture is at fault (missing, broken, too large), NetworkError where the way to it is.
+    """
+    if isinstance(source, Image.Image):
+        read_whole(source)
+        return to_rgb(source)
+    try:
+        return _decoded(source)
+    except QtoolError as error:
+        raise type(error)(f"cannot read the picture {shown(source)}: {error.message}", error.hint or _HINT) from error
+
+
+def read_whole(image: Image.Image) -> None:
+    """Decode a picture in memory, which `Image.open` leaves for later. Raises UsageError where it is broken."""
+    try:
+        image.load()
+    except Exception as error:  # as in _decoded
+        name = shown(getattr(image, "filename", "") or "in memory")
+        raise UsageError(f"cannot read the picture {name}: {str(error) or type(error).__name__}", _HINT) from error
+
+
+def _decoded(source: str | Path) -> Image.Image:
+    found = opened(source, _MAX_BYTES, _SECONDS)
+    try:
+        # Up to its limit of about 179 million pixels pillow only warns, and the official loader goes on.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(found) as image:
+                return to_rgb(image)
+    except Exception as error:  # pillow's decoders raise whatever the bytes make them
+        raise UsageError(str(error) or type(error).__name__) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB as `qwen_vl_utils.to_rgb`: only the RGBA mode is composed, on white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def resize_image(image: Image.Image, limits: PixelLimits = OFFICIAL_LIMITS) -> Image.Image:
+    """Resize an RGB picture to the official grid, bicubic."""
+    rows, columns = smart_resize(image.height, image.width, limits)
+    return image.resize((columns, rows), Image.Resampling.BICUBIC)
+
+
+def patchify(image: Image.Image, limits: PixelLimits = OFFICIAL_LIMITS) -> PatchedImage:
+    """Resize, normalise and cut one picture; its frame is repeated to fill the temporal patch."""
+    pixels = _normalise(np.asarray(resize_image(to_rgb(image), limits)), limits)
+    return cut(np.stack([pixels] * limits.temporal_patch), limits)
+
+
+def cut(frames: NDArray[np.float32], limits: PixelLimits = OFFICIAL_LIMITS) -> PatchedImage:
+    """Normalised frames [temporal_patch, 3, H, W] as one step in time: merge windows first, then the patches inside each."""
+    patch, merge = limits.patch, limits.merge
+    rows, columns = frames.shape[2] // patch, frames.shape[3] // patch
+    windows = frames.reshape(len(frames), 3, rows // merge, merge, patch, columns // merge, merge, patch)
+    ordered = windows.transpose(2, 5, 3, 6, 1, 0, 4, 7).reshape(rows * columns, -1)
+    return PatchedImage(np.ascontiguousarray(ordered), (1, rows, columns), rows * columns // merge**2)
+
+
+def _normalise(pixels: NDArray[np.uint8], limits: PixelLimits) -> NDArray[np.float32]:
+    """[H, W, 3] bytes to [3, H, W]; rescaled in float64 and rounded once, as the processor does."""
+    rescaled = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)
+    normalised = (rescaled - np.float32(limits.mean)) / np.float32(limits.std)
+    return normalised.transpose(2, 0, 1).astype(np.float32, copy=False)

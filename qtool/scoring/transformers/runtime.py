@@ -1,0 +1,257 @@
+"""The reference runtime: transformers, float32 unless asked otherwise, the official prompt and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from qtool.arch.detect import detect
+from qtool.arch.prompts import embedder_prompt, reranker_prompt
+from qtool.arch.spec import Presence, Task, dimension
+from qtool.errors import ModelError, UsageError
+from qtool.inputs.items import Item, Pair
+from qtool.scoring.prompt import Prompt, PromptBuilder
+from qtool.scoring.scorer import (
+    Answered,
+    Identity,
+    PromptSeen,
+    checkpoint_sha256,
+    distinct_pairs,
+    prompt_sha256,
+    unheard,
+)
+from qtool.scoring.tokenizer import PromptTokenizer
+from qtool.scoring.transformers.model import (
+    LoadedModel,
+    answer_ids,
+    dequantized_weights,
+    difference_row,
+    load_model,
+    score_row,
+    source_weights,
+)
+from qtool.scoring.transformers.prefix import DEFAULT_LIMITS, BatchLimits, Forward, SharedReader, windows
+from qtool.storage.checkpoint import open_checkpoint
+from qtool.storage.packed import is_quantized
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qtool.arch.detect import Detection
+    from qtool.arch.prompts import PromptSpec
+    from qtool.storage.checkpoint import Checkpoint
+
+# A checkpoint's weights into a model that can be asked, and the row that turns its last hidden state into a score.
+# Where the weights came from, stored or dequantized, shows nowhere above this room.
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint of which only the headers have been read."""
+
+    checkpoint: Checkpoint
+    detection: Detection
+    task: Task
+    tokenizer: PromptTokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model on its device; `answer` turns last hidden states [n, hidden] into log-odds [n] or unit vectors."""
+
+    forward: Forward
+    answer: Callable[[torch.Tensor], torch.Tensor]
+
+
+def load(opened: Opened, dtype: torch.dtype, device: torch.device) -> Loaded:
+    """Read the weights; which of the two kinds they are, config.json says."""
+    checkpoint = opened.checkpoint
+    read = dequantized_weights if is_quantized(checkpoint.config) else source_weights
+    model = load_model(opened.detection, read(checkpoint), dtype)
+    forward = Forward.of(model, opened.tokenizer, device)
+    if opened.task is Task.EMBED:
+        return Loaded(forward, _unit)
+    row = _score_row(opened, model).to(device)
+    return Loaded(forward, lambda hidden: hidden @ row)
+
+
+def _unit(hidden: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(hidden.float(), dim=-1)
+
+
+def _score_row(opened: Opened, model: LoadedModel) -> torch.Tensor:
+    detection = opened.detection
+    if detection.architecture.head == "score":
+        return score_row(model.head("score.weight"), detection.config)
+    # A tied head lives in the embedding, even where the file holds a copy of it.
+    vocabulary = model.base.get_input_embeddings().weight if _is_tied(detection) else model.head("lm_head.weight")
+    return difference_row(vocabulary.detach(), answer_ids(opened.checkpoint.directory, opened.tokenizer))
+
+
+def _is_tied(detection: Detection) -> bool:
+    tensors = detection.architecture.tensors(detection.config)
+    return any(tensor.presence is Presence.DUPLICATE for tensor in tensors if tensor.hf_name == "lm_head.weight")
+
+
+# The reference runtime: transformers, float32 unless asked otherwise, the official prompt and head. Only the last
+# position's hidden state meets the head; the logits of the vocabulary are never computed.
+
+
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    """How to open a checkpoint: `dtype` is one of DTYPES, `device` a torch device or "auto"."""
+
+    task: Task | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    limits: BatchLimits = DEFAULT_LIMITS
+
+
+class TransformersScorer:
+    """One checkpoint behind the scorer protocol, its weights loaded at the first question."""
+
+    def __init__(
+        self, opened: Opened, builder: PromptBuilder, options: ScorerOptions, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._opened = opened
+        self._builder = builder
+        self._options = options
+        self._dtype = dtype
+        self._device = device
+        self._model: Loaded | None = None
+
+    @property
+    def task(self) -> Task:
+        """See Scorer."""
+        return self._opened.task
+
+    @property
+    def family(self) -> str:
+        """See Scorer."""
+        return self._opened.detection.architecture.family
+
+    @cached_property
+    def identity(self) -> Identity:
+        """See Scorer. Reads the files whole."""
+        return Identity(
+            f"transformers {version('transformers')}, torch {version('torch')}",
+            checkpoint_sha256(self._opened.checkpoint.directory),
+            prompt_sha256(self._builder.spec),
+            f"{self._options.dtype} on {self._device.type}",
+        )
+
+    @property
+    def query_instruction(self) -> str | None:
+        """See Scorer."""
+        return self._builder.spec.query_instruction or None
+
+    @property
+    def dimensions(self) -> int:
+        """See Scorer."""
+        config = self._opened.detection.config
+        return dimension(config.get("text_config", config), "hidden_size")
+
+    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
+        """See Scorer."""
+        if self.task is not Task.RERANK:
+            raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
+        places = distinct_pairs(pairs)
+        prompts = (self._builder.pair(pairs[same[0]]) for same in places)
+        return [float(value) for value in self._run(prompts, places, answered)]
+
+    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
+        """See Scorer."""
+        if self.task is not Task.EMBED:
+            raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
+        places = [[place] for place in range(len(items))]
+        prompts = (self._builder.item(item) for item in items)
+        return np.stack(self._run(prompts, places, answered))
+
+    def prompt_seen(self, question: Pair | Item) -> PromptSeen:
+        """See Scorer."""
+        prompt = self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
+        return PromptSeen(prompt.token_ids, tuple(picture.grid_thw for picture in prompt.pictures))
+
+    def under(self, prompt: PromptSpec) -> TransformersScorer:
+        """The same model, loaded, reading its questions under another prompt."""
+        builder = PromptBuilder(self._opened.tokenizer, prompt)
+        other = TransformersScorer(self._opened, builder, self._options, self._dtype, self._device)
+        other._model = self._loaded
+        return other
+
+    def close(self) -> None:
+        """Free the model; another question would load it again."""
+        self._model = None
+
+    @property
+    def _loaded(self) -> Loaded:
+        if self._model is None:
+            self._model = load(self._opened, self._dtype, self._device)
+        return self._model
+
+    @property
+    def _reader(self) -> SharedReader:
+        return SharedReader(self._loaded.forward, self._options.limits)
+
+    def _run(
+        self, prompts: Iterable[Prompt], places: Sequence[Sequence[int]], answered: Answered
+    ) -> list[NDArray[np.float32]]:
+        """The answer of each prompt, put at all of its places."""
+        results: dict[int, NDArray[np.float32]] = {}
+        done, reader = 0, self._reader
+        for window in windows(prompts, reader.limits.window_tokens):
+            for chosen, hidden in reader.last_hidden(window):
+                values = self._loaded.answer(hidden).float().cpu().numpy()
+                _check_finite(values, [window[index] for index in chosen])
+                for place, value in (
+                    (p, value) for i, value in zip(chosen, values, strict=True) for p in places[done + i]
+                ):
+                    results[place] = value
+                    answered(place, value)
+            done += len(window)
+        return [results[place] for place in range(len(results))]
+
+
+def _check_finite(values: NDArray[np.float32], prompts: Sequence[Prompt]) -> None:
+    good = np.isfinite(values).reshape(len(prompts), -1).all(axis=1)
+    if not good.all():
+        raise ModelError(
+            f"{prompts[int(good.argmin())].name}: the model's answer is not a finite number.",
+            "Its weights are broken, or too large for the chosen --dtype.",
+        )
+
+
+def open_scorer(directory: Path, options: ScorerOptions = ScorerOptions()) -> TransformersScorer:
+    """Open the checkpoint or NVFP4 artefact in `directory`; reads headers and the tokenizer, no weights."""
+    detection = detect(directory, options.task)
+    task = detection.require_task()
+    prompt_of = reranker_prompt if task is Task.RERANK else embedder_prompt
+    opened = Opened(open_checkpoint(directory), detection, task, PromptTokenizer.read(directory))
+    builder = PromptBuilder(opened.tokenizer, prompt_of(is_vision=detection.architecture.is_vision))
+    return TransformersScorer(opened, builder, options, _dtype(options.dtype), _device(options.device))
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UsageError(f"Unknown dtype {name!r}.", f"Known are {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

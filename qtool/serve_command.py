@@ -1,0 +1,220 @@
+"""The command that serves an artefact as qtool scores it.
+
+Rule: nothing is run here; what an engine cannot do with an artefact is an error that says so, never a command that half works.
+
+Read in vLLM 0.32, SGLang 0.5.23 and llama.cpp's server of November 2026; docs/serving.md says what was run.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qtool.arch.detect import Detection, detect
+from qtool.arch.prompts import FILE_NAME, NO, YES, Truncation, rerank_template, reranker_prompt
+from qtool.arch.spec import Task
+from qtool.errors import ModelError, UsageError
+from qtool.inputs.items import OFFICIAL_LIMITS
+from qtool.scoring.llama_cpp.model import check_projector, read_model, repairing, stored_tensors
+from qtool.scoring.runtime import gguf_file, projector_beside
+from qtool.storage.head_rows import SEEN_IN, ignored_scales
+
+if TYPE_CHECKING:
+    from qtool.scoring.llama_cpp.model import GgufModel
+
+_PIXELS: Final = {"min_pixels": OFFICIAL_LIMITS.min_pixels, "max_pixels": OFFICIAL_LIMITS.max_pixels}
+_LM_HEAD: Final = "lm_head"
+_TOKENS_OF_PICTURES: Final = tuple(
+    str(pixels // OFFICIAL_LIMITS.factor**2) for pixels in (OFFICIAL_LIMITS.min_pixels, OFFICIAL_LIMITS.max_pixels)
+)
+
+
+class ServingEngine(Enum):
+    """Who is to serve."""
+
+    VLLM = "vllm"
+    LLAMA_SERVER = "llama-server"
+    SGLANG = "sglang"
+
+
+@dataclass(frozen=True)
+class ServeCommand:
+    """A command line; `notes` say what its user must know, `template` is the file that must lie where the command looks."""
+
+    argv: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    template: tuple[Path, str] | None = None
+
+    @property
+    def line(self) -> str:
+        """As a shell takes it."""
+        return shlex.join(self.argv)
+
+    def to_json(self) -> Mapping[str, Any]:
+        """For `--json`."""
+        return {"schema_version": 1, "command": self.line, "argv": list(self.argv), "notes": list(self.notes)}
+
+
+def serve_command(
+    artefact: str,
+    engine: ServingEngine,
+    port: int | None,
+    task: Task | None,
+    template: Path | None,
+    mmproj: Path | None = None,
+) -> ServeCommand:
+    """How `engine` serves `artefact`; a reranker's chat template is looked for at `template`, by default beside its weights.
+
+    `mmproj` is a GGUF embedder's projector, by default the fitting one beside it.
+    """
+    gguf = gguf_file(artefact)
+    if gguf is not None:
+        made = _llama_server(gguf, engine, mmproj)
+    elif mmproj is not None:
+        raise UsageError(f"{artefact} is no GGUF file and takes no projector.", "Leave out --mmproj.")
+    else:
+        if not (Path(artefact) / "config.json").is_file():
+            raise UsageError(f"{artefact} is neither a checkpoint's folder nor a GGUF file.", "Download it first.")
+        made = _of_checkpoint(Path(artefact), engine, task, template)
+    return made if port is None else replace(made, argv=(*made.argv, "--port", str(port)))
+
+
+def parse_engine(name: str) -> ServingEngine:
+    """The engine that --engine names."""
+    if name not in {engine.value for engine in ServingEngine}:
+        raise UsageError(f"--engine is {', '.join(engine.value for engine in ServingEngine)}, not {name!r}.")
+    return ServingEngine(name)
+
+
+def with_template(command: ServeCommand, *, write: bool) -> ServeCommand:
+    """The command once its chat template is there; `write` puts the official one there, and replaces no other file."""
+    if command.template is None:
+        if write:
+            raise UsageError("Only a reranker's folder needs a chat template.", "Leave out --write-template.")
+        return command
+    path, official = command.template
+    if write and not path.exists():
+        path.write_text(official, encoding="utf-8")
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is missing, without which the engine would not score the official prompt.",
+            f"Pass --write-template {FILE_NAME} to have it written there.",
+        )
+    if path.read_text(encoding="utf-8", errors="replace").strip() == official.strip():
+        return command
+    return replace(command, notes=(*command.notes, f"{path} is not the template of the official prompt."))
+
+
+def _llama_server(gguf: Path, engine: ServingEngine, mmproj: Path | None) -> ServeCommand:
+    if engine is not ServingEngine.LLAMA_SERVER:
+        raise UsageError(f"{gguf} is a GGUF file, which {engine.value} does not serve.", "Use --engine llama-server.")
+    model = read_model(gguf)
+    _require_served_rightly(model)
+    length = str(_room(model.prompt.truncation))
+    argv = ["llama-server", "--model", str(gguf), "--ctx-size", length]
+    if model.task is Task.RERANK:
+        if mmproj is not None:
+            raise UsageError(f"{gguf} is a reranker: llama-server ranks texts only and takes no projector.")
+        # A rank-pooled prompt must fit into one physical batch.
+        return ServeCommand((*argv, "--batch-size", length, "--ubatch-size", length, "--rerank"), _rank_notes(model))
+    argv += ["--embedding", "--pooling", "last"]
+    projector = _projector(model, mmproj)
+    if projector is not None:
+        low, high = _TOKENS_OF_PICTURES
+        argv += ["--mmproj", str(projector), "--image-min-tokens", low, "--image-max-tokens", high]
+    missing = model.prompt.sees_pictures and projector is None
+    notes = (f"No projector that fits lies beside {gguf.name}, so this serves texts only.",) if missing else ()
+    return ServeCommand(tuple(argv), notes)
+
+
+def _require_served_rightly(model: GgufModel) -> None:
+    """Raise ModelError for what llama.cpp would load and score wrongly without an error."""
+    if ignored_scales(model.architecture, stored_tensors(model.path)):
+        raise ModelError(
+            f"{model.path}: llama.cpp (seen up to {SEEN_IN}) ignores the feed-forward scales of {model.architecture} in NVFP4, so "
+            "scores would be wrong or no numbers.",
+            "Serve another type: qtool convert-gguf MODEL -o OUT --outtype q8_0",
+        )
+    if model.has_prompt_of_other_family:
+        whose = "text" if model.prompt.sees_pictures else "vision"
+        raise ModelError(
+            f"{model.path} has the prompt of the {whose} family baked in: its scores would drift from the official ones.",
+            f"Repair it: {repairing(model.path)}",
+        )
+
+
+def _projector(model: GgufModel, mmproj: Path | None) -> Path | None:
+    if mmproj is None:
+        return projector_beside(model)
+    check_projector(mmproj, model)
+    return mmproj
+
+
+def _room(rule: Truncation) -> int:
+    """The context for the longest official prompt: llama.cpp takes prompts that are shorter than it."""
+    return rule.max_length + (rule.kept_tail if rule.tail_is_extra else 0) + 1
+
+
+def _rank_notes(model: GgufModel) -> tuple[str, ...]:
+    notes = [] if not model.prompt.sees_pictures else ["llama-server's /v1/rerank takes texts only."]
+    if model.baked_instruction is None:
+        notes.append(
+            f"The prompt baked into the file is not the official one, which this puts in: {repairing(model.path)}"
+        )
+    return tuple(notes)
+
+
+def _of_checkpoint(folder: Path, engine: ServingEngine, task: Task | None, template: Path | None) -> ServeCommand:
+    if engine is ServingEngine.LLAMA_SERVER:
+        raise UsageError(f"{folder} is no GGUF file, which llama-server needs.", "Convert it: qtool convert-gguf.")
+    found = detect(folder, task)
+    command = (_vllm if engine is ServingEngine.VLLM else _sglang)(folder, found)
+    if found.require_task() is Task.EMBED:
+        return command
+    path = template or folder / FILE_NAME
+    official = rerank_template(reranker_prompt(is_vision=found.architecture.is_vision))
+    return replace(command, argv=(*command.argv, "--chat-template", str(path)), template=(path, official))
+
+
+def _vllm(folder: Path, found: Detection) -> ServeCommand:
+    argv = ["vllm", "serve", str(folder), "--runner", "pooling"]
+    argv += ["--quantization", "modelopt"] if _is_quantized(found) else []
+    if found.require_task() is Task.RERANK and found.architecture.head == _LM_HEAD:
+        scorer = found.architecture.name.replace("ForCausalLM", "").replace("ForConditionalGeneration", "")
+        overrides = {
+            "architectures": [f"{scorer}ForSequenceClassification"],
+            "classifier_from_token": [NO, YES],
+            "is_original_qwen3_reranker": True,
+        }
+        argv += ["--hf-overrides", json.dumps(overrides)]
+    if found.architecture.is_vision:
+        argv += ["--mm-processor-kwargs", json.dumps(_PIXELS)]
+    return ServeCommand(tuple(argv))
+
+
+def _sglang(folder: Path, found: Detection) -> ServeCommand:
+    argv = ["python", "-m", "sglang.launch_server", "--model-path", str(folder)]
+    argv += ["--quantization", "modelopt_fp4"] if _is_quantized(found) else []
+    if found.architecture.is_vision:
+        argv += ["--mm-process-config", json.dumps({"image": _PIXELS})]
+    if found.require_task() is Task.EMBED:
+        notes = ["Pictures come as SGLang's own `input` of text and image, under the chat template's own instruction."]
+        return ServeCommand((*argv, "--is-embedding"), tuple(notes if found.architecture.is_vision else []))
+    if found.architecture.head != _LM_HEAD:
+        raise UsageError(
+            f"{folder} ranks with a score head, and SGLang gives such models no prompt.", "Serve it with --engine vllm."
+        )
+    notes = ["SGLang ranks by the first answer's probabilities; ask for POST /v1/rerank."]
+    if found.architecture.is_vision:
+        notes.append("It scores 0 where neither yes nor no is among the 50 likeliest answers.")
+    return ServeCommand((*argv, "--disable-radix-cache"), tuple(notes))
+
+
+def _is_quantized(found: Detection) -> bool:
+    quantization = found.config.get("quantization_config")
+    return isinstance(quantization, Mapping) and quantization.get("quant_method") == "modelopt"

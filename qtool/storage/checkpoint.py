@@ -1,0 +1,268 @@
+"""Reads safetensors checkpoints: headers once and distrustfully, tensor bytes on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtool.arch.spec import Architecture, Config, Presence, TensorSpec
+from qtool.errors import ModelError
+from qtool.jsonfile import read_json
+
+# Reads safetensors checkpoints: headers once and distrustfully, tensor bytes on demand. Every offset, size, name and
+# type is checked against the files before the first byte of a weight is read.
+
+
+DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # numpy has no bfloat16 and no float8: raw bits
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+"""Element types of safetensors and the numpy types that hold them."""
+
+_AGAIN: Final = "Download or copy it again."
+MAX_HEADER: Final = 100_000_000  # the safetensors library's own limit
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `nbytes` bytes at `offset` of `file`."""
+
+    hf_name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's config and the whereabouts of its tensors, in file order."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    def read(self, hf_name: str) -> NDArray[Any]:
+        """The tensor as an array of its shape; BF16 and FP8 types come as raw bits."""
+        info = self.tensors[hf_name]
+        data = np.empty(info.nbytes, np.uint8)
+        self.read_into(info, 0, data)
+        return data.view(DTYPES[info.dtype]).reshape(info.shape)
+
+    def read_into(self, info: TensorInfo, start: int, buffer: NDArray[np.uint8]) -> None:
+        """Fill `buffer` with the tensor's bytes from `start` on; safe from several threads."""
+        descriptor = os.open(info.file, os.O_RDONLY)
+        try:
+            _read_exactly(descriptor, info.offset + start, buffer, info)
+        finally:
+            os.close(descriptor)
+
+
+def _read_exactly(descriptor: int, offset: int, buffer: NDArray[np.uint8], info: TensorInfo) -> None:
+    done = 0
+    while done < buffer.nbytes:
+        count = os.preadv(descriptor, [buffer[done:].data], offset + done)
+        if count == 0:
+            raise ModelError(f"{info.file} ended while {info.hf_name} was read: it changed during the run.")
+        done += count
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Read config.json and every header in `directory`; reads no weights."""
+    config = read_json(directory / "config.json")
+    tensors: dict[str, TensorInfo] = {}
+    for path in _weight_files(directory):
+        for info in read_header(path):
+            if info.hf_name in tensors:
+                raise ModelError(f"{info.hf_name} is in both {tensors[info.hf_name].file.name} and {path.name}.")
+            tensors[info.hf_name] = info
+    _check_index(directory, tensors)
+    return Checkpoint(directory, config, tensors)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    if (directory / INDEX).is_file():
+        names = sorted(set(_weight_map(directory).values()))
+    elif (directory / SINGLE).is_file():
+        names = [SINGLE]
+    else:
+        raise ModelError(f"{directory} holds neither {SINGLE} nor {INDEX}.", "Only safetensors checkpoints are read.")
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"{INDEX} names {name!r}, which is not a file name.")
+        if not (directory / name).is_file():
+            raise ModelError(f"{INDEX} names {name}, which is missing from {directory}.")
+    return [directory / name for name in names]
+
+
+def _weight_map(directory: Path) -> Mapping[str, str]:
+    weight_map = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(f"{directory / INDEX} has no `weight_map` of tensor to file names.")
+    return weight_map
+
+
+def _check_index(directory: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    if not (directory / INDEX).is_file():
+        return
+    for hf_name, file_name in _weight_map(directory).items():
+        found = tensors.get(hf_name)
+        if found is None or found.file.name != file_name:
+            where = f"that file does not hold it{f' ({found.file.name} does)' if found else ''}"
+            raise ModelError(f"{INDEX} says that {hf_name} is in {file_name}, but {where}.")
+
+
+def read_header(path: Path) -> list[TensorInfo]:
+    """The tensors of one safetensors file, by offset; raises ModelError unless they fill it without hole or overlap."""
+    header, data_start, size = _parse_header(path)
+    infos = [_tensor_info(path, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
+    infos.sort(key=lambda info: (info.offset, info.nbytes))
+    position = data_start
+    for info in infos:
+        if info.offset != position:
+            problem = "overlaps the tensor before it" if info.offset < position else "leaves a hole before it"
+            raise ModelError(f"{path}: {info.hf_name} {problem} (starts at {info.offset}, expected {position}).")
+        position += info.nbytes
+    if position != size:
+        problem = "truncated" if position > size else "longer than its header says"
+        raise ModelError(f"{path} is {problem}: {size:,} bytes, the header describes {position:,}.", _AGAIN)
+    return infos
+
+
+def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > size - 8:
+            raise ModelError(
+                f"{path} is truncated or no safetensors file: its header would end at byte {length + 8:,} of {size:,}.",
+                _AGAIN,
+            )
+        if length > MAX_HEADER:
+            raise ModelError(f"{path} claims a header of {length:,} bytes; {MAX_HEADER:,} is the format's limit.")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} has an unreadable header: {error}.") from None
+    if not isinstance(header, dict):
+        raise ModelError(f"{path} has a header that is no JSON object.")
+    return header, 8 + length, size
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    (name, times), *_ = Counter(key for key, _ in pairs).most_common(1) or [("", 1)]
+    if times > 1:
+        raise ValueError(f"{name!r} appears twice")
+    return dict(pairs)
+
+
+def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+            pass
+        case _:
+            raise ModelError(f"{path}: the header entry of {name} lacks dtype, shape or data_offsets.")
+    if dtype not in DTYPES:
+        raise ModelError(f"{path}: {name} has the unknown type {dtype!r}.", f"Known are {', '.join(DTYPES)}.")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ModelError(f"{path}: {name} has the impossible shape {shape}.")
+    needed = prod(shape) * DTYPES[dtype].itemsize
+    if start < 0 or end - start != needed:
+        raise ModelError(f"{path}: {name} ({dtype} {shape}) needs {needed:,} bytes, its offsets span {end - start:,}.")
+    return TensorInfo(name, dtype, tuple(shape), path, data_start + start, needed)
+
+
+def iter_chunks(nbytes: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of the pieces of at most `chunk` bytes that cover `nbytes`."""
+    for start in range(0, nbytes, chunk):
+        yield start, min(chunk, nbytes - start)
+
+
+# The files beside the weights: what else a checkpoint needs to be loaded, tokenized and scored. They are carried byte
+# for byte. What we make ourselves (config, weights, index, quantization files) is not carried.
+
+
+SIDECAR_PATTERNS: Final = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
+    "chat_template.*", "additional_chat_templates/**/*",
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+    "generation_config.json",
+    "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*/**/*",
+    "LICENSE*", "NOTICE*",
+)  # fmt: skip
+"""Glob patterns, relative to the checkpoint's folder."""
+
+
+def find_sidecars(directory: Path) -> list[Path]:
+    """Paths of the side files in `directory`, relative to it, sorted."""
+    found = {path for pattern in SIDECAR_PATTERNS for path in directory.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(directory) for path in found)
+
+
+# Which tensor of a checkpoint is which tensor of its architecture. The world is closed. A tensor that the
+# architecture does not have, one that it must have and that is missing, and one of another shape than config.json
+# makes it are errors that name it.
+
+
+def named_tensors(
+    sources: Iterable[TensorInfo], architecture: Architecture, config: Config
+) -> dict[TensorSpec, TensorInfo]:
+    """The architecture's tensors that are there, in the order of `sources`; shapes are not looked at."""
+    specs = {spec.hf_name: spec for spec in architecture.tensors(config)}
+    found = _canonical(sources, specs, architecture)
+    missing = [s.hf_name for s in specs.values() if s.presence is Presence.REQUIRED and s.hf_name not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"The checkpoint lacks {missing[0]}{more}, which {architecture.name} with this config.json has."
+        )
+    return {specs[hf_name]: source for hf_name, source in found.items()}
+
+
+def require_shape(spec: TensorSpec, source: TensorInfo) -> None:
+    """Raise ModelError unless the tensor has the shape that config.json makes it."""
+    if source.shape != spec.shape:
+        raise ModelError(f"{source.hf_name} has shape {list(source.shape)}; config.json makes it {list(spec.shape)}.")
+
+
+def _canonical(
+    sources: Iterable[TensorInfo], specs: Mapping[str, TensorSpec], architecture: Architecture
+) -> dict[str, TensorInfo]:
+    """Sources by canonical name: base-model checkpoints leave the prefix out, as Qwen3-Embedding does."""
+    found: dict[str, TensorInfo] = {}
+    for source in sources:
+        names = [n for n in (source.hf_name, architecture.prefix + source.hf_name) if n in specs]
+        if not names:
+            raise ModelError(
+                f"{source.hf_name} {list(source.shape)} is no tensor of {architecture.name} with this config.json.",
+                "qtool touches nothing that it does not know in full.",
+            )
+        if names[0] in found:
+            raise ModelError(f"{source.hf_name} and {found[names[0]].hf_name} are the same tensor.")
+        found[names[0]] = source
+    return found

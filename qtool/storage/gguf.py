@@ -1,0 +1,416 @@
+"""Reads GGUF files: the header once and distrustfully, tensor bytes on demand."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from qtool.errors import ModelError
+from qtool.formats.ggml import GGML_TYPES, GgmlType
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Metadata values of a GGUF file, as the format types them. A value keeps its type; what was read is written back bit
+# for bit. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3).
+
+
+class Kind(IntEnum):
+    """Type of a metadata value."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+CODES: Final = {
+    Kind.UINT8: "B",
+    Kind.INT8: "b",
+    Kind.UINT16: "H",
+    Kind.INT16: "h",
+    Kind.UINT32: "I",
+    Kind.INT32: "i",
+    Kind.FLOAT32: "f",
+    Kind.BOOL: "?",
+    Kind.UINT64: "Q",
+    Kind.INT64: "q",
+    Kind.FLOAT64: "d",
+}
+"""The `struct` code of each type of fixed width."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One metadata value; of an array, `kind` is the type of the elements and `data` a list."""
+
+    kind: Kind
+    data: Any
+    is_array: bool = False
+
+
+def uint32(number: int) -> Value:
+    """A number such as a size, a count or a token id."""
+    return Value(Kind.UINT32, number)
+
+
+def int32(number: int) -> Value:
+    """A number that may be negative."""
+    return Value(Kind.INT32, number)
+
+
+def float32(number: float) -> Value:
+    """A number with a fraction, rounded to single precision."""
+    return Value(Kind.FLOAT32, struct.unpack("<f", struct.pack("<f", number))[0])
+
+
+def boolean(flag: bool) -> Value:  # noqa: FBT001 - the value itself
+    """A flag."""
+    return Value(Kind.BOOL, flag)
+
+
+def string(text: str) -> Value:
+    """A text."""
+    return Value(Kind.STRING, text)
+
+
+def array(kind: Kind, elements: Iterable[Any]) -> Value:
+    """A list of values of one type."""
+    return Value(kind, list(elements), is_array=True)
+
+
+def encode_string(text: str) -> bytes:
+    """Length and UTF-8 bytes."""
+    data = text.encode("utf-8", "surrogateescape")  # what was read undecodable goes back as it was
+    return struct.pack("<Q", len(data)) + data
+
+
+def encode_value(value: Value) -> bytes:
+    """A value with its type before it."""
+    if not value.is_array:
+        return struct.pack("<I", value.kind) + _encode_elements(value.kind, [value.data])
+    head = struct.pack("<IIQ", Kind.ARRAY, value.kind, len(value.data))
+    return head + _encode_elements(value.kind, value.data)
+
+
+def _encode_elements(kind: Kind, elements: Sequence[Any]) -> bytes:
+    if kind is Kind.STRING:
+        return b"".join(map(encode_string, elements))
+    return struct.pack(f"<{len(elements)}{CODES[kind]}", *elements)
+
+
+# Bytes that may lie anywhere and are fetched in parts. Only the parts that are asked for are read.
+
+
+class ByteSource(Protocol):
+    """A file of known size; `chunk` is how much to ask for at once."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes in all."""
+
+    @property
+    def chunk(self) -> int:
+        """A good number of bytes to read ahead."""
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Up to `nbytes` bytes from `offset` on; fewer only at the end."""
+
+
+class FileBytes:
+    """A local file."""
+
+    chunk = 1 << 18
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+        self.name = str(path)
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """See ByteSource."""
+        return os.pread(self._file.fileno(), nbytes, offset)
+
+
+# Reads the header of a GGUF file: metadata and the whereabouts of the tensors. Nothing that a file claims is believed
+# before it is checked against the file's size, so that a broken or hostile header costs neither memory nor time;
+# every refusal is a ModelError that names file and field.
+
+
+MAGIC: Final = b"GGUF"
+VERSIONS: Final = (2, 3)
+DEFAULT_ALIGNMENT: Final = 32
+ALIGNMENT_KEY: Final = "general.alignment"
+
+_AGAIN: Final = "Download or copy it again."
+MAX_HEADER: Final = 128 << 20
+"""Twenty times the header of a model with 151,936 tokens."""
+_MAX_NAME: Final = 64  # ggml's own limit for tensors
+_MAX_KEY: Final = (1 << 16) - 1
+_MAX_DIMENSIONS: Final = 4
+_MAX_ALIGNMENT: Final = 1 << 20
+_SMALLEST_FIELD: Final = 8 + 1 + 4 + 1  # a key of one letter, its type, a value of one byte
+_SMALLEST_TENSOR: Final = 8 + 1 + 4 + 8 + 4 + 8
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: `shape` in numpy's order (rows first), `nbytes` bytes at `offset` of the file."""
+
+    gguf_name: str
+    type: GgmlType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """Everything that a header says. `field_spans` are the bytes of each field, key and type included."""
+
+    name: str
+    version: int
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, GgufTensor]
+    alignment: int
+    data_start: int
+    nbytes: int
+    field_spans: Mapping[str, tuple[int, int]]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The plain value of a metadata key."""
+        return self.metadata[key].data if key in self.metadata else default
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """The header of a local file."""
+    with FileBytes(path) as source:
+        return parse_gguf(source)
+
+
+def parse_gguf(source: ByteSource) -> GgufFile:
+    """The header of a file that may be anywhere."""
+    cursor = _Cursor(source)
+    version = _read_version(cursor)
+    tensor_count, field_count = cursor.unpack("<QQ", "its counts")
+    cursor.require(field_count * _SMALLEST_FIELD, f"{field_count:,} metadata fields")
+    cursor.require(tensor_count * _SMALLEST_TENSOR, f"{tensor_count:,} tensors")
+    metadata, spans = _read_metadata(cursor, field_count)
+    alignment = _alignment(source.name, metadata)
+    entries = _read_tensor_entries(cursor, tensor_count)
+    data_start = _aligned(cursor.position, alignment)
+    tensors = _placed(source, entries, data_start, alignment)
+    return GgufFile(source.name, version, metadata, tensors, alignment, data_start, source.size, spans)
+
+
+class _Cursor:
+    """Reads forward through a source; every request is checked against what is left of it."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self.source = source
+        self.position = 0
+        self._buffer = b""
+        self._buffer_start = 0
+
+    def require(self, nbytes: int, what: str) -> None:
+        """Raise ModelError unless `nbytes` more can follow."""
+        if nbytes > self.source.size - self.position:
+            raise ModelError(
+                f"{self.source.name} is truncated or broken: {what} cannot fit behind byte {self.position:,} "
+                f"of {self.source.size:,}.",
+                _AGAIN,
+            )
+        if self.position + nbytes > MAX_HEADER:
+            raise ModelError(
+                f"{self.source.name}: {what} would make the header larger than {MAX_HEADER:,} bytes.",
+                "No model of any known family has such a header; the file is broken.",
+            )
+
+    def take(self, nbytes: int, what: str) -> bytes:
+        """The next bytes."""
+        self.require(nbytes, what)
+        start = self.position - self._buffer_start
+        if start + nbytes > len(self._buffer):
+            self._buffer = self.source.read(self.position, min(max(nbytes, self.source.chunk), self.source.size))
+            self._buffer_start, start = self.position, 0
+            if len(self._buffer) < nbytes:
+                raise ModelError(f"{self.source.name} ended while its header was read: it changed meanwhile.")
+        self.position += nbytes
+        return self._buffer[start : start + nbytes]
+
+    def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
+        """The next numbers."""
+        return struct.unpack(layout, self.take(struct.calcsize(layout), what))
+
+    def text(self, what: str, longest: int = MAX_HEADER) -> str:
+        """The next string; bytes that are no UTF-8 survive as surrogates."""
+        (length,) = self.unpack("<Q", f"the length of {what}")
+        if length > longest:
+            raise ModelError(f"{self.source.name}: {what} claims {length:,} bytes; {longest:,} is the limit.")
+        return self.take(length, what).decode("utf-8", "surrogateescape")
+
+    def texts(self, count: int, what: str) -> list[str]:
+        """The next `count` strings: a vocabulary has hundreds of thousands, so whole runs are read from the buffer."""
+        self.require(8 * count, f"{count:,} strings of {what}")
+        found: list[str] = []
+        while len(found) < count:
+            self._read_buffered_texts(found, count)
+            if len(found) < count:
+                found.append(self.text(what))  # beyond the buffer, which this fills again
+        return found
+
+    def _read_buffered_texts(self, found: list[str], count: int) -> None:
+        buffer, start = self._buffer, self.position - self._buffer_start
+        while len(found) < count and start + 8 <= len(buffer):
+            end = start + 8 + int.from_bytes(buffer[start : start + 8], "little")
+            if end > len(buffer):
+                break
+            found.append(buffer[start + 8 : end].decode("utf-8", "surrogateescape"))
+            start = end
+        self.position = self._buffer_start + start
+
+
+def _read_version(cursor: _Cursor) -> int:
+    name = cursor.source.name
+    if cursor.take(4, "the magic number") != MAGIC:
+        raise ModelError(f"{name} is no GGUF file: it does not begin with {MAGIC.decode()}.")
+    (version,) = cursor.unpack("<I", "its version")
+    if version in VERSIONS:
+        return int(version)
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+        raise ModelError(f"{name} is a big-endian GGUF file, which no engine here reads.")
+    raise ModelError(f"{name} is GGUF version {version}; known are {', '.join(map(str, VERSIONS))}.")
+
+
+def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Value], dict[str, tuple[int, int]]]:
+    metadata: dict[str, Value] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for index in range(count):
+        start = cursor.position
+        key = cursor.text(f"the key of metadata field {index}", _MAX_KEY)
+        if key in metadata:
+            raise ModelError(f"{cursor.source.name}: the metadata key {key!r} appears twice.")
+        metadata[key] = _read_value(cursor, f"the value of {key!r}")
+        spans[key] = (start, cursor.position)
+    return metadata, spans
+
+
+def _read_value(cursor: _Cursor, what: str) -> Value:
+    kind = _read_kind(cursor, what)
+    if kind is not Kind.ARRAY:
+        return Value(kind, _read_elements(cursor, kind, 1, what)[0])
+    kind = _read_kind(cursor, what)
+    if kind is Kind.ARRAY:
+        raise ModelError(f"{cursor.source.name}: {what} is an array of arrays, which llama.cpp does not read.")
+    (count,) = cursor.unpack("<Q", f"the length of {what}")
+    return Value(kind, _read_elements(cursor, kind, count, what), is_array=True)
+
+
+def _read_kind(cursor: _Cursor, what: str) -> Kind:
+    (number,) = cursor.unpack("<I", f"the type of {what}")
+    if number not in Kind.__members__.values():
+        raise ModelError(f"{cursor.source.name}: {what} has the unknown type {number}.")
+    return Kind(number)
+
+
+def _read_elements(cursor: _Cursor, kind: Kind, count: int, what: str) -> list[Any]:
+    if kind is Kind.STRING:
+        return cursor.texts(count, what)
+    width = struct.calcsize(CODES[kind])
+    cursor.require(width * count, f"{count:,} elements of {what}")
+    return list(cursor.unpack(f"<{count}{CODES[kind]}", what))
+
+
+def _alignment(name: str, metadata: Mapping[str, Value]) -> int:
+    value = metadata.get(ALIGNMENT_KEY, Value(Kind.UINT32, DEFAULT_ALIGNMENT))
+    number = value.data
+    if value.kind is not Kind.UINT32 or value.is_array or not 0 < number <= _MAX_ALIGNMENT or number & (number - 1):
+        raise ModelError(f"{name}: {ALIGNMENT_KEY} is {number!r}, which is no power of two up to {_MAX_ALIGNMENT:,}.")
+    return int(number)
+
+
+_Entry = tuple[str, GgmlType, tuple[int, ...], int]
+
+
+def _read_tensor_entries(cursor: _Cursor, count: int) -> list[_Entry]:
+    entries: dict[str, _Entry] = {}
+    for index in range(count):
+        entry = _read_tensor_entry(cursor, index)
+        if entry[0] in entries:
+            raise ModelError(f"{cursor.source.name}: the tensor {entry[0]} appears twice.")
+        entries[entry[0]] = entry
+    return list(entries.values())
+
+
+def _read_tensor_entry(cursor: _Cursor, index: int) -> _Entry:
+    gguf_name = cursor.text(f"the name of tensor {index}", _MAX_NAME)
+    where = f"{cursor.source.name}: {gguf_name}"
+    (dimensions,) = cursor.unpack("<I", f"the dimensions of {gguf_name}")
+    if not 1 <= dimensions <= _MAX_DIMENSIONS:
+        raise ModelError(f"{where} has {dimensions} dimensions; 1 to {_MAX_DIMENSIONS} are possible.")
+    *sizes, number, offset = cursor.unpack(f"<{dimensions}QIQ", f"the description of {gguf_name}")
+    ggml_type = GGML_TYPES.get(number)
+    if ggml_type is None:
+        raise ModelError(f"{where} has the unknown type {number}.", "The file is broken, or newer than this qtool.")
+    if min(sizes) < 1 or prod(sizes) >= 1 << 63:
+        raise ModelError(f"{where} has the impossible shape {sizes[::-1]}.")
+    if sizes[0] % ggml_type.block:
+        raise ModelError(f"{where} has rows of {sizes[0]}; {ggml_type.name} packs {ggml_type.block} values together.")
+    return gguf_name, ggml_type, tuple(reversed(sizes)), offset
+
+
+def _placed(source: ByteSource, entries: list[_Entry], data_start: int, alignment: int) -> dict[str, GgufTensor]:
+    """The tensors with their places, which must follow each other without gap, as llama.cpp requires."""
+    tensors: dict[str, GgufTensor] = {}
+    expected = 0
+    for gguf_name, ggml_type, shape, offset in entries:
+        if offset != expected:
+            raise ModelError(
+                f"{source.name}: {gguf_name} lies at {offset:,} of the data, expected {expected:,}.",
+                "Tensors must follow each other; llama.cpp refuses such a file.",
+            )
+        nbytes = ggml_type.nbytes(prod(shape))
+        if data_start + offset + nbytes > source.size:
+            raise ModelError(
+                f"{source.name} is truncated: {gguf_name} ends at byte {data_start + offset + nbytes:,} of {source.size:,}.",
+                _AGAIN,
+            )
+        tensors[gguf_name] = GgufTensor(gguf_name, ggml_type, shape, data_start + offset, nbytes)
+        expected = _aligned(offset + nbytes, alignment)
+    if source.size > max(data_start + expected, data_start):
+        raise ModelError(
+            f"{source.name} is longer than its header says: {source.size:,} bytes, described are {data_start + expected:,}."
+        )
+    return tensors
+
+
+def _aligned(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment

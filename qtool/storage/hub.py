@@ -1,0 +1,328 @@
+"""Where a checkpoint comes from: a folder, the models that come with qtool, or the hub, whole or by range."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import quote
+
+from qtool import resources
+from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
+from qtool.storage.checkpoint import INDEX, MAX_HEADER, SIDECAR_PATTERNS, SINGLE
+
+if TYPE_CHECKING:
+    import httpx
+
+# Where a checkpoint comes from: a folder, the hub, or the models that come with qtool. Whatever the form, the rest of
+# qtool sees a folder and where it came from, with the commit it stands at.
+
+
+_SCHEME: Final = "hf://"
+_FILES: Final = (".gguf", ".safetensors", ".json", ".jsonl")
+_WANTED: Final = (
+    "config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "hf_quant_config.json",
+    "qtool.json",
+    *(pattern.replace("**/", "") for pattern in SIDECAR_PATTERNS),  # the hub's `*` crosses folders by itself
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on this disk. `revision` is the commit sha of a hub repository, None for a folder."""
+
+    directory: Path
+    origin: str
+    revision: str | None = None
+
+
+def resolve(model: str, revision: str | None = None, token: str | None = None) -> Source:
+    """Find `model` (a folder, a built-in demo model, `org/name` or `hf://org/name@revision`), downloading if need be."""
+    if not model.startswith(_SCHEME) and Path(model).is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"{model} is a folder and has no revisions.", "Leave --revision out, or write hf://org/name."
+            )
+        return Source(Path(model), Path(model).resolve().name)
+    if model in resources.demo_models():
+        return Source(resources.demo_model(model), model)
+    repo, revision = _repository(model, revision)
+    directory = _download(repo, revision, token)
+    return Source(directory, f"{_SCHEME}{repo}", directory.name)
+
+
+def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
+    repo, _, in_name = model.removeprefix(_SCHEME).partition("@")
+    if in_name and revision not in (None, in_name):
+        raise UsageError(f"{model} names one revision and --revision another.")
+    parts = repo.split("/")
+    if len(parts) != 2 or not all(parts) or is_path(model):
+        raise UsageError(
+            f"{model} is no folder here and no repository.", "Pass a folder, org/name or hf://org/name@revision."
+        )
+    return repo, in_name or revision
+
+
+def is_path(target: str) -> bool:
+    """Whether a target that is not here is a mistyped path all the same, and no `org/name` for the hub to look for."""
+    if target.startswith(_SCHEME):
+        return False
+    path = Path(target)
+    begins_here = target.startswith((".", "~", "/")) or (len(path.parts) > 1 and Path(path.parts[0]).exists())
+    return begins_here or path.suffix in _FILES or target.count("/") != 1
+
+
+def _download(repo: str, revision: str | None, token: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=list(_WANTED)))
+    except Exception as error:  # the hub's errors share no base class below Exception
+        raise explained(error, repo, revision) from error
+
+
+def explained(error: Exception, repo: str, revision: str | None) -> QtoolError:
+    """An error of the hub's client in our words."""
+    from huggingface_hub import errors
+
+    at = f" at {revision}" if revision else ""
+    if isinstance(error, errors.GatedRepoError | errors.RepositoryNotFoundError):
+        return NetworkError(
+            f"{repo} is not on the hub, or it is private or gated.", "Check the name; set HF_TOKEN or pass --token."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return NetworkError(f"{repo} has no revision {revision}.")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        hint = "HF_HUB_OFFLINE is set; unset it or fetch the model first." if offline else "Check the network."
+        return NetworkError(f"{repo}{at} is not in the cache and the hub cannot be reached.", hint)
+    if isinstance(error, errors.HFValidationError):
+        return UsageError(f"{repo} is no valid repository name.")
+    if isinstance(error, OSError | errors.HfHubHTTPError):
+        return NetworkError(f"{repo}{at} could not be fetched: {_first_line(error)}.")
+    return ModelError(f"{repo}{at} could not be fetched: {type(error).__name__}: {_first_line(error)}.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+# A repository on the hub whose files are read in part: `Range` requests over one kept-alive session. What was not
+# asked for is not transferred. A server that would send a whole file instead is refused, a passing failure is tried
+# again a few times, and every other one is a NetworkError.
+
+
+_PAUSES: Final = (0.5, 1.0)
+"""Seconds between one try and the next."""
+_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TIMEOUT: Final = 30.0
+_MAX_WHOLE: Final = 32 << 20
+"""No file of a checkpoint but its weights is larger."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of a file and how many it has in all."""
+
+    data: bytes
+    size: int
+
+
+class HubRepository:
+    """The files of `repo` at the commit that `revision` points to; `fetched` counts the bytes of their contents."""
+
+    def __init__(self, repo: str, revision: str | None = None, token: str | None = None) -> None:
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # a lazy name
+
+        self.repo = repo
+        self.fetched = 0
+        self._asked_revision = revision
+        if constants.is_offline_mode():
+            raise NetworkError(f"{repo} lies on the hub, and HF_HUB_OFFLINE is set.", "Unset it or pass a local path.")
+        api = HfApi(endpoint=constants.ENDPOINT, token=token)
+        info = self._patiently(lambda: api.model_info(repo, revision=revision, timeout=_TIMEOUT))
+        self.revision = str(info.sha)
+        self.names = tuple(sorted(s.rfilename for s in info.siblings or () if _stays_inside(s.rfilename)))
+        self._base = f"{constants.ENDPOINT}/{repo}/resolve/{self.revision}"
+        self._headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
+        self._direct: dict[str, str] = {}
+
+    def open(self, name: str, chunk: int) -> HubFile:
+        """The file `name`, of which the first `chunk` bytes are fetched at once."""
+        return HubFile(self, name, chunk)
+
+    def read_whole(self, name: str) -> bytes:
+        """All of a small file."""
+        return self._patiently(lambda: self._request(name, None)).data
+
+    def read_part(self, name: str, offset: int, nbytes: int) -> Part:
+        """`nbytes` bytes of a file from `offset` on; fewer only at its end."""
+        return self._patiently(lambda: self._request(name, (offset, nbytes)))
+
+    def _patiently(self, request: Callable[[], T], tries: int = 0) -> T:
+        try:
+            return request()
+        except QtoolError:
+            raise
+        except Exception as error:  # the hub's errors share no base class below Exception
+            if tries == len(_PAUSES) or not _is_passing(error):
+                raise self._failure(error) from error
+        time.sleep(_PAUSES[tries])
+        return self._patiently(request, tries + 1)
+
+    def _failure(self, error: Exception) -> QtoolError:
+        import httpx
+
+        if isinstance(error, httpx.TransportError):
+            return NetworkError(
+                f"{self.repo} could not be read: {error or type(error).__name__}.", "Check the network."
+            )
+        return explained(error, self.repo, self._asked_revision)
+
+    def _request(self, name: str, span: tuple[int, int] | None) -> Part:
+        from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined] # as above
+
+        headers = self._headers if name not in self._direct else {"Accept-Encoding": "identity"}
+        if span is not None:
+            headers = {**headers, "Range": f"bytes={span[0]}-{span[0] + span[1] - 1}"}
+        address = self._direct.get(name, f"{self._base}/{quote(name)}")
+        with get_session().stream("GET", address, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
+            if response.status_code == 416:  # the file ends before what was asked for
+                return Part(b"", _size_of(response, 0))
+            if response.is_error:
+                response.read()
+                hf_raise_for_status(response)
+            self._remember(name, response)
+            return self._received(name, response, span)
+
+    def _remember(self, name: str, response: httpx.Response) -> None:
+        """Ask the store of large files directly from now on: its signed address needs no token."""
+        if response.history and response.url.host != response.history[0].url.host:
+            self._direct[name] = str(response.url)
+
+    def _received(self, name: str, response: httpx.Response, span: tuple[int, int] | None) -> Part:
+        offset, limit = span or (0, _MAX_WHOLE)
+        length = int(response.headers.get("Content-Length", "-1"))
+        if span is None and length > limit:
+            raise ModelError(f"{name} of {self.repo} is too large to be what its name says: {length:,} bytes.")
+        if span is not None and not _is_answered(response, offset, length, limit):
+            raise NetworkError(f"The server of {self.repo} does not answer range requests.", "Fetch the model first.")
+        data = _read_at_most(response, limit)
+        size = _size_of(response, len(data))
+        if span is not None and len(data) < min(limit, size - offset):
+            raise NetworkError(f"The server of {self.repo} answered with less of {name} than was asked for.")
+        self.fetched += len(data)
+        return Part(data, size)
+
+
+class HubFile:
+    """One file of a repository as a source of bytes."""
+
+    def __init__(self, repository: HubRepository, name: str, chunk: int) -> None:
+        head = repository.read_part(name, 0, chunk)
+        self.name = f"hf://{repository.repo}/{name}"
+        self.size = head.size
+        self.chunk = chunk
+        self._path = name
+        self._head = head.data
+        self._repository = repository
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Up to `nbytes` bytes from `offset` on; fewer only at the end."""
+        end = min(offset + nbytes, self.size)
+        if end <= len(self._head):
+            return self._head[offset:end]
+        return self._repository.read_part(self._path, offset, end - offset).data
+
+
+def _stays_inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+def _is_passing(error: Exception) -> bool:
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code in _PASSING
+    return isinstance(error, httpx.TransportError)
+
+
+def _is_answered(response: httpx.Response, offset: int, length: int, limit: int) -> bool:
+    """Whether the answer is the part that was asked for: by its own word, or a whole file that is no larger."""
+    if response.status_code == 206:
+        return str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-")
+    return offset == 0 and 0 <= length <= limit
+
+
+def _size_of(response: httpx.Response, default: int) -> int:
+    """The size of the file: behind the slash of Content-Range."""
+    match = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else default
+
+
+def _read_at_most(response: httpx.Response, limit: int) -> bytes:
+    parts = []
+    left = limit
+    for part in response.iter_raw():
+        parts.append(part[:left])
+        left -= len(parts[-1])
+        if left == 0:
+            break
+    return b"".join(parts)
+
+
+# A checkpoint on the hub as a folder of its headers: the small files whole, of each weight file the header alone.
+# What was not fetched is a hole in a sparse file of the right size, so that the reader for checkpoints on disk checks
+# headers, sizes and index of a remote one too; nobody may read a weight from it.
+
+
+_SMALL: Final = (
+    "config.json", INDEX, "hf_quant_config.json", "tokenizer_config.json", "chat_template.jinja",
+    "modules.json", "config_sentence_transformers.json", "[0-9]_*/config.json",
+)  # fmt: skip
+_CHUNK: Final = 256 << 10
+"""Larger than the header of a 2B model, so that one request is enough."""
+
+
+def mirror_headers(repository: HubRepository, folder: Path) -> None:
+    """Write everything but the weights of `repository`'s checkpoint into the empty `folder`."""
+    for name in repository.names:
+        if any(fnmatchcase(name, pattern) for pattern in _SMALL):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(repository.read_whole(name))
+    for name in _weight_files(repository, folder):
+        _mirror_header(repository, name, folder / name)
+
+
+def _weight_files(repository: HubRepository, folder: Path) -> Iterable[str]:
+    """The weight files that there are; whether these are all that the index names is the reader's to check."""
+    names = {SINGLE}
+    if (folder / INDEX).is_file():
+        try:
+            weight_map = json.loads((folder / INDEX).read_bytes()).get("weight_map", {})
+            names = {str(name) for name in weight_map.values()}
+        except (ValueError, AttributeError):
+            names = set()  # the reader explains what is wrong with it
+    return sorted(name for name in names.intersection(repository.names) if Path(name).name == name)
+
+
+def _mirror_header(repository: HubRepository, name: str, path: Path) -> None:
+    source = repository.open(name, _CHUNK)
+    prefix = source.read(0, 8)
+    length = int.from_bytes(prefix, "little")
+    with path.open("wb") as file:
+        file.truncate(source.size)
+        file.write(source.read(0, 8 + length) if length <= MAX_HEADER else prefix)

@@ -1,0 +1,205 @@
+"""Writes output files and puts the finished folder in place."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Final
+
+from qtool.errors import QtoolError, SetupError, UsageError
+
+# Writes output files and puts the finished folder in place. A folder appears under its name only when it is complete
+# and on the disk; until then it is called `NAME.partial`.
+
+
+PARTIAL: Final = ".partial"
+_PREVIOUS: Final = ".previous"
+_MARKER: Final = "qtool.json"
+_OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def staged_folder(target: Path, *, force: bool = False) -> AbstractContextManager[Path]:
+    """Gives `TARGET.partial`, to be filled; renamed to `target` afterwards, or removed when the block fails.
+
+    Raises UsageError when `target` exists (`force` replaces what qtool made) or another run is filling it.
+    """
+    check_target(target, force=force)
+    return _staged(target, _put_in_place)
+
+
+def staged_files(target: Path, *, force: bool = False) -> AbstractContextManager[Path]:
+    """Likewise for a file: what is put into the folder `TARGET.partial` moves beside `target`, that one last."""
+    check_target_file(target, force=force)
+    return _staged(target, _move_out)
+
+
+def check_target_file(target: Path, *, force: bool) -> None:
+    """Raise UsageError unless the file `target` may be written."""
+    if _exists(target, force=force) and not (target.is_file() and manifest_of(target).is_file()):
+        raise UsageError(
+            f"{target} was not made by qtool (no {manifest_of(target).name} beside it), so --force does not replace it."
+        )
+
+
+def manifest_of(target: Path) -> Path:
+    """Where the manifest of a single output file lies."""
+    return target.with_name(f"{target.name}.{_MARKER}")
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Raise UsageError unless `target` may be written."""
+    if _exists(target, force=force) and not _is_replaceable(target):
+        raise UsageError(f"{target} was not made by qtool (no {_MARKER} in it), so --force does not replace it.")
+
+
+def _exists(target: Path, *, force: bool) -> bool:
+    there = target.exists() or target.is_symlink()
+    if there and not force:
+        raise UsageError(f"{target} exists.", "Choose another --output, or pass --force to replace it.")
+    return there
+
+
+def _is_replaceable(folder: Path) -> bool:
+    return folder.is_dir() and (not any(folder.iterdir()) or (folder / _MARKER).is_file())
+
+
+def require_space(target: Path, nbytes: int) -> None:
+    """Raise SetupError unless the disk that will hold `target` has `nbytes` free."""
+    existing = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < nbytes:
+        raise SetupError(
+            f"{target} needs {nbytes:,} bytes; {existing} has {free:,} free.", "Free some space or choose another disk."
+        )
+
+
+def create_file(path: Path, nbytes: int) -> int:
+    """A descriptor of the new file `path` with `nbytes` reserved on the disk; raises OSError when they are not there."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    if nbytes and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, nbytes)
+    else:
+        os.ftruncate(descriptor, nbytes)
+    return descriptor
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`; safe from several threads."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
+@contextmanager
+def _staged(target: Path, finish: Callable[[Path, Path], None]) -> Iterator[Path]:
+    partial = target.with_name(target.name + PARTIAL)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(partial):
+            try:
+                yield partial
+                _sync_tree(partial)
+                finish(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise _explained(error, target) from error
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    # The lock dies with its process, so what a killed run left behind can be told from a run that is still going on.
+    partial.mkdir(exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"Another run is writing {partial}.", "Wait for it, or choose another --output.") from None
+        _empty(partial)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    previous = target.with_name(target.name + _PREVIOUS)
+    if target.exists():
+        target.rename(previous)
+    partial.rename(target)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _move_out(partial: Path, target: Path) -> None:
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == target.name):
+        path.replace(target.with_name(path.name))
+
+
+def _explained(error: OSError, target: Path) -> QtoolError:
+    if error.errno in _OUT_OF_SPACE:
+        return SetupError(
+            f"The disk filled up while {target} was written.", "Nothing was kept. Free some space and run again."
+        )
+    return SetupError(f"{target} could not be written: {error}.")
+
+
+# What the system refuses while a file or folder of answers is written, as an error that names the place. One sentence
+# for all of them; a full disk and a forbidden folder are matters of the machine.
+
+
+@contextmanager
+def named_write_errors(place: Path) -> Iterator[None]:
+    """Raise SetupError for an OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"{place} cannot be written: {error.strerror}.", "Choose another place, or free some space."
+        ) from error
+
+
+# The threads that read, encode and write. They yield to the hasher. A file cannot be hashed faster than by one thread
+# from its beginning, so whoever delays that one delays the end.
+
+
+WORKERS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""The processors that this process may use: in a container or a batch job not all that there are."""
+
+
+@contextmanager
+def worker_pool() -> Iterator[ThreadPoolExecutor]:
+    """A pool of one thread a processor; what is still queued is dropped when the block ends."""
+    pool = ThreadPoolExecutor(max_workers=WORKERS, initializer=_yield_to_the_hasher)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _yield_to_the_hasher() -> None:
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(
+            os.PRIO_PROCESS, threading.get_native_id(), 3
+        )  # half its weight: on two cores the hasher has one

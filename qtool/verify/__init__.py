@@ -1,0 +1,1 @@
+"""From two models' answers to a verdict."""

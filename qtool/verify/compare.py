@@ -1,0 +1,155 @@
+"""Two models' answers to one panel, side by side."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from qtool.errors import ModelError, QtoolError
+from qtool.inputs.items import ImageSource, Item, Pair
+from qtool.inputs.panels import Panel
+from qtool.inputs.pictures import load_image
+from qtool.verify.collect import Answers, by_query
+from qtool.verify.metrics import MRL_DIMENSIONS, Measured, QueryScores, Scores, distances, measure, vector_metrics
+from qtool.verify.report import PairDelta, PanelReport
+
+# Small copies of pictures, which a report carries so that a person sees what a pair was about. Small enough that a
+# report of fifty pairs can be mailed.
+
+
+LONGEST_SIDE: Final = 160
+_FEW_COLOURS: Final = 256
+
+
+def thumbnail(source: ImageSource) -> str:
+    """The picture as a `data:` URL of at most 160 pixels a side: PNG where it has few colours, else JPEG."""
+    picture = load_image(source)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    kind = "png" if picture.getcolors(_FEW_COLOURS) else "jpeg"
+    buffer = BytesIO()
+    picture.save(buffer, kind, quality=80, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# Two models' answers to one panel, side by side. Both models got the same items in the same order; an embedder's
+# vectors are compared item by item, and its rankings are those of cosine similarities.
+
+
+WORST_KEPT: Final = 10
+_EXCERPT: Final = 60
+_PICTURES_SHOWN: Final = 4
+
+
+def compare(panel: Panel, reference: Answers, artefact: Answers, margin: float | None = None) -> Measured:
+    """Every metric of a panel that both models answered; `margin` is the least difference that decides an order."""
+    queries = _by_query(panel, reference.scores, artefact.scores)
+    if reference.vectors is None or artefact.vectors is None:
+        return measure("log_odds", queries, margin)
+    measured = measure("similarity", queries, margin)
+    return Measured({**_vector_metrics(reference, artefact), **measured.values}, measured.intervals, measured.queries)
+
+
+def panel_report(panel: Panel, reference: Answers, artefact: Answers, measured: Measured) -> PanelReport:
+    """What the report says of a panel."""
+    return PanelReport(
+        name=panel.name,
+        sha256=panel.sha256,
+        license=panel.license,
+        modality=panel.modality,
+        queries=len(panel.queries),
+        pairs=len(panel.pairs),
+        metrics=measured.values,
+        worst=_worst(panel, reference.scores, artefact.scores),
+        intervals=measured.intervals,
+        by_modality=_by_modality(panel, reference, artefact),
+        scores=tuple(zip(reference.scores.tolist(), artefact.scores.tolist(), strict=True)),
+    )
+
+
+def _vector_metrics(reference: Answers, artefact: Answers) -> dict[str, float]:
+    found = _matched(reference, artefact)
+    for dimensions in MRL_DIMENSIONS:
+        if reference.vectors is not None and dimensions < reference.vectors.shape[1]:
+            cut = _matched(reference.shortened(dimensions), artefact.shortened(dimensions))
+            found |= {f"{name}_mrl{dimensions}": value for name, value in cut.items()}
+    return found
+
+
+def _matched(reference: Answers, artefact: Answers) -> dict[str, float]:
+    one, other = reference.vectors, artefact.vectors
+    if one is None or other is None:
+        raise ModelError("One of the two models gives vectors and the other does not.")
+    if one.shape != other.shape:
+        raise ModelError(f"The artefact's vectors have {other.shape[1]} dimensions, the reference's {one.shape[1]}.")
+    return vector_metrics(one, other)
+
+
+def _by_query(panel: Panel, reference: Scores, artefact: Scores) -> list[QueryScores]:
+    labels = (None if query.labels is None else np.array(query.labels) for query in panel.queries)
+    sides = (by_query(panel, scores) for scores in (reference, artefact))
+    return [QueryScores(*scores) for scores in zip(*sides, labels, strict=True)]
+
+
+def _by_modality(panel: Panel, reference: Answers, artefact: Answers) -> Mapping[str, Mapping[str, float]]:
+    kinds = np.array([modality_of(pair) for pair in panel.pairs])
+    what = "log_odds" if reference.vectors is None else "similarity"
+    return {
+        str(kind): distances(what, [QueryScores(reference.scores[kinds == kind], artefact.scores[kinds == kind], None)])
+        for kind in np.unique(kinds)
+    }
+
+
+def _worst(panel: Panel, reference: Scores, artefact: Scores) -> tuple[PairDelta, ...]:
+    delta = artefact - reference
+    order: Sequence[int] = np.argsort(-np.abs(delta), kind="stable")[:WORST_KEPT].tolist()
+    pairs = panel.pairs
+    return tuple(
+        PairDelta(
+            query_id=pairs[index].query.id,
+            document_id=pairs[index].document.id,
+            query=excerpt(pairs[index].query),
+            document=excerpt(pairs[index].document),
+            label=pairs[index].document.label,
+            modality=modality_of(pairs[index]),
+            reference=float(reference[index]),
+            artefact=float(artefact[index]),
+            delta=float(delta[index]),
+            pictures=_pictures(pairs[index]),
+        )
+        for index in order
+    )
+
+
+def _pictures(pair: Pair) -> tuple[str, ...]:
+    pictures = []
+    for source in (*pair.query.image, *pair.document.image)[:_PICTURES_SHOWN]:
+        with suppress(QtoolError):  # an address may be gone since the models read it; the verdict stands without it
+            pictures.append(thumbnail(source))
+    return tuple(pictures)
+
+
+def modality_of(pair: Pair) -> str:
+    """`text`, or the one other thing that the pair holds, or `mixed` of pictures and videos."""
+    kinds = {kind for item in (pair.query, pair.document) for kind in ("image", "video") if getattr(item, kind)}
+    return "mixed" if len(kinds) > 1 else next(iter(kinds), "text")
+
+
+def excerpt(item: Item) -> str:
+    """A few words or a file's name by which a person knows the item."""
+    pictures = (*(video.source for video in item.video), *item.image)
+    shown = " ".join((*map(_picture_name, pictures), *item.joined_text.split()))
+    return shown if len(shown) <= _EXCERPT else f"{shown[: _EXCERPT - 1]}…"
+
+
+def _picture_name(source: ImageSource | tuple[ImageSource, ...]) -> str:
+    if isinstance(source, tuple):
+        return f"[{len(source)} frames]"
+    if not isinstance(source, str) or source.startswith("data:"):
+        return "[picture]"
+    return f"[{source.rsplit('/', 1)[-1]}]"

@@ -1,0 +1,114 @@
+"""The result of a verification, for programs and for whoever draws it.
+
+Rule: the report is complete by itself: what was compared, on what, with which numbers, and what follows from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from qtool.checks.stage import RederivedFile, Stage, TensorError
+from qtool.verify.gates import GateResult, Verdict
+from qtool.verify.metrics import Interval
+
+SCHEMA_VERSION: Final = 2
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models: as the user named it, and what its answers depend on (`sha256` is None of a server)."""
+
+    name: str
+    engine: str
+    numbers: str
+    sha256: str | None
+    prompt_sha256: str
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """The reference in bf16 against itself in fp32, over `pairs` pairs: |Δ| of log-odds or similarities."""
+
+    dtype: str
+    pairs: int
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True)
+class PairDelta:
+    """One pair's two scores and artefact minus reference.
+
+    `query` and `document` are excerpts for people, `pictures` small copies of both sides' pictures as data: URLs.
+    """
+
+    query_id: str
+    document_id: str
+    query: str
+    document: str
+    label: float | None
+    modality: str
+    reference: float
+    artefact: float
+    delta: float
+    pictures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PanelReport:
+    """The metrics of one panel, with intervals where resampling queries gives one, and its worst pairs, worst first.
+
+    `scores` are all pairs' (reference, artefact); `by_modality` repeats the distances for text, image, video and mixed pairs.
+    """
+
+    name: str
+    sha256: str
+    license: str
+    modality: str
+    queries: int
+    pairs: int
+    metrics: Mapping[str, float]
+    worst: tuple[PairDelta, ...]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    by_modality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scores: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole verification; `settings` are those that another part of it must share, and which part this is."""
+
+    artefact: Side
+    reference: Side
+    task: str
+    task_source: str
+    recipe: str
+    settings: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    panels: tuple[PanelReport, ...]
+    gates: tuple[GateResult, ...]
+    verdict: Verdict
+    seconds: float
+    versions: Mapping[str, str | None]
+    noise: NoiseFloor | None = None
+    weights: tuple[TensorError, ...] = ()
+    rederived: tuple[RederivedFile, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def passed(self) -> bool:
+        """Whether neither a stage nor a gate failed."""
+        return self.verdict is not Verdict.FAIL
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON objects, `schema_version` first."""
+        return {"schema_version": self.schema_version, **asdict(self)}
+
+    def to_json(self) -> str:
+        """The report as one JSON document."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)

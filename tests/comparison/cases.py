@@ -1,9 +1,0 @@
-"""All cases, by the step that must find them."""
-
-from __future__ import annotations
-
-from tests.comparison import folder_cases, gguf_cases, prompt_cases, rederive_cases, weight_cases
-from tests.comparison.registry import CASES, PROMPT, REDERIVE, STEPS, STRUCTURE, WEIGHTS, Case
-
-ROOMS = (gguf_cases, folder_cases, weight_cases, rederive_cases, prompt_cases)
-__all__ = ["CASES", "PROMPT", "REDERIVE", "ROOMS", "STEPS", "STRUCTURE", "WEIGHTS", "Case"]

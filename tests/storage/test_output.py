@@ -1,0 +1,188 @@
+"""Layouts, atomic folders, hashing while writing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from itertools import pairwise
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from qtool.errors import SetupError, UsageError
+from qtool.storage.checkpoint import find_sidecars
+from qtool.storage.hashing import Extent, FollowingHasher, HashlibDigests, LaneDigests, sha256_of
+from qtool.storage.output import require_space, staged_folder
+from qtool.storage.output_files import open_shards
+from qtool.storage.shards import OutputTensor, lay_out
+
+WIDTH = {"F32": 4, "BF16": 2, "U8": 1}
+
+
+def tensor(name, dtype="BF16", count=8):
+    return OutputTensor(name, dtype, (count,), count * WIDTH[dtype])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(list(WIDTH)), st.integers(0, 50)), min_size=1, max_size=20), st.integers(1, 200)
+)
+def test_layouts_are_gapless_aligned_and_complete(parts, max_bytes):
+    tensors = [tensor(f"t{i}", dtype, count) for i, (dtype, count) in enumerate(parts)]
+    layout = lay_out(tensors, max_bytes)
+    placed = {name: (shard, offset) for shard in layout.shards for name, offset in shard.offsets.items()}
+    assert len(placed) == len(tensors)
+    for each in tensors:
+        assert placed[each.hf_name][1] % WIDTH[each.dtype] == 0
+    for shard in layout.shards:
+        data = shard.nbytes - len(shard.header)
+        assert data <= max_bytes or len(shard.offsets) == 1 or data == max((t.nbytes for t in tensors), default=0)
+    assert (layout.index == b"") == (len(layout.shards) == 1)
+
+
+def test_a_written_shard_is_read_by_safetensors_and_hashed_right(tmp_path):
+    tensors = [tensor("narrow", "U8", 5), tensor("wide", "F32", 3)]
+    (shard,) = lay_out(tensors, 1 << 20).shards
+    with open_shards([shard], tmp_path) as files:
+        files.write("narrow", 2, np.array([3, 4, 5], np.uint8))
+        files.write("wide", 0, np.array([1, 2, 3], np.float32).view(np.uint8))
+        files.write("narrow", 0, np.array([1, 2], np.uint8))
+        digest = files.sha256()[shard.file_name]
+    path = tmp_path / shard.file_name
+    assert [digest] == sha256_of([path]) == [hashlib.sha256(path.read_bytes()).hexdigest()]
+    with safe_open(path, "np") as read:
+        assert read.get_tensor("narrow").tolist() == [1, 2, 3, 4, 5]
+        assert read.get_tensor("wide").tolist() == [1, 2, 3]
+
+
+@pytest.fixture(params=[LaneDigests, HashlibDigests])
+def kind_of_digests(request, monkeypatch):
+    """Both ways to hash, whatever this processor prefers."""
+    monkeypatch.setattr("qtool.storage.hashing.digests", request.param)
+
+
+@pytest.mark.usefixtures("kind_of_digests")
+@pytest.mark.parametrize("count", [1, 3, 8, 11])
+def test_the_hasher_follows_writers_in_any_order(count, tmp_path):
+    random = Random(count)
+    contents = [random.randbytes(random.choice([0, 1, 55, 56, 64, 1 << 20, 3_000_001])) for _ in range(count)]
+    descriptors = [os.open(tmp_path / str(i), os.O_CREAT | os.O_RDWR) for i in range(count)]
+    hasher = FollowingHasher([Extent(d, 0, len(content)) for d, content in zip(descriptors, contents, strict=True)])
+    extents = []
+    for i, content in enumerate(contents):
+        cuts = sorted({0, len(content), *(random.randint(0, len(content)) for _ in range(10))})
+        extents += [(i, *extent) for extent in pairwise(cuts)]
+    random.shuffle(extents)
+
+    def write(i, start, end):
+        os.pwrite(descriptors[i], contents[i][start:end], start)
+        hasher.written(i, start, end - start)
+
+    threads = [threading.Thread(target=write, args=extent) for extent in extents]
+    for thread in threads:
+        thread.start()
+    assert hasher.hexdigests() == [hashlib.sha256(content).hexdigest() for content in contents]
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=9))
+def test_lanes_hash_as_hashlib_does(contents):
+    lanes = LaneDigests(len(contents))
+    data = np.zeros((8, 64), np.uint8)
+    for stream, content in enumerate(contents):
+        whole = len(content) // 64 * 64
+        for start in range(0, whole, 64):
+            data[0] = np.frombuffer(content[start : start + 64], np.uint8)
+            lanes.update([stream], data)
+        assert lanes.finish(stream, content[whole:], len(content)) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_cancelled_hasher_stops():
+    read_end, write_end = os.pipe()
+    hasher = FollowingHasher([Extent(read_end, 0, 100)])
+    hasher.cancel()
+    assert not hasher._thread.is_alive()
+    os.close(read_end), os.close(write_end)
+
+
+def test_the_folder_appears_only_when_complete(tmp_path):
+    target = tmp_path / "out"
+    with staged_folder(target) as folder:
+        (folder / "file").write_text("x")
+        assert not target.exists()
+    assert (target / "file").read_text() == "x"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_run_leaves_nothing(tmp_path):
+    def fail(folder):
+        (folder / "file").write_text("x")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "out") as folder:
+        fail(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    (tmp_path / "out.partial" / "deep").mkdir(parents=True)
+    (tmp_path / "out.partial" / "old").write_text("x")
+    with staged_folder(tmp_path / "out") as folder:
+        assert list(folder.iterdir()) == []
+
+
+def test_an_existing_target_is_refused_and_replaced_only_by_force_and_only_if_ours(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "precious").write_text("x")
+    with pytest.raises(UsageError, match="exists"), staged_folder(target):
+        pass
+    with pytest.raises(UsageError, match="was not made by qtool"), staged_folder(target, force=True):
+        pass
+    (target / "qtool.json").write_text("{}")
+    with staged_folder(target, force=True) as folder:
+        (folder / "new").write_text("y")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_two_runs_cannot_write_the_same_folder(tmp_path):
+    with (
+        staged_folder(tmp_path / "out"),
+        pytest.raises(UsageError, match="Another run"),
+        staged_folder(tmp_path / "out"),
+    ):
+        pass
+    assert (tmp_path / "out").exists()
+
+
+def test_too_little_space_is_told_before_the_start(tmp_path):
+    with pytest.raises(SetupError, match="needs 1,000,000,000,000,000,000 bytes"):
+        require_space(tmp_path / "not" / "yet", 10**18)
+
+
+def test_a_full_disk_is_explained(tmp_path):
+    with pytest.raises(SetupError, match="filled up"), staged_folder(tmp_path / "out"):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_place_below_a_file_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="file/out could not be written"), staged_folder(tmp_path / "file" / "out"):
+        pytest.fail("nothing can be written there")
+
+
+def test_sidecars_are_found_and_weights_are_not(tmp_path):
+    wanted = [
+        "1_LogitScore/config.json", "additional_chat_templates/rerank.jinja", "chat_template.jinja",
+        "generation_config.json", "modules.json", "tokenizer.json",
+    ]  # fmt: skip
+    for name in [*wanted, "model.safetensors", "config.json", "README.md", "pytorch_model.bin"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [path.as_posix() for path in find_sidecars(tmp_path)] == wanted

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from qtool.arch.spec import Task
+from qtool.errors import ModelError, UsageError
+from qtool.inputs.builtin import find_panel
+from qtool.reporting.console import render
+from qtool.verify import stages as checks
+from qtool.verify.case import VerifyOptions
+from qtool.verify.gates import Verdict
+from qtool.verify.report import Report
+from qtool.verify.run import verify
+from tests.scoring import tiny
+
+RECIPE = """
+name: tiny
+description: for tests
+scheme: W4A16_NVFP4
+block_size: 16
+algorithm: max
+quantize: ["*_proj"]
+keep: []
+gates:
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_vl(tmp_path_factory.mktemp("verify") / "model")
+
+
+@pytest.fixture(scope="module")
+def noisy(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with a little noise on every weight."""
+    folder = tmp_path_factory.mktemp("verify") / "noisy"
+    shutil.copytree(model, folder)
+    torch.manual_seed(0)
+    tensors = load_file(model / "model.safetensors")
+    save_file({k: v * (1 + 0.05 * torch.randn_like(v)) for k, v in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("panel")
+    Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+    documents = [{"text": "a [red] ball", "label": 1}, {"image": "red.png", "label": 2}, {"text": "no", "label": 0}]
+    lines = [{"query": f"which ball {n}?", "documents": documents} for n in range(4)]
+    path = folder / "balls.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def recipe(folder: Path, gates: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE + gates)
+    return str(path)
+
+
+def run(artefact: Path, reference: Path, panel: Path, **options: object) -> Report:
+    defaults = {"task": Task.RERANK, "device": "cpu", "noise_queries": 0}
+    return verify(VerifyOptions(str(artefact), str(reference), (str(panel),), **{**defaults, **options}))
+
+
+def test_a_model_against_itself_passes_every_gate_but_no_ranking_on_four_queries(
+    model: Path, panel: Path, tmp_path: Path
+) -> None:
+    gates = "  log_odds_max: {max: 0}\n  log_odds_rmse: {max: 0}\n  cosine_min: {min: 1}"
+    report = run(model, model, panel, recipe=recipe(tmp_path, gates))
+    assert report.verdict is Verdict.PASS
+    assert [(stage.name, stage.outcome.value) for stage in report.stages if stage.name in ("scores", "ranking")] == [
+        ("scores", "pass"),
+        ("ranking", "skipped"),
+    ]
+    ranked = run(model, model, panel, recipe=recipe(tmp_path, gates + "\n  kendall_tau: {min: 0.5}"))
+    assert ranked.verdict is Verdict.INCONCLUSIVE
+    assert ranked.gates[-1].reason == "within bounds, on 4 queries: it takes 100"
+    assert ranked.passed
+    assert report.panels[0].metrics["ndcg10_drop"] == 0
+    assert (report.panels[0].queries, report.panels[0].pairs) == (4, 12)
+
+
+def test_noise_shows_in_the_numbers_and_fails_a_tight_gate(
+    model: Path, noisy: Path, panel: Path, tmp_path: Path
+) -> None:
+    report = run(noisy, model, panel, recipe=recipe(tmp_path, "  log_odds_rmse: {max: 1.0e-4}"))
+    assert report.verdict is Verdict.FAIL
+    assert not report.passed
+    assert report.panels[0].metrics["log_odds_rmse"] > 1e-3
+    worst = report.panels[0].worst
+    assert [abs(pair.delta) for pair in worst] == sorted((abs(pair.delta) for pair in worst), reverse=True)
+    assert worst[0].delta == worst[0].artefact - worst[0].reference
+    assert {pair.document for pair in worst} == {"a [red] ball", "[red.png]", "no"}
+
+
+def test_embedders_are_compared_by_cosine_and_each_content_is_embedded_once(
+    model: Path, noisy: Path, panel: Path
+) -> None:
+    seen: list[tuple[str, int, int]] = []
+    options = VerifyOptions(str(noisy), str(model), (str(panel),), task=Task.EMBED, device="cpu", noise_queries=0)
+    report = verify(options, lambda *progress: seen.append(progress))
+    assert 0.5 < report.panels[0].metrics["cosine_min"] < 1
+    assert "log_odds_rmse" not in report.panels[0].metrics
+    assert seen[-1] == ("artefact", 7, 7)  # four queries and three documents
+    assert ("reference", 7, 7) in seen
+    assert run(model, model, panel, task=Task.EMBED).panels[0].metrics["cosine_min"] == pytest.approx(1)
+
+
+def test_a_reference_in_bf16_has_no_noise_floor_of_its_own(model: Path, panel: Path) -> None:
+    report = run(model, model, panel, noise_queries=2, dtype="bfloat16")
+    noise = next(stage for stage in report.stages if stage.name == "noise")
+    assert (report.noise, noise.outcome.value) == (None, "skipped")
+    assert "bfloat16" in noise.summary
+    assert "decisive_flips" not in report.panels[0].metrics
+
+
+def test_a_server_has_no_structure_that_could_pass(model: Path, panel: Path) -> None:
+    with pytest.raises(UsageError, match="shows no files"):
+        verify(VerifyOptions("http://127.0.0.1:9", str(model), (str(panel),), task=Task.RERANK, structure_only=True))
+
+
+def test_the_prompts_of_an_embedders_queries_are_compared_too(
+    model: Path, panel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    stage = checks.compare_prompts
+    monkeypatch.setattr(checks, "compare_prompts", lambda *sides: seen.extend(sides[2]) or stage(*sides))
+    run(model, model, panel, task=Task.EMBED)
+    assert [item.id for item in seen] == ["q1", "d1", "d2", "d3"]
+
+
+def test_the_artefacts_own_recipe_brings_the_gates(model: Path, panel: Path, tmp_path: Path) -> None:
+    artefact = Path(shutil.copytree(model, tmp_path / "m"))
+    assert run(artefact, model, panel).recipe == "nvfp4-w4a16"
+    none = run(artefact, model, panel, recipe=recipe(tmp_path, "  cosine_p1: {min: 0.5}"))
+    assert none.verdict is Verdict.UNGATED
+    (artefact / "qtool.json").write_text(json.dumps({"recipe": {"text": RECIPE + "  log_odds_rmse: {max: 1}"}}))
+    report = run(artefact, model, panel)
+    assert (report.verdict, report.recipe) == (Verdict.PASS, "tiny")
+    (artefact / "qtool.json").write_text("{}")
+    with pytest.raises(ModelError, match="does not hold the recipe"):
+        run(artefact, model, panel)
+
+
+def test_limit_takes_the_first_queries(model: Path, panel: Path) -> None:
+    report = run(model, model, panel, limit=2)
+    assert (report.panels[0].queries, report.panels[0].pairs) == (2, 6)
+    with pytest.raises(UsageError, match="at least one query"):
+        run(model, model, panel, limit=0)
+
+
+def test_an_unknown_gate_is_refused_before_anything_is_loaded(panel: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((model / "config.json").read_text())
+    with pytest.raises(UsageError, match="'bleu' names no metric"):
+        run(tmp_path, tmp_path, panel, recipe=recipe(tmp_path, "  bleu: {min: 1}"))
+
+
+def test_a_text_model_refuses_a_picture_panel_by_item(panel: Path, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text")
+    with pytest.raises(UsageError, match=r"Panel balls, query 'q1': item 'd2' holds a picture"):
+        run(text, text, panel)
+
+
+def test_artefact_and_reference_must_be_of_one_family_and_task(model: Path, panel: Path, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text")
+    with pytest.raises(ModelError, match="artefact is a Qwen3ForCausalLM, the reference a Qwen3VL"):
+        run(text, model, panel)
+    folders = []
+    for name, kind in (("r", "x.LogitScore"), ("e", "x.Pooling")):
+        folders.append(Path(shutil.copytree(model, tmp_path / name)))
+        (folders[-1] / "modules.json").write_text(json.dumps([{"type": kind}]))
+    with pytest.raises(ModelError, match=r"LogitScore.*Pooling"):
+        run(folders[0], folders[1], panel, task=None)
+    with pytest.raises(UsageError, match="reranker or an embedder"):
+        run(model, model, panel, task=None)
+    assert run(model, folders[0], panel, task=None).task_source == "modules.json (LogitScore)"
+
+
+def test_a_truncated_artefact_fails_the_structure_and_a_truncated_reference_is_an_error(
+    model: Path, panel: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    report = run(folder, model, panel)
+    assert (report.verdict, report.stages[0].name, report.stages[0].outcome.value) == (
+        Verdict.FAIL,
+        "structure",
+        "fail",
+    )
+    with pytest.raises(ModelError, match="is truncated") as caught:
+        run(model, folder, panel)
+    assert caught.value.hint == "Download or copy it again."
+
+
+def test_what_earlier_stages_found_is_told_where_scoring_ends_in_an_error(
+    model: Path, panel: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "nan")
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, folder / "model.safetensors")
+    options = VerifyOptions(str(folder), str(model), (str(panel),), task=Task.RERANK, device="cpu", noise_queries=0)
+    told: list[str] = []
+    with pytest.raises(ModelError, match="not a finite number"):
+        verify(options, say=told.append)
+    assert [line.partition(",")[0] for line in told] == ["structure: pass", "prompt: pass"]
+    told.clear()
+    verify(replace(options, artefact=str(model)), say=told.append)
+    assert told == []
+
+
+def test_panels_are_files_or_built_in_names(model: Path, panel: Path) -> None:
+    with pytest.raises(UsageError, match="No panel is called 'demo-taste'"):
+        find_panel("demo-taste")
+    assert find_panel("./mine.jsonl") == Path("mine.jsonl")
+    with pytest.raises(UsageError, match="Two panels are called 'balls'"):
+        verify(VerifyOptions(str(model), str(model), (str(panel), str(panel)), task=Task.RERANK))
+
+
+def test_the_report_is_json_and_a_table_with_every_promised_column(
+    model: Path, noisy: Path, panel: Path, tmp_path: Path
+) -> None:
+    gates = "  log_odds_rmse: {max: 0.5}\n  kendall_tau: {min: 1.1}\n  cosine_p1: {min: 0.9}"
+    report = run(noisy, model, panel, recipe=recipe(tmp_path, gates))
+    loaded = json.loads(report.to_json())
+    assert next(iter(loaded)) == "schema_version"
+    assert loaded["schema_version"] == 2
+    assert loaded["verdict"] == "fail"
+    assert loaded["panels"][0]["metrics"] == dict(report.panels[0].metrics)
+    assert loaded["gates"][1]["outcome"] == "fail"
+    console = Console(width=120, record=True, file=(tmp_path / "out").open("w", encoding="utf-8"))
+    console.print(render(report))
+    console.file.close()
+    text = console.export_text()
+    for phrase in ("log-odds, RMSE", "Kendall τ-b", "Worst pairs of balls", "a [red] ball", "≤ 0.5", "is below 1.1"):
+        assert phrase in text
+    assert "FAIL: 1 of 2 gates failed on 12 pairs, 1 skipped." in text

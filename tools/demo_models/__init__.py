@@ -1,0 +1,1 @@
+"""How the demo models were trained: a small world, what was shown of it, and how."""
