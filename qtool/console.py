@@ -1,7 +1,7 @@
 """How qtool talks: progress and status to stderr, the result alone to stdout.
 
 Rule: nothing else in qtool prints. Colour and animation stop by themselves where nobody watches (and with NO_COLOR).
-Who leaves, as `head` does, has seen enough: the command goes on and ends as it would have, unheard. Rich is imported by
+Who leaves, as `head` does, has seen enough: the command goes on and ends as it would have. Rich is imported by
 what needs it: `--help` does not.
 """
 
@@ -35,13 +35,13 @@ _WIDTH_OF_FILES: Final = 160
 def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
-    class Unoffended(Console):
+    class QuietConsole(Console):
         def on_broken_pipe(self) -> None:  # rich's own ends the process with 1
             _mute(self.file)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
-    return Unoffended(stderr=stderr, highlight=False, width=width)
+    return QuietConsole(stderr=stderr, highlight=False, width=width)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ _DISK_FOR_8B: Final = 25 * 10**9
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One thing looked at. `missing` limits what can be done, `wrong` breaks it."""
 
     subject: str
@@ -39,12 +39,12 @@ class Finding:
         return asdict(self)
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Diagnosis]:
     """Everything about this machine that qtool's jobs depend on."""
     return [*_packages(), *_devices(), *_engines(), *_resources(), *_hub()]
 
 
-def findings_table(findings: list[Finding]) -> Table:
+def diagnoses_table(findings: list[Diagnosis]) -> Table:
     """One row a finding."""
     table = Table("subject", "state", "found", "advice", box=None, pad_edge=False)
     for finding in findings:
@@ -54,21 +54,21 @@ def findings_table(findings: list[Finding]) -> Table:
     return table
 
 
-def _packages() -> Iterator[Finding]:
-    yield Finding("python", "ok", platform.python_version())
+def _packages() -> Iterator[Diagnosis]:
+    yield Diagnosis("python", "ok", platform.python_version())
     for requirement in map(Requirement, requires("qtool") or ()):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield _package(requirement)
 
 
-def _package(requirement: Requirement) -> Finding:
+def _package(requirement: Requirement) -> Diagnosis:
     found = _installed(requirement.name)
     wanted = str(requirement.specifier)
     if found is None:
-        return Finding(requirement.name, "wrong", f"not installed, needs {wanted}", f"pip install '{requirement}'")
+        return Diagnosis(requirement.name, "wrong", f"not installed, needs {wanted}", f"pip install '{requirement}'")
     if not requirement.specifier.contains(found, prereleases=True):
-        return Finding(requirement.name, "wrong", f"{found}, needs {wanted}", f"pip install '{requirement}'")
-    return Finding(requirement.name, "ok", f"{found} ({wanted})")
+        return Diagnosis(requirement.name, "wrong", f"{found}, needs {wanted}", f"pip install '{requirement}'")
+    return Diagnosis(requirement.name, "ok", f"{found} ({wanted})")
 
 
 def _installed(package: str) -> str | None:
@@ -78,14 +78,14 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _devices() -> Iterator[Finding]:
-    yield Finding("cpu", "info", f"{platform.machine()}, {os.cpu_count()} cores")
-    yield Finding("torch's CUDA", "info", _torch_cuda())
+def _devices() -> Iterator[Diagnosis]:
+    yield Diagnosis("cpu", "info", f"{platform.machine()}, {os.cpu_count()} cores")
+    yield Diagnosis("torch's CUDA", "info", _torch_cuda())
     driver = Path("/proc/driver/nvidia/version")
     if driver.is_file():
-        yield Finding("gpu", "ok", driver.read_text().splitlines()[0])
+        yield Diagnosis("gpu", "ok", driver.read_text().splitlines()[0])
     else:
-        yield Finding("gpu", "info", "no NVIDIA driver; every job of qtool runs without")
+        yield Diagnosis("gpu", "info", "no NVIDIA driver; every job of qtool runs without")
     yield _optional("triton", "triton", "ModelOpt's CUDA-only algorithms", "comes with torch's CUDA build")
 
 
@@ -99,34 +99,34 @@ def _torch_cuda() -> str:
     return found[1] if found else "none (CPU build)"
 
 
-def _engines() -> Iterator[Finding]:
+def _engines() -> Iterator[Diagnosis]:
     yield _optional("llama.cpp in process", "xllamacpp", "scoring GGUF files", "pip install 'qtool[llamacpp]'")
     for program in ("llama-quantize", "llama-server"):
         where = shutil.which(program)
-        yield Finding(program, "ok" if where else "info", where or "not on PATH")
+        yield Diagnosis(program, "ok" if where else "info", where or "not on PATH")
     yield _optional(
         "torchvision", "torchvision", "transformers' fast picture processors", "not needed: qtool brings its own"
     )
     yield _optional("video", "av", "video documents", "pip install 'qtool[video]'")
 
 
-def _optional(subject: str, module: str, purpose: str, advice: str) -> Finding:
+def _optional(subject: str, module: str, purpose: str, advice: str) -> Diagnosis:
     if find_spec(module) is None:
-        return Finding(subject, "info", f"absent ({purpose})", advice)
-    return Finding(subject, "ok", _installed(module) or "present")
+        return Diagnosis(subject, "info", f"absent ({purpose})", advice)
+    return Diagnosis(subject, "ok", _installed(module) or "present")
 
 
-def _resources() -> Iterator[Finding]:
+def _resources() -> Iterator[Diagnosis]:
     free = shutil.disk_usage(Path.cwd()).free
     advice = "an 8B model needs about 25 GB with its quantized copy"
-    yield Finding(
+    yield Diagnosis(
         "free disk here",
         "ok" if free > _DISK_FOR_8B else "missing",
         f"{free / 1e9:.1f} GB",
         advice if free <= _DISK_FOR_8B else "",
     )
     memory = _available_memory()
-    yield Finding(
+    yield Diagnosis(
         "free memory", "info", "unknown" if memory is None else f"{memory / 1e9:.1f} GB", "streaming needs 0.6 GB"
     )
 
@@ -140,12 +140,12 @@ def _available_memory() -> int | None:
     return int(available.split()[1]) * 1024 if available else None
 
 
-def _hub() -> Iterator[Finding]:
+def _hub() -> Iterator[Diagnosis]:
     from huggingface_hub import constants, get_token
 
-    yield Finding("hub cache", "info", str(constants.HF_HUB_CACHE))
-    yield Finding(
+    yield Diagnosis("hub cache", "info", str(constants.HF_HUB_CACHE))
+    yield Diagnosis(
         "hub token", "ok" if get_token() else "info", "present" if get_token() else "none (public models only)"
     )
     offline = bool(constants.HF_HUB_OFFLINE)
-    yield Finding("hub", "info", "offline (HF_HUB_OFFLINE)" if offline else f"online ({constants.ENDPOINT})")
+    yield Diagnosis("hub", "info", "offline (HF_HUB_OFFLINE)" if offline else f"online ({constants.ENDPOINT})")

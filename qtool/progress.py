@@ -18,8 +18,8 @@ Advance = Callable[[int], None]
 """Called with the amount that has just been done."""
 
 
-def no_progress(done: int, total: int) -> None:
-    """Nobody listens."""
+def ignore(*_: object) -> None:
+    """The callback of a caller that wants no progress, no answers, no lines."""
 
 
 class Meter:

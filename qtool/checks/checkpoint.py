@@ -22,7 +22,7 @@ from qtool.formats.nvfp4 import BLOCK
 from qtool.jsonfile import read_json
 from qtool.progress import StageProgress
 from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo, open_checkpoint
-from qtool.storage.location import Place
+from qtool.storage.location import ArtefactLocation
 
 # The files beside a checkpoint's weights, and what breaks without each. Presence is judged by name, contents only
 # where they decide how the model pools.
@@ -170,7 +170,7 @@ def excluded(model: CheckpointModel) -> list[str]:
     return _patterns(_hf_quant_config(model), "exclude_modules")
 
 
-def quantization_findings(place: Place, model: CheckpointModel) -> Iterator[Finding]:
+def quantization_findings(place: ArtefactLocation, model: CheckpointModel) -> Iterator[Finding]:
     """Everything that keeps the packed weights from being read as they were meant."""
     yield from _declaration_findings(model)
     yield from _quantized_module_findings(model)
@@ -283,7 +283,7 @@ def _scales_of(model: CheckpointModel, hf_name: str) -> Mapping[str, tuple[int, 
     return {module + BLOCK_SCALE: (*shape[:-1], shape[-1] // BLOCK), module + GLOBAL_SCALE: ()}
 
 
-def _value_findings(place: Place, model: CheckpointModel) -> Iterator[Finding]:
+def _value_findings(place: ArtefactLocation, model: CheckpointModel) -> Iterator[Finding]:
     values = _global_scales(place, model)
     if values is None:
         yield model.found("nvfp4-scales-unread")
@@ -299,7 +299,7 @@ def _value_findings(place: Place, model: CheckpointModel) -> Iterator[Finding]:
             return
 
 
-def _global_scales(place: Place, model: CheckpointModel) -> dict[str, float] | None:
+def _global_scales(place: ArtefactLocation, model: CheckpointModel) -> dict[str, float] | None:
     """Every global scale by name; None where the hub would be asked too often."""
     by_file: dict[str, list[tuple[str, TensorInfo]]] = {}
     for name, info in model.companions.items():
@@ -321,7 +321,7 @@ def _global_scales(place: Place, model: CheckpointModel) -> dict[str, float] | N
 _KIND: Final = "safetensors"
 
 
-def checkpoint_artefacts(place: Place, task: Task | None, progress: StageProgress) -> Iterator[Artefact]:
+def checkpoint_artefacts(place: ArtefactLocation, task: Task | None, progress: StageProgress) -> Iterator[Artefact]:
     """The one checkpoint of `place`, or none."""
     if not {SINGLE, INDEX} & set(place.names):
         return
@@ -351,7 +351,7 @@ def _foreign(config: Mapping[str, Any]) -> str:
     return f"a checkpoint quantized by {method}" + (f" ({algorithm})" if algorithm else "")
 
 
-def _artefact(place: Place, checkpoint: Checkpoint, folder: Path, task: Task | None) -> Artefact:
+def _artefact(place: ArtefactLocation, checkpoint: Checkpoint, folder: Path, task: Task | None) -> Artefact:
     detection = detect(folder, task)
     model = CheckpointModel(checkpoint, detection, place.path_of(""), place.names)
     is_quantized = bool(model.packed or declared(model) or HF_QUANT_CONFIG in place.names)
@@ -370,7 +370,7 @@ def _artefact(place: Place, checkpoint: Checkpoint, folder: Path, task: Task | N
     )  # fmt: skip
 
 
-def _foreign_artefact(place: Place, checkpoint: Checkpoint, what: str) -> Artefact:
+def _foreign_artefact(place: ArtefactLocation, checkpoint: Checkpoint, what: str) -> Artefact:
     names = checkpoint.config.get("architectures")
     stored = [StoredTensor(n, i.dtype, prod(i.shape), i.nbytes) for n, i in checkpoint.tensors.items()]
     found = finding("safetensors-foreign", place.path_of(""), what=what)

@@ -14,7 +14,7 @@ import numpy as np
 from qtool.arch.gguf_names import RANK_HEAD
 from qtool.arch.prompts import NO, YES
 from qtool.checks.findings import Finding, finding
-from qtool.checks.weight_pairs import Blocks, InGguf, Measured, Packed, distance
+from qtool.checks.weight_pairs import Blocks, InGguf, Packed, WeightError, distance
 from qtool.export.gguf_metadata import read_tokenizer
 from qtool.export.sources import Rows, Whole
 from qtool.formats.floats import Float32
@@ -29,7 +29,7 @@ _INVERSE: Final = 0.05
 """How far scale times scale may be from 1; a factor is known to a few percent."""
 
 
-def misread(each: Measured, artefact: Path) -> Finding | None:
+def misread(each: WeightError, artefact: Path) -> Finding | None:
     """What was done to the tensor, if undoing it makes it fit."""
     name, stored = each.pair.name, each.pair.stored
     blocks = None
@@ -56,7 +56,7 @@ def _undone(blocks: Blocks, columns: int) -> Iterator[tuple[str, Blocks]]:
         yield "block-scales-shifted", replace(blocks, block_scales=np.roll(rows, step, axis=-1).reshape(-1))
 
 
-def _factor(each: Measured) -> float | None:
+def _factor(each: WeightError) -> float | None:
     """What the stored weights must be multiplied with to fit, if there is such a number."""
     found, expected = each.found.astype(np.float64), each.expected.astype(np.float64)
     power = float(found @ found)
@@ -78,7 +78,7 @@ _SAME: Final = 0.05
 _MOST: Final = 8
 
 
-def head_finding(each: Measured, artefact: Path, reference: Path) -> Finding | None:
+def head_finding(each: WeightError, artefact: Path, reference: Path) -> Finding | None:
     """Which rows of the vocabulary the rank head holds, if they are others than yes and no."""
     source = each.pair.source
     if not isinstance(source, Rows):
@@ -94,7 +94,7 @@ def head_finding(each: Measured, artefact: Path, reference: Path) -> Finding | N
     return finding("head-other-rows", artefact, found=words, maker="convert-gguf")
 
 
-def row_finding(each: Measured, artefact: Path, reference: Path) -> Finding | None:
+def row_finding(each: WeightError, artefact: Path, reference: Path) -> Finding | None:
     """Two rows of the vocabulary that have changed places."""
     places = _wrong_rows(each)
     if len(places) != 2:
@@ -130,7 +130,7 @@ def _numbers_of(rows: Float32, vocabulary: Whole, width: int) -> list[int | None
     return numbers
 
 
-def _wrong_rows(each: Measured) -> list[int]:
+def _wrong_rows(each: WeightError) -> list[int]:
     """The rows that are far from the reference's, if they are few."""
     rows, width = each.pair.shape
     error, power = np.zeros(rows), np.zeros(rows)
@@ -143,7 +143,7 @@ def _wrong_rows(each: Measured) -> list[int]:
     return [int(place) for place in wrong] if len(wrong) <= _MOST else []
 
 
-def _rows_of(each: Measured, places: Sequence[int]) -> list[Float32]:
+def _rows_of(each: WeightError, places: Sequence[int]) -> list[Float32]:
     """Some rows of the reference's tensor."""
     source: Any = each.pair.source
     (_, _, encode), *_ = Rows(source.checkpoint, source.info, tuple(places)).pieces(F32)
@@ -164,10 +164,12 @@ _PROJECTOR: Final = ("v.", "mm.")
 _VOCABULARY: Final = ("embed_tokens.weight", "lm_head.weight", "token_embd.weight", "output.weight")
 
 
-def explain(bad: Sequence[Measured], measured: Sequence[Measured], artefact: Path, reference: Path) -> list[Finding]:
+def explain(
+    bad: Sequence[WeightError], measured: Sequence[WeightError], artefact: Path, reference: Path
+) -> list[Finding]:
     """One finding for each cause that the `bad` tensors among the `measured` have."""
     findings: list[Finding] = []
-    unplaced: list[Measured] = []
+    unplaced: list[WeightError] = []
     for each in bad:
         found = _own_finding(each, artefact, reference)
         findings += found
@@ -179,7 +181,7 @@ def explain(bad: Sequence[Measured], measured: Sequence[Measured], artefact: Pat
     return findings + list(_unexplained(left, measured, artefact))
 
 
-def _own_finding(each: Measured, artefact: Path, reference: Path) -> list[Finding]:
+def _own_finding(each: WeightError, artefact: Path, reference: Path) -> list[Finding]:
     """What can be said of the tensor by itself."""
     name = each.pair.name
     if not each.is_finite:
@@ -198,7 +200,7 @@ def _own_finding(each: Measured, artefact: Path, reference: Path) -> list[Findin
     return [found] if found else []
 
 
-def _same_as(each: Measured, measured: Sequence[Measured]) -> str | None:
+def _same_as(each: WeightError, measured: Sequence[WeightError]) -> str | None:
     """The other tensor of the reference whose weights these are."""
     for other in measured:
         is_candidate = other is not each and other.pair.shape == each.pair.shape
@@ -235,7 +237,7 @@ def _layer_of(name: str) -> str:
     return match[1] if match else ""
 
 
-def _unexplained(left: Sequence[Measured], measured: Sequence[Measured], artefact: Path) -> Iterator[Finding]:
+def _unexplained(left: Sequence[WeightError], measured: Sequence[WeightError], artefact: Path) -> Iterator[Finding]:
     """Whole files of another model; tensors that differ for no known reason."""
     tower = [each for each in measured if each.pair.name.startswith(_PROJECTOR) and len(each.pair.shape) > 1]
     if tower and all(each in left for each in tower):
@@ -251,7 +253,7 @@ def _unexplained(left: Sequence[Measured], measured: Sequence[Measured], artefac
         yield finding("weights-differ", artefact, **facts)
 
 
-def _foreign_shard(left: Sequence[Measured], measured: Sequence[Measured]) -> str:
+def _foreign_shard(left: Sequence[WeightError], measured: Sequence[WeightError]) -> str:
     """The one file of several whose every matrix differs while all other files are sound."""
     files = {each.pair.stored.file for each in left}
     shards = {each.pair.stored.file for each in measured if each.pair.stored.file.endswith(".safetensors")}

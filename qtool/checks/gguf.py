@@ -36,14 +36,14 @@ from qtool.export.gguf_metadata import ARCHITECTURE as CLIP
 from qtool.progress import StageProgress
 from qtool.storage.gguf import parse_gguf
 from qtool.storage.gguf_model import GgufModel, expected_parts, model_files
-from qtool.storage.location import Place
+from qtool.storage.location import ArtefactLocation
 
 _PROJECTOR_NAME: Final = "mmproj"
 """What llama.cpp looks for in the names beside a language model."""
 _MODEL_TYPES: Final = (None, "model", "mmproj")
 
 
-def gguf_artefacts(place: Place, task: Task | None, progress: StageProgress) -> Iterator[Artefact]:
+def gguf_artefacts(place: ArtefactLocation, task: Task | None, progress: StageProgress) -> Iterator[Artefact]:
     """One artefact for each model; the projectors beside a selected file are read, and judged by its model only."""
     wanted = model_files(place.names, place.selected)
     others = model_files([name for name in place.names if _PROJECTOR_NAME in name], None)
@@ -58,7 +58,7 @@ def gguf_artefacts(place: Place, task: Task | None, progress: StageProgress) -> 
         yield _artefact(place, models[name], projectors, task)
 
 
-def _read_model(place: Place, name: str, files: Sequence[str]) -> GgufModel:
+def _read_model(place: ArtefactLocation, name: str, files: Sequence[str]) -> GgufModel:
     parts = {}
     for file in files:
         with place.open(file) as source:
@@ -71,7 +71,7 @@ def _architecture(model: GgufModel) -> str | None:
     return model.text("general.architecture")
 
 
-def _artefact(place: Place, model: GgufModel, projectors: list[Projector], task: Task | None) -> Artefact:
+def _artefact(place: ArtefactLocation, model: GgufModel, projectors: list[Projector], task: Task | None) -> Artefact:
     architecture = _architecture(model)
     family = next((f for f in FAMILIES if f.gguf_architecture == architecture), None)
     if model.text("general.type") in _MODEL_TYPES and family is not None:
@@ -86,7 +86,7 @@ def _lies_beside(projector: str, model: str) -> bool:
     return PurePosixPath(projector).parent in (PurePosixPath(model).parent, PurePosixPath())
 
 
-def _language_artefact(place: Place, model: LanguageModel, projectors: list[Projector]) -> Artefact:
+def _language_artefact(place: ArtefactLocation, model: LanguageModel, projectors: list[Projector]) -> Artefact:
     task = model.task.value if model.task else "unknown"
     described = dict([*markers(model), *tokenizer_markers(model), *model.positions.markers()])
     if model.family.is_vision:
@@ -98,7 +98,7 @@ def _language_artefact(place: Place, model: LanguageModel, projectors: list[Proj
     )  # fmt: skip
 
 
-def _language_findings(place: Place, model: LanguageModel, projectors: list[Projector]) -> list[Finding]:
+def _language_findings(place: ArtefactLocation, model: LanguageModel, projectors: list[Projector]) -> list[Finding]:
     incomplete = list(_part_findings(model.file))
     if model.file.missing_parts:  # whose fields and tensors would all be found missing
         return incomplete

@@ -22,7 +22,7 @@ from qtool.formats.ggml import F32, NVFP4
 from qtool.storage.gguf import GgufTensor, Kind
 from qtool.storage.gguf_model import GgufModel
 from qtool.storage.head_rows import TOKENS_KEY, HeadOrder, Read, head_order, ignored_scales
-from qtool.storage.location import Place
+from qtool.storage.location import ArtefactLocation
 
 # The tensors of a GGUF file against those that its own fields promise. Names and shapes come from the declared
 # architecture, as they do for checkpoints; sizes that no file of this many tensors can have are not even listed.
@@ -125,7 +125,7 @@ def _named(spec: TensorSpec) -> tuple[str, Shape]:
 # itself, or taken from an untied vocabulary head that is not in the file.
 
 
-def head_findings(place: Place, model: LanguageModel) -> Iterator[Finding]:
+def head_findings(place: ArtefactLocation, model: LanguageModel) -> Iterator[Finding]:
     """Whether the first row of a reranker's head is yes."""
     if model.task is not Task.RERANK or not place.is_local:
         return
@@ -133,7 +133,7 @@ def head_findings(place: Place, model: LanguageModel) -> Iterator[Finding]:
         yield model.found("gguf-head-exchanged")
 
 
-def _reader(place: Place, model: LanguageModel) -> Read:
+def _reader(place: ArtefactLocation, model: LanguageModel) -> Read:
     part_of = {name: file for file, part in model.file.parts.items() for name in part.tensors}
 
     def read(tensor: GgufTensor, start: int, nbytes: int) -> bytes:
@@ -150,7 +150,7 @@ def _reader(place: Place, model: LanguageModel) -> Read:
 _FUSED_GROUPS: Final = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 
 
-def scale_findings(place: Place, model: LanguageModel) -> Iterator[Finding]:
+def scale_findings(place: ArtefactLocation, model: LanguageModel) -> Iterator[Finding]:
     """Whether each NVFP4 tensor has its global scale whether that is a number to scale with, and whether it is used."""
     packed = [name for name, tensor in model.file.tensors.items() if tensor.type is NVFP4]
     scales = [name.removesuffix(".weight") + ".scale" for name in packed]
@@ -173,7 +173,7 @@ def scale_findings(place: Place, model: LanguageModel) -> Iterator[Finding]:
         yield model.found("nvfp4-unequal-source", group=group)
 
 
-def _values(place: Place, model: LanguageModel, scales: frozenset[str]) -> Mapping[str, float] | None:
+def _values(place: ArtefactLocation, model: LanguageModel, scales: frozenset[str]) -> Mapping[str, float] | None:
     values: dict[str, float] = {}
     for file, part in model.file.parts.items():
         stored = [each for name, each in part.tensors.items() if name in scales and each.type is F32]

@@ -11,14 +11,10 @@ from qtool.checks.checkpoint import checkpoint_artefacts
 from qtool.checks.gguf import gguf_artefacts
 from qtool.checks.report import InspectionReport, shown
 from qtool.errors import ModelError
-from qtool.progress import StageProgress
-from qtool.storage.location import open_place
+from qtool.progress import StageProgress, ignore
+from qtool.storage.location import open_location
 
 _SAFETENSORS = ".safetensors"
-
-
-def _unheard(stage: str, done: int, total: int) -> None:
-    """Nobody listens."""
 
 
 def inspect(
@@ -26,14 +22,14 @@ def inspect(
     task: Task | None = None,
     revision: str | None = None,
     token: str | None = None,
-    progress: StageProgress = _unheard,
+    progress: StageProgress = ignore,
 ) -> InspectionReport:
     """Inspect a GGUF file, a folder or a repository on the hub.
 
     `target` is a path, a built-in demo model, `org/name` or `hf://org/name[@revision][/file]`; `task` is what it should
     be for, where its own fields cannot say. Raises ModelError if a header is corrupt, NetworkError if the hub fails.
     """
-    place = open_place(target, revision, token)
+    place = open_location(target, revision, token)
     is_checkpoint = place.selected is not None and place.selected.endswith(_SAFETENSORS)
     artefacts = [] if is_checkpoint else list(gguf_artefacts(place, task, progress))
     if is_checkpoint or place.selected is None:

@@ -23,7 +23,7 @@ from qtool.export.gguf_plan import FILE_TYPES, NO_PROJECTOR, ConvertOptions
 from qtool.export.quantize import QuantizeOptions, quantize
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
-from qtool.progress import Progress, no_progress
+from qtool.progress import Progress, ignore
 from qtool.storage.checkpoint import INDEX, Checkpoint, open_checkpoint
 from qtool.storage.hashing import sha256_of
 from qtool.storage.packed import is_quantized
@@ -42,7 +42,7 @@ def rederive(
     workfolder: Path,
     task: Task | None = None,
     mmproj: Path | None = None,
-    progress: Progress = no_progress,
+    progress: Progress = ignore,
 ) -> tuple[Stage, tuple[RederivedFile, ...]]:
     """Make the artefact again in `workfolder` (which needs room for it) and compare hashes of files, else of tensors.
 
@@ -50,10 +50,10 @@ def rederive(
     """
     started = time.monotonic()
     _, detection = open_reference(reference, task)
-    workshop = _Workshop(reference, workfolder, detection.task, progress)
+    rebuilder = _Rebuilder(reference, workfolder, detection.task, progress)
     files = gguf_files(artefact, mmproj)
     try:
-        made = workshop.gguf(files) if files else workshop.checkpoint(artefact)
+        made = rebuilder.gguf(files) if files else rebuilder.checkpoint(artefact)
     except ModelError as error:
         made = [finding("unreadable", artefact, problem=str(error))], [], ""
     if made is None:
@@ -65,7 +65,7 @@ def rederive(
 
 
 @dataclass(frozen=True)
-class _Workshop:
+class _Rebuilder:
     reference: Path
     folder: Path
     task: Task | None

@@ -184,7 +184,7 @@ class InspectionReport:
 
     def __rich__(self) -> RenderableType:
 
-        return render(self)
+        return render_inspection(self)
 
 
 # The inspection as a person reads it in a terminal. What it is first, the verdict last; a finding stands with its
@@ -195,7 +195,7 @@ _PLURAL: Final = {Severity.BROKEN: "broken", Severity.WARNING: "warnings", Sever
 _STYLE: Final = {Severity.BROKEN: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 
-def render(report: InspectionReport) -> RenderableType:
+def render_inspection(report: InspectionReport) -> RenderableType:
     """Each artefact with its classes, markers and findings; then the verdict."""
     parts: list[RenderableType] = []
     for artefact in report.artefacts:

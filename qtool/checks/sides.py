@@ -13,7 +13,7 @@ from typing import Final
 from qtool.arch.detect import Detection, detect
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
-from qtool.export.convert import prepare
+from qtool.export.convert import prepare_conversion
 from qtool.export.gguf_files import MODEL, PlannedFile
 from qtool.export.gguf_plan import NO_PROJECTOR, ConvertOptions
 from qtool.storage.checkpoint import Checkpoint, open_checkpoint
@@ -108,7 +108,7 @@ def read_side(path: Path) -> GgufSide:
 def plan_conversion(reference: Path, task: Task | None, *, projector: bool) -> tuple[Planned, Planned | None]:
     """What converting the reference would write: the language model's file and, if wanted, the projector's."""
     mmproj = "f16" if projector else NO_PROJECTOR
-    job = prepare(ConvertOptions(str(reference), None, (_PLANNED_TYPE,), mmproj, task))
+    job = prepare_conversion(ConvertOptions(str(reference), None, (_PLANNED_TYPE,), mmproj, task))
     language, *others = sorted((_planned(file) for file in job.files), key=lambda each: each.file.role != MODEL)
     return language, others[0] if others else None
 

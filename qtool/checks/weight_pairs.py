@@ -99,7 +99,7 @@ def misfits(stored: str, source: str, expected: Float32, found: Float32) -> int:
 # can be read by itself, so that memory does not grow with the model.
 
 
-class Stored(Protocol):
+class WeightStore(Protocol):
     """One tensor of an artefact; `format` names its type and `file` the file that it lies in."""
 
     @property
@@ -257,7 +257,7 @@ class TensorPair:
     shape: tuple[int, ...]
     source: TensorSource
     source_format: str
-    stored: Stored
+    stored: WeightStore
 
     @property
     def elements(self) -> int:
@@ -326,7 +326,7 @@ _MARGIN: Final = 1.5
 
 
 @dataclass(frozen=True)
-class Measured:
+class WeightError:
     """A tensor's relative error beside its bound, and how many values or blocks lost more than rounding can."""
 
     pair: TensorPair

@@ -19,18 +19,14 @@ from qtool.checks.diagnosis import explain
 from qtool.checks.findings import Finding, finding, listed_are
 from qtool.checks.sides import gguf_files, open_reference
 from qtool.checks.stage import WEIGHTS, Outcome, Stage, TensorError, concluded
-from qtool.checks.weight_pairs import Measured, TensorPair, bound, checkpoint_pairs, gguf_pairs
+from qtool.checks.weight_pairs import TensorPair, WeightError, bound, checkpoint_pairs, gguf_pairs
 from qtool.errors import ModelError
 from qtool.formats.floats import Float32
-from qtool.progress import StageProgress
+from qtool.progress import StageProgress, ignore
 from qtool.storage.output import worker_pool
 
 _ROUNDING: Final = 1e-5
 """Sums in single precision are exact to this."""
-
-
-def _unheard(stage: str, done: int, total: int) -> None:
-    """Nobody listens."""
 
 
 def compare_weights(
@@ -38,7 +34,7 @@ def compare_weights(
     reference: Path,
     task: Task | None = None,
     mmproj: Path | None = None,
-    progress: StageProgress = _unheard,
+    progress: StageProgress = ignore,
 ) -> tuple[Stage, tuple[TensorError, ...]]:
     """Compare every tensor that both hold, worst first; reads both models whole.
 
@@ -72,8 +68,8 @@ def _summary(errors: Sequence[TensorError]) -> str:
 
 def _measure_all(
     pairs: Sequence[TensorPair], artefact: Path, progress: StageProgress
-) -> tuple[list[Measured], list[Finding]]:
-    measured: list[Measured] = []
+) -> tuple[list[WeightError], list[Finding]]:
+    measured: list[WeightError] = []
     unreadable: list[TensorPair] = []
     total, done = sum(pair.elements for pair in pairs), 0
     with worker_pool() as pool:
@@ -91,7 +87,7 @@ def _measure_all(
     return measured, [finding("weights-not-compared", artefact, tensors=names, reason=reason)]
 
 
-def _measure(pair: TensorPair) -> Measured | None:
+def _measure(pair: TensorPair) -> WeightError | None:
     """How far a tensor is from its source; None if nothing here reads its type."""
     error = power = 0.0
     misfits, is_zero = 0, True
@@ -108,7 +104,7 @@ def _measure(pair: TensorPair) -> Measured | None:
     norm = power**0.5
     allowed = bound(pair.stored.format, pair.source_format, pair.elements, norm)
     relative = error**0.5 / norm if norm else error**0.5
-    return Measured(pair, relative, allowed + (_ROUNDING if allowed else 0.0), misfits, is_zero=is_zero and norm > 0)
+    return WeightError(pair, relative, allowed + (_ROUNDING if allowed else 0.0), misfits, is_zero=is_zero and norm > 0)
 
 
 def _squares(values: Float32) -> float:
@@ -118,6 +114,6 @@ def _squares(values: Float32) -> float:
     return total if np.isfinite(total) else float(values.astype(np.float64) @ values.astype(np.float64))
 
 
-def _tensor_error(each: Measured) -> TensorError:
+def _tensor_error(each: WeightError) -> TensorError:
     error = each.relative_error if np.isfinite(each.relative_error) else float(np.finfo(np.float32).max)
     return TensorError(each.pair.name, each.pair.stored.format, error, each.bound)

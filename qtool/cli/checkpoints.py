@@ -44,7 +44,7 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize a checkpoint to NVFP4 W4A16 by a recipe."""
-    from qtool.export.quantize import QuantizeOptions, summary_table
+    from qtool.export.quantize import QuantizeOptions, quantization_table
     from qtool.export.quantize import quantize as run
 
     if output is None and not dry_run:
@@ -55,7 +55,7 @@ def quantize(
     )  # fmt: skip
     with console.byte_bar("Quantizing") as progress:
         summary = run(options, progress)
-    show(summary.to_json(), summary_table(summary, output, dry_run=dry_run), as_json=json)
+    show(summary.to_json(), quantization_table(summary, output, dry_run=dry_run), as_json=json)
 
 
 def recipes(
@@ -81,12 +81,12 @@ def recipes(
 
 def doctor(*, json: Json = False) -> None:
     """Check this machine: versions, devices, engines, disk, hub access."""
-    from qtool.doctor import examine, findings_table
+    from qtool.doctor import diagnoses_table, examine
 
     findings = examine()
     show(
         {"schema_version": 1, "findings": [finding.to_json() for finding in findings]},
-        findings_table(findings),
+        diagnoses_table(findings),
         as_json=json,
     )
 

@@ -61,8 +61,8 @@ def convert_gguf(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint to GGUF files that rank and embed in llama.cpp as the original does."""
+    from qtool.export.convert import conversion_table
     from qtool.export.convert import convert_gguf as run
-    from qtool.export.convert import summary_table
     from qtool.export.gguf_plan import ConvertOptions, parse_outtypes, parse_prompt
 
     if output is None and not dry_run:
@@ -73,7 +73,7 @@ def convert_gguf(
     )  # fmt: skip
     with console.byte_bar("Converting") as progress:
         summary = run(options, progress)
-    show(summary.to_json(), summary_table(summary, output, dry_run=dry_run), as_json=json)
+    show(summary.to_json(), conversion_table(summary, output, dry_run=dry_run), as_json=json)
 
 
 def inspect(

@@ -141,11 +141,11 @@ def embed(
 
 
 def _panel(panels: Sequence[str], limit: int | None, shard: str | None, instruction: str | None) -> PanelChoice:
-    from qtool.inputs.panels import Shard
+    from qtool.inputs.panels import PanelShard
     from qtool.scoring.score import PanelChoice
 
     if len(panels) != 1:
         raise UsageError(
             "What is to be asked?", "Pass one panel: --panel FILE, or --dataset ID --columns ROLE=COLUMN,…."
         )
-    return PanelChoice(panels[0], limit, Shard.parse(shard) if shard else None, instruction)
+    return PanelChoice(panels[0], limit, PanelShard.parse(shard) if shard else None, instruction)

@@ -94,12 +94,12 @@ def verify(
 ) -> None:
     """Prove that an artefact scores as its reference does: structure, prompt, scores, ranking, verdict."""
     from qtool.checks.findings import printable
-    from qtool.inputs.panels import Shard
+    from qtool.inputs.panels import PanelShard
     from qtool.verify.case import VerifyOptions
     from qtool.verify.run import verify as run
 
     options = VerifyOptions(
-        artefact, reference, parse_panels(panel or (), dataset, columns), parse_task(task), recipe, dtype, limit=limit, shard=Shard.parse(shard) if shard else None, mmproj=mmproj,
+        artefact, reference, parse_panels(panel or (), dataset, columns), parse_task(task), recipe, dtype, limit=limit, shard=PanelShard.parse(shard) if shard else None, mmproj=mmproj,
         revision=revision, token=token, structure_only=structure_only, weights=weights, rederive=rederive,
         engine=engine, served_model=served_model, concurrency=concurrency, timeout=timeout, keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
     )  # fmt: skip
@@ -123,13 +123,13 @@ def merge_reports(
 
 
 def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:
-    from qtool.reporting.console import render
+    from qtool.reporting.console import render_console
     from qtool.reporting.write import write_reports
     from qtool.verify.gates import Verdict
 
     if output is not None:
         write_reports(report, output)
-    show(report.to_dict(), render(report), as_json=as_json)
+    show(report.to_dict(), render_console(report), as_json=as_json)
     failing = {Verdict.FAIL, Verdict.INCONCLUSIVE} if strict else {Verdict.FAIL}
     if report.verdict in failing:
         raise typer.Exit(EXIT_GATE_FAILED)

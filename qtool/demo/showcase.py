@@ -13,9 +13,9 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 
-from qtool.export.quantize import QuantizationSummary, QuantizeOptions, quantize, summary_table
+from qtool.export.quantize import QuantizationSummary, QuantizeOptions, quantization_table, quantize
 from qtool.progress import StageProgress
-from qtool.reporting.console import render
+from qtool.reporting.console import render_console
 from qtool.verify.case import VerifyOptions
 from qtool.verify.report import Report
 from qtool.verify.run import verify
@@ -47,8 +47,11 @@ class Showcase:
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = []
         for name, report in self.reports.items():
-            parts += [Rule(f"{name}: quantize"), summary_table(self.summaries[name], self.outputs[name], dry_run=False)]
-            parts += [Rule(f"{name}: verify"), render(report)]
+            parts += [
+                Rule(f"{name}: quantize"),
+                quantization_table(self.summaries[name], self.outputs[name], dry_run=False),
+            ]
+            parts += [Rule(f"{name}: verify"), render_console(report)]
         return Group(*parts)
 
 

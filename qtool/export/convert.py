@@ -32,7 +32,7 @@ from qtool.export.llama_quantize import Quantizer, find_quantizer
 from qtool.formats.ggml import NVFP4
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME, manifest, versions
-from qtool.progress import Meter, Progress, no_progress
+from qtool.progress import Meter, Progress, ignore
 from qtool.storage.checkpoint import open_checkpoint
 from qtool.storage.hashing import sha256_of
 from qtool.storage.head_rows import SEEN_IN
@@ -51,7 +51,7 @@ from qtool.storage.output import (
 
 
 @dataclass(frozen=True)
-class Job:
+class ConvertJob:
     """Everything known before the first weight is read; `quantized` are the types that llama.cpp makes, and their files."""
 
     source: Source
@@ -62,7 +62,7 @@ class Job:
     quantized: Mapping[str, str]
 
 
-def prepare(options: ConvertOptions) -> Job:
+def prepare_conversion(options: ConvertOptions) -> ConvertJob:
     """Resolve, open, plan and lay out."""
     options.check()
     source = resolve(options.model, options.revision, options.token)
@@ -76,7 +76,7 @@ def prepare(options: ConvertOptions) -> Job:
     if detection.architecture.is_vision and options.mmproj != NO_PROJECTOR:
         files.append(projector_file(options.mmproj, source, inventory, namer))
     quantized = {name: namer.language(name.upper()) for name in options.outtypes if name in LLAMA_QUANTIZE_TYPES}
-    return Job(source, inventory, task, template, tuple(files), quantized)
+    return ConvertJob(source, inventory, task, template, tuple(files), quantized)
 
 
 def _rank_template(options: ConvertOptions, detection: Detection, task: Task) -> str | None:
@@ -129,7 +129,7 @@ class ConversionSummary:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
-def summarize(job: Job, made: Mapping[str, int] | None = None) -> ConversionSummary:
+def summarize_conversion(job: ConvertJob, made: Mapping[str, int] | None = None) -> ConversionSummary:
     """The summary of a job; `made` are the sizes of the files that llama.cpp has made."""
     own = [
         _summary(file, number) for file in job.files if file.role != INTERMEDIATE for number in range(len(file.layouts))
@@ -145,7 +145,7 @@ def summarize(job: Job, made: Mapping[str, int] | None = None) -> ConversionSumm
     )
 
 
-def _warnings(job: Job) -> tuple[str, ...]:
+def _warnings(job: ConvertJob) -> tuple[str, ...]:
     is_nvfp4 = any(file.type.matrices is NVFP4 for file in job.files)
     return (_SCALES_DROPPED,) if is_nvfp4 and job.inventory.detection.architecture.is_vision else ()
 
@@ -157,7 +157,7 @@ def _summary(file: PlannedFile, number: int) -> FileSummary:
     )
 
 
-def summary_table(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
+def conversion_table(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
     """One row a file, what the rank head answers to, and what to do next."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("file", overflow="fold")
@@ -192,19 +192,19 @@ def _numbers(file: FileSummary) -> tuple[str, str, str]:
 # written.
 
 
-def convert_gguf(options: ConvertOptions, progress: Progress = no_progress) -> ConversionSummary:
+def convert_gguf(options: ConvertOptions, progress: Progress = ignore) -> ConversionSummary:
     """Convert `options.model` to GGUF files in `options.output`, or with `dry_run` only say which."""
     output = options.output
     if output is not None and not options.dry_run:
         (check_target_file if options.is_file else check_target)(output, force=options.force)
-    job = prepare(options)
+    job = prepare_conversion(options)
     if options.dry_run or output is None:
-        return summarize(job)
+        return summarize_conversion(job)
     quantizer = find_quantizer() if job.quantized else None
     require_space(output, sum(file.nbytes for file in job.files))
     with _staged(output, options) as folder:
         sizes = _write(job, options, quantizer, folder, progress)
-    return summarize(job, sizes)
+    return summarize_conversion(job, sizes)
 
 
 def _staged(output: Path, options: ConvertOptions) -> AbstractContextManager[Path]:
@@ -212,7 +212,7 @@ def _staged(output: Path, options: ConvertOptions) -> AbstractContextManager[Pat
 
 
 def _write(
-    job: Job, options: ConvertOptions, quantizer: Quantizer | None, folder: Path, progress: Progress
+    job: ConvertJob, options: ConvertOptions, quantizer: Quantizer | None, folder: Path, progress: Progress
 ) -> Mapping[str, int]:
     """Write everything into `folder`; the size of each file that llama.cpp made."""
     source_bytes = sum(file.nbytes for file in job.files if file.role == INTERMEDIATE)
@@ -226,7 +226,9 @@ def _write(
     return {name: (folder / name).stat().st_size for name in made}
 
 
-def _quantize(job: Job, options: ConvertOptions, quantizer: Quantizer, folder: Path, meter: Meter) -> Mapping[str, str]:
+def _quantize(
+    job: ConvertJob, options: ConvertOptions, quantizer: Quantizer, folder: Path, meter: Meter
+) -> Mapping[str, str]:
     """Let llama.cpp make its types from the lossless file, which goes; the SHA-256 of each by name."""
     (source,) = (folder / file.layouts[0].file_name for file in job.files if file.role == INTERMEDIATE)
     for type_name, file_name in job.quantized.items():
@@ -247,7 +249,7 @@ def _file_facts(file: PlannedFile, hashes: Mapping[str, str]) -> Mapping[str, An
 
 
 def _manifest(
-    job: Job, options: ConvertOptions, files: list[Mapping[str, Any]], quantized: Mapping[str, str]
+    job: ConvertJob, options: ConvertOptions, files: list[Mapping[str, Any]], quantized: Mapping[str, str]
 ) -> Mapping[str, Any]:
     detection = job.inventory.detection
     return manifest(

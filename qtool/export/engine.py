@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qtool.export.gguf_plan import PlannedTensor
+from qtool.export.gguf_plan import PlannedGgufTensor
 from qtool.export.sources import Piece
 from qtool.progress import Advance
 from qtool.storage.gguf_layout import GgufLayout, open_gguf
@@ -16,7 +16,7 @@ from qtool.storage.output import worker_pool
 
 
 def write_tensors(
-    layouts: Sequence[GgufLayout], tensors: Sequence[PlannedTensor], folder: Path, advance: Advance
+    layouts: Sequence[GgufLayout], tensors: Sequence[PlannedGgufTensor], folder: Path, advance: Advance
 ) -> Mapping[str, str]:
     """Write one file, or its parts, into `folder`; the SHA-256 of each header and tensor by name."""
     with open_gguf(layouts, folder) as files, worker_pool() as pool:

@@ -36,14 +36,14 @@ from qtool.export.gguf_plan import (
     ConvertOptions,
     FileType,
     Inventory,
-    PlannedTensor,
+    PlannedGgufTensor,
     automatic_type,
     plan_language,
     plan_projector,
 )
 from qtool.formats.ggml import NVFP4
 from qtool.storage.gguf import Kind, Value, array
-from qtool.storage.gguf_layout import GgufLayout, OutputTensor, lay_out
+from qtool.storage.gguf_layout import GgufLayout, GgufOutputTensor, lay_out
 from qtool.storage.hub import Source
 
 MODEL: Final = "model"
@@ -58,7 +58,7 @@ class PlannedFile:
 
     role: str
     type: FileType
-    tensors: tuple[PlannedTensor, ...]
+    tensors: tuple[PlannedGgufTensor, ...]
     layouts: tuple[GgufLayout, ...]
 
     @property
@@ -131,7 +131,7 @@ def projector_file(mmproj: str, source: Source, inventory: Inventory, namer: Nam
     return PlannedFile(PROJECTOR_ROLE, file_type, tuple(tensors), tuple(layouts))
 
 
-def _outputs(tensors: Sequence[PlannedTensor]) -> list[OutputTensor]:
+def _outputs(tensors: Sequence[PlannedGgufTensor]) -> list[GgufOutputTensor]:
     return [tensor.output for tensor in tensors]
 
 
@@ -170,7 +170,7 @@ def _shared_metadata(
 
 
 def _general(
-    architecture: str, kind: str, source: Source, tensors: list[PlannedTensor], file_type: FileType
+    architecture: str, kind: str, source: Source, tensors: list[PlannedGgufTensor], file_type: FileType
 ) -> dict[str, Value]:
     parameters = sum(prod(tensor.output.shape) for tensor in tensors)
     is_on_hub = source.revision is not None
@@ -182,7 +182,7 @@ def _general(
     }
 
 
-def _precision_metadata(tensors: list[PlannedTensor]) -> dict[str, Value]:
+def _precision_metadata(tensors: list[PlannedGgufTensor]) -> dict[str, Value]:
     """W4A16: llama.cpp must not quantize the activations of these tensors, as it does with NVFP4 on Blackwell."""
     names = sorted(tensor.output.gguf_name for tensor in tensors if tensor.output.type is NVFP4)
     if not names:

@@ -17,7 +17,7 @@ from qtool.export.gguf_metadata import PROMPTS, PromptChoice
 from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, TensorSource, Whole
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
-from qtool.storage.gguf_layout import OutputTensor
+from qtool.storage.gguf_layout import GgufOutputTensor
 from qtool.storage.packed import PackedWeight, is_quantized, packed_weights
 
 # Which element type each tensor gets in a file of a given type. As llama.cpp's own converter decides, but for the
@@ -132,10 +132,10 @@ _FRAMES = ".patch_embed.proj.weight"
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
+class PlannedGgufTensor:
     """One output tensor and where its bytes come from."""
 
-    output: OutputTensor
+    output: GgufOutputTensor
     source: TensorSource
 
 
@@ -179,11 +179,13 @@ def take_inventory(checkpoint: Checkpoint, detection: Detection) -> Inventory:
     return Inventory(checkpoint, detection, tensors, packed)
 
 
-def plan_language(inventory: Inventory, file_type: FileType, answers: tuple[int, int] | None) -> list[PlannedTensor]:
+def plan_language(
+    inventory: Inventory, file_type: FileType, answers: tuple[int, int] | None
+) -> list[PlannedGgufTensor]:
     """The tensors of the language file; `answers` are the ids of yes and no, None for an embedder."""
     _require_type(inventory, file_type)
     matrices, checkpoint = _matrices(inventory, file_type), inventory.checkpoint
-    planned: list[PlannedTensor] = []
+    planned: list[PlannedGgufTensor] = []
     if answers is not None:
         planned.append(
             _planned(RANK_HEAD, (2, inventory.head.shape[1]), matrices, Rows(checkpoint, inventory.head, answers))
@@ -198,9 +200,9 @@ def plan_language(inventory: Inventory, file_type: FileType, answers: tuple[int,
     return planned
 
 
-def plan_projector(inventory: Inventory, file_type: FileType) -> list[PlannedTensor]:
+def plan_projector(inventory: Inventory, file_type: FileType) -> list[PlannedGgufTensor]:
     """The tensors of the vision projector's file."""
-    planned: list[PlannedTensor] = []
+    planned: list[PlannedGgufTensor] = []
     checkpoint = inventory.checkpoint
     for spec, info in inventory.tensors.items():
         if not _is_vision(spec):
@@ -245,26 +247,26 @@ def _name(spec: TensorSpec, inventory: Inventory) -> str:
     return gguf_name
 
 
-def _planned(gguf_name: str, shape: tuple[int, ...], matrices: GgmlType, source: TensorSource) -> PlannedTensor:
+def _planned(gguf_name: str, shape: tuple[int, ...], matrices: GgmlType, source: TensorSource) -> PlannedGgufTensor:
     chosen = element_type(gguf_name, shape, matrices)
     elements = 1
     for size in shape:
         elements *= size
-    return PlannedTensor(OutputTensor(gguf_name, chosen, shape, chosen.nbytes(elements)), source)
+    return PlannedGgufTensor(GgufOutputTensor(gguf_name, chosen, shape, chosen.nbytes(elements)), source)
 
 
-def _repacked(gguf_name: str, checkpoint: Checkpoint, weight: PackedWeight) -> Iterator[PlannedTensor]:
+def _repacked(gguf_name: str, checkpoint: Checkpoint, weight: PackedWeight) -> Iterator[PlannedGgufTensor]:
     rows, columns = weight.shape
     if columns % NVFP4.block:
         raise ModelError(
             f"{weight.packed.hf_name} [{rows}, {columns}]: GGUF packs {NVFP4.block} NVFP4 values together, "
             f"and {columns} columns are no multiple of that."
         )
-    yield PlannedTensor(
-        OutputTensor(gguf_name, NVFP4, weight.shape, NVFP4.nbytes(rows * columns)), Repacked(checkpoint, weight)
+    yield PlannedGgufTensor(
+        GgufOutputTensor(gguf_name, NVFP4, weight.shape, NVFP4.nbytes(rows * columns)), Repacked(checkpoint, weight)
     )
     scale_name = gguf_name.removesuffix(".weight") + ".scale"
-    yield PlannedTensor(OutputTensor(scale_name, F32, (1,), 4), GlobalScale(checkpoint, weight))
+    yield PlannedGgufTensor(GgufOutputTensor(scale_name, F32, (1,), 4), GlobalScale(checkpoint, weight))
 
 
 def _require_type(inventory: Inventory, file_type: FileType) -> None:

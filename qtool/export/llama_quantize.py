@@ -20,7 +20,7 @@ from qtool.arch.gguf_names import RANK_HEAD, TOKEN_EMBEDDING
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES
 from qtool.formats.ggml import BF16, F16, F32, Q8_0
-from qtool.progress import Progress, no_progress
+from qtool.progress import Progress, ignore
 from qtool.storage.gguf import GgufFile, GgufTensor, read_gguf
 
 PROGRAM: Final = "llama-quantize"
@@ -45,7 +45,7 @@ class Quantizer:
         target: Path,
         type_name: str,
         imatrix: Path | None = None,
-        progress: Progress = no_progress,
+        progress: Progress = ignore,
     ) -> None:
         """Write `source`, a file of F32, F16 or BF16 tensors, as `target` in one of LLAMA_QUANTIZE_TYPES.
 

@@ -29,13 +29,13 @@ from qtool.export.quantize_plan import (
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.manifest import FILE_NAME as MANIFEST
-from qtool.progress import Meter, Progress, no_progress
+from qtool.progress import Meter, Progress, ignore
 from qtool.recipe import LoadedRecipe, load_recipe
 from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars, open_checkpoint
 from qtool.storage.hashing import sha256_of
 from qtool.storage.hub import Source, resolve
 from qtool.storage.output import WORKERS, check_target, require_space, staged_folder
-from qtool.storage.shards import Layout, lay_out
+from qtool.storage.shards import ShardLayout, lay_out
 
 # What is asked for, and everything that is known about it before the first weight is read. Preparing a job reads
 # configs and headers only.
@@ -64,14 +64,14 @@ class QuantizeOptions:
 
 
 @dataclass(frozen=True)
-class Job:
+class QuantizeJob:
     """Everything known before the first weight is read."""
 
     source: Source
     checkpoint: Checkpoint
     recipe: LoadedRecipe
     plan: QuantizationPlan
-    layout: Layout
+    layout: ShardLayout
     backend: Literal["streaming", "modelopt"]
     backend_reason: str
     small_files: Mapping[str, bytes]
@@ -88,7 +88,7 @@ class Job:
         return self.layout.nbytes + sum(map(len, self.small_files.values())) + sidecar_bytes
 
 
-def prepare(options: QuantizeOptions) -> Job:
+def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
     """Resolve, open and plan."""
     if options.output is not None and not options.dry_run:
         check_target(options.output, force=options.force)
@@ -98,7 +98,7 @@ def prepare(options: QuantizeOptions) -> Job:
     plan = plan_quantization(checkpoint, detect(source.directory, options.task), recipe.recipe)
     layout = lay_out(plan.outputs, options.max_shard_bytes)
     backend, reason = _choose(options.backend)
-    return Job(source, checkpoint, recipe, plan, layout, backend, reason, _small_files(plan, layout))
+    return QuantizeJob(source, checkpoint, recipe, plan, layout, backend, reason, _small_files(plan, layout))
 
 
 def _choose(backend: Backend) -> tuple[Literal["streaming", "modelopt"], str]:
@@ -107,7 +107,7 @@ def _choose(backend: Backend) -> tuple[Literal["streaming", "modelopt"], str]:
     return backend, "--backend"
 
 
-def _small_files(plan: QuantizationPlan, layout: Layout) -> Mapping[str, bytes]:
+def _small_files(plan: QuantizationPlan, layout: ShardLayout) -> Mapping[str, bytes]:
     return {
         "config.json": json_bytes(quantized_config(plan)),
         "hf_quant_config.json": json_bytes(hf_quant_config(plan)),
@@ -137,7 +137,7 @@ _MODELOPT_FACTOR: Final = 1.2
 
 
 @dataclass(frozen=True)
-class TensorClass:
+class SummaryRow:
     """All tensors that one rule claims. `relative_error` is the largest among them, None before the run."""
 
     rule: str
@@ -160,7 +160,7 @@ class QuantizationSummary:
     recipe: str
     backend: str
     backend_reason: str
-    classes: tuple[TensorClass, ...]
+    classes: tuple[SummaryRow, ...]
     bits_per_weight: float
     source_bytes: int
     output_bytes: int
@@ -171,7 +171,7 @@ class QuantizationSummary:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
-def tensor_classes(plan: QuantizationPlan, errors: Mapping[str, float]) -> tuple[TensorClass, ...]:
+def summary_rows(plan: QuantizationPlan, errors: Mapping[str, float]) -> tuple[SummaryRow, ...]:
     """The plan's tensors by action and rule, in order of first appearance."""
     classes: dict[tuple[Action, str], list[PlannedTensor]] = {}
     for tensor in plan.tensors:
@@ -179,8 +179,8 @@ def tensor_classes(plan: QuantizationPlan, errors: Mapping[str, float]) -> tuple
     return tuple(_tensor_class(plan, members, errors) for members in classes.values())
 
 
-def _tensor_class(plan: QuantizationPlan, members: list[PlannedTensor], errors: Mapping[str, float]) -> TensorClass:
-    return TensorClass(
+def _tensor_class(plan: QuantizationPlan, members: list[PlannedTensor], errors: Mapping[str, float]) -> SummaryRow:
+    return SummaryRow(
         rule=members[0].rule,
         action=members[0].action.value,
         reason=members[0].reason,
@@ -192,7 +192,9 @@ def _tensor_class(plan: QuantizationPlan, members: list[PlannedTensor], errors: 
     )
 
 
-def summarize(job: Job, errors: Mapping[str, float] | None = None, written: Path | None = None) -> QuantizationSummary:
+def summarize_quantization(
+    job: QuantizeJob, errors: Mapping[str, float] | None = None, written: Path | None = None
+) -> QuantizationSummary:
     """The summary of a job; after the run with the relative errors and the folder that was written."""
     source_bytes = sum(tensor.source.nbytes for tensor in job.plan.tensors)
     return QuantizationSummary(
@@ -202,7 +204,7 @@ def summarize(job: Job, errors: Mapping[str, float] | None = None, written: Path
         recipe=job.plan.recipe.name,
         backend=job.backend,
         backend_reason=job.backend_reason,
-        classes=tensor_classes(job.plan, errors or {}),
+        classes=summary_rows(job.plan, errors or {}),
         bits_per_weight=job.plan.bits_per_weight,
         source_bytes=source_bytes,
         output_bytes=_size(written) if written else job.output_bytes,
@@ -214,7 +216,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
-def _peak_memory(job: Job, source_bytes: int) -> int:
+def _peak_memory(job: QuantizeJob, source_bytes: int) -> int:
     """An estimate from measured runs: constant for streaming, in proportion to the model for ModelOpt."""
     if job.backend == "modelopt":
         return int(_MODELOPT_BASE + _MODELOPT_FACTOR * source_bytes)
@@ -227,7 +229,7 @@ def _peak_memory(job: Job, source_bytes: int) -> int:
 _BECOMES: Final = {"quantize": "NVFP4", "copy": "unchanged", "drop": "left out"}
 
 
-def summary_table(summary: QuantizationSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
+def quantization_table(summary: QuantizationSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
     """One row a tensor class, why some stay as they are, the totals, and what to do next."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("modules", overflow="fold", max_width=36)
@@ -241,7 +243,7 @@ def summary_table(summary: QuantizationSummary, output: Path | None, *, dry_run:
     return Group(table, blank, *reasons, blank, Text(_totals(summary)), _closing(output, dry_run=dry_run))
 
 
-def _row(each: TensorClass) -> tuple[str, ...]:
+def _row(each: SummaryRow) -> tuple[str, ...]:
     error = "" if each.relative_error is None else f"{each.relative_error:.2%}"
     return (
         each.rule,
@@ -273,18 +275,18 @@ def _closing(output: Path | None, *, dry_run: bool) -> Text:
 # refused is refused before the first byte is written.
 
 
-def quantize(options: QuantizeOptions, progress: Progress = no_progress) -> QuantizationSummary:
+def quantize(options: QuantizeOptions, progress: Progress = ignore) -> QuantizationSummary:
     """Quantize `options.model` into `options.output`, or with `dry_run` only say what that would do."""
-    job = prepare(options)
+    job = prepare_quantization(options)
     if options.dry_run or options.output is None:
-        return summarize(job)
+        return summarize_quantization(job)
     require_space(options.output, job.output_bytes)
     with staged_folder(options.output, force=options.force) as folder:
         errors = _write(job, options, folder, progress)
-    return summarize(job, errors, options.output)
+    return summarize_quantization(job, errors, options.output)
 
 
-def _write(job: Job, options: QuantizeOptions, folder: Path, progress: Progress) -> Mapping[str, float]:
+def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: Progress) -> Mapping[str, float]:
     if job.backend == "streaming":
         hashes, errors = _write_streaming(job, folder, progress)
     else:
@@ -298,7 +300,9 @@ def _write(job: Job, options: QuantizeOptions, folder: Path, progress: Progress)
     return errors
 
 
-def _write_streaming(job: Job, folder: Path, progress: Progress) -> tuple[Mapping[str, str], Mapping[str, float]]:
+def _write_streaming(
+    job: QuantizeJob, folder: Path, progress: Progress
+) -> tuple[Mapping[str, str], Mapping[str, float]]:
     from qtool.export.streaming import quantize_streaming, work_bytes
 
     meter = Meter(work_bytes(job.plan), progress)
@@ -309,7 +313,7 @@ def _write_streaming(job: Job, folder: Path, progress: Progress) -> tuple[Mappin
 
 
 def _write_modelopt(
-    job: Job, options: QuantizeOptions, folder: Path, progress: Progress
+    job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: Progress
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
     from qtool.export.modelopt import quantize_modelopt
 
@@ -323,7 +327,7 @@ def _files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def _manifest(job: Job, hashes: Mapping[str, str], errors: Mapping[str, float]) -> Mapping[str, Any]:
+def _manifest(job: QuantizeJob, hashes: Mapping[str, str], errors: Mapping[str, float]) -> Mapping[str, Any]:
     detection = job.plan.detection
     return manifest(
         "quantize",

@@ -27,15 +27,15 @@ from qtool.export.gguf_metadata import (
     task_metadata,
     token_id,
 )
-from qtool.export.gguf_plan import Inventory, PlannedTensor, take_inventory
-from qtool.export.sources import Rows, Stored, StoredRows, TensorSource
+from qtool.export.gguf_plan import Inventory, PlannedGgufTensor, take_inventory
+from qtool.export.sources import Rows, StoredRows, StoredTensor, TensorSource
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
 from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions
-from qtool.progress import Meter, Progress, no_progress
+from qtool.progress import Meter, Progress, ignore
 from qtool.storage.checkpoint import TensorInfo, open_checkpoint
 from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, array, encode_string, encode_value, read_gguf, string
-from qtool.storage.gguf_layout import GgufLayout, OutputTensor, lay_out_encoded
+from qtool.storage.gguf_layout import GgufLayout, GgufOutputTensor, lay_out_encoded
 from qtool.storage.head_rows import (
     TOKENS_KEY,
     HeadOrder,
@@ -62,7 +62,7 @@ _AGAIN: Final = "Convert the original again."
 class RepairedHead:
     """The head to write, and in a sentence what is new about it."""
 
-    tensor: PlannedTensor
+    tensor: PlannedGgufTensor
     change: str
 
 
@@ -151,8 +151,8 @@ def _exchanged(file: _File, head: GgufTensor, problem: str) -> RepairedHead:
     return RepairedHead(exchanged, f"{RANK_HEAD} {problem}, and holds those of yes and no.")
 
 
-def _planned(kind: GgmlType, width: int, source: TensorSource) -> PlannedTensor:
-    return PlannedTensor(OutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width)), source)
+def _planned(kind: GgmlType, width: int, source: TensorSource) -> PlannedGgufTensor:
+    return PlannedGgufTensor(GgufOutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width)), source)
 
 
 def _rebuilt(file: _File, problem: str) -> RepairedHead:
@@ -204,12 +204,12 @@ def _type_of(info: TensorInfo) -> GgmlType:
     return next(each for each in GGML_TYPES.values() if each.name == info.dtype)
 
 
-def _head_of_base(base: _Base) -> PlannedTensor:
+def _head_of_base(base: _Base) -> PlannedGgufTensor:
     head = base.inventory.head
     return _planned(_type_of(head), head.shape[1], Rows(base.inventory.checkpoint, head, base.answers))
 
 
-def _head_of_file(file: _File) -> PlannedTensor:
+def _head_of_file(file: _File) -> PlannedGgufTensor:
     matrix = answer_matrix(file.gguf.tensors)
     if matrix is None:
         raise ModelError(
@@ -266,11 +266,11 @@ class _Repair:
     """Fields to set, the rank head to write (None where its own stays), and why."""
 
     fields: Mapping[str, Value]
-    head: PlannedTensor | None
+    head: PlannedGgufTensor | None
     changes: tuple[str, ...]
 
 
-def repair_gguf(options: RepairOptions, progress: Progress = no_progress) -> RepairSummary:
+def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSummary:
     """Write `options.fixed`: the file `options.broken` with all that its task needs."""
     _require_file(options.broken)
     check_target_file(options.fixed, force=options.force)
@@ -363,7 +363,7 @@ def _short(data: object) -> str:
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
 
 
-def _tensors(gguf: GgufFile, path: Path, head: PlannedTensor | None) -> Iterator[PlannedTensor]:
+def _tensors(gguf: GgufFile, path: Path, head: PlannedGgufTensor | None) -> Iterator[PlannedGgufTensor]:
     """All tensors as they were, but for the head: in its place, or before all others where there was none."""
     if head is not None and RANK_HEAD not in gguf.tensors:
         yield head
@@ -371,11 +371,13 @@ def _tensors(gguf: GgufFile, path: Path, head: PlannedTensor | None) -> Iterator
         if head is not None and tensor.gguf_name == RANK_HEAD:
             yield head
             continue
-        output = OutputTensor(tensor.gguf_name, tensor.type, tensor.shape, tensor.nbytes)
-        yield PlannedTensor(output, Stored(path, tensor))
+        output = GgufOutputTensor(tensor.gguf_name, tensor.type, tensor.shape, tensor.nbytes)
+        yield PlannedGgufTensor(output, StoredTensor(path, tensor))
 
 
-def _lay_out(gguf: GgufFile, fields: Mapping[str, Value], file_name: str, tensors: list[PlannedTensor]) -> GgufLayout:
+def _lay_out(
+    gguf: GgufFile, fields: Mapping[str, Value], file_name: str, tensors: list[PlannedGgufTensor]
+) -> GgufLayout:
     """The fields byte for byte as they were, but for those that change (in their places) and those that are new."""
     raw = _field_bytes(gguf)
     encoded = {key: encode_string(key) + encode_value(value) for key, value in fields.items()}

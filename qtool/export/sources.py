@@ -181,7 +181,7 @@ _COPY_CHUNK: Final = 4 << 20
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor of a GGUF file, byte for byte."""
 
     path: Path

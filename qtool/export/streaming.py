@@ -21,7 +21,7 @@ from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, iter_chunks
 from qtool.storage.output import WORKERS, worker_pool
 from qtool.storage.output_files import OutputFiles, open_shards
-from qtool.storage.shards import Layout
+from qtool.storage.shards import ShardLayout
 
 # The unit of streaming work: a few megabytes of one tensor, read and checked. No weight goes further than here unless
 # it is finite, and no group unless it has a scale that works.
@@ -117,7 +117,7 @@ class StreamingResult:
 
 
 def quantize_streaming(
-    checkpoint: Checkpoint, plan: QuantizationPlan, layout: Layout, folder: Path, advance: Advance
+    checkpoint: Checkpoint, plan: QuantizationPlan, layout: ShardLayout, folder: Path, advance: Advance
 ) -> StreamingResult:
     """Write the weight files of `layout` into `folder`."""
     with ExitStack() as stack:
@@ -161,7 +161,7 @@ class _Measurement:
         return encode_tables(usable_scale(self._group, self._largest, self._element), self._element)
 
 
-def _fill_order(plan: QuantizationPlan, layout: Layout) -> list[PlannedTensor]:
+def _fill_order(plan: QuantizationPlan, layout: ShardLayout) -> list[PlannedTensor]:
     """The tensors in such an order that all shards fill evenly from their beginnings, as their hashes need it."""
     progress = {name: start / shard.nbytes for shard in layout.shards for name, start in shard.offsets.items()}
     written = [tensor for tensor in plan.tensors if tensor.action is not Action.DROP]
@@ -176,7 +176,7 @@ class _Engine:
         self,
         checkpoint: Checkpoint,
         plan: QuantizationPlan,
-        layout: Layout,
+        layout: ShardLayout,
         files: OutputFiles,
         pool: ThreadPoolExecutor,
         advance: Advance,

@@ -42,7 +42,7 @@ def read_text_bytes(path: Path, what: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Shard:
+class PanelShard:
     """Share `index` of `count`, counted from 1: every `count`-th query from that one on."""
 
     index: int
@@ -56,7 +56,7 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     @classmethod
-    def parse(cls, text: str) -> Shard:
+    def parse(cls, text: str) -> PanelShard:
         """A shard as --shard names it, such as 2/8."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match:
@@ -116,7 +116,7 @@ class Panel:
         """The panel cut to its first queries, under the same name and hash; all of them for None."""
         return self if queries is None else replace(self, queries=self.queries[:queries])
 
-    def shard(self, shard: Shard | None) -> Panel:
+    def shard(self, shard: PanelShard | None) -> Panel:
         """The panel cut to a shard's queries, under the same name and hash; all of them for None."""
         if shard is None:
             return self

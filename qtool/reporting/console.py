@@ -22,7 +22,7 @@ _WORST_SHOWN: Final = 5
 _LONGEST: Final = 1000
 
 
-def render(report: Report) -> RenderableType:
+def render_console(report: Report) -> RenderableType:
     """Stages, metrics by panel, the worst pairs, the gates, the verdict."""
     parts: list[RenderableType] = []
     if report.stages:

@@ -24,7 +24,7 @@ WEIGHTS_SHOWN: Final = 8
 _PICTURE: Final = re.compile(r"data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+")
 
 
-def render(report: Report) -> str:
+def render_html(report: Report) -> str:
     """The whole page."""
     unit = "log-odds" if report.task == "rerank" else "similarity"
     return _template().render(

@@ -29,7 +29,7 @@ class _Case:
     seconds: float = 0.0
 
 
-def render(report: Report) -> str:
+def render_junit(report: Report) -> str:
     """The whole document."""
     root = ET.Element("testsuites", name=_clean(f"qtool verify {report.artefact.name}"), time=f"{report.seconds:.3f}")
     suites = {"stages": [_stage(stage) for stage in report.stages]}

@@ -31,7 +31,7 @@ _WEIGHTS_SHOWN: Final = 10
 _LONGEST: Final = 1000
 
 
-def render(report: Report) -> str:
+def render_markdown(report: Report) -> str:
     """The whole document."""
     blocks = [*_head(report), *_stages(report), *_gates(report), *_metrics(report)]
     blocks += [block for panel in report.panels for block in _worst(panel)]

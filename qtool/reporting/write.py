@@ -36,9 +36,9 @@ def report_schema() -> dict[str, Any]:
 
 
 FORMS: Final[Mapping[str, Callable[[Report], str]]] = {
-    "report.md": markdown.render,
-    "report.html": html.render,
-    "junit.xml": junit.render,
+    "report.md": markdown.render_markdown,
+    "report.html": html.render_html,
+    "junit.xml": junit.render_junit,
     "report.json": lambda report: report.to_json() + "\n",
 }
 

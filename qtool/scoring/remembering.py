@@ -20,8 +20,9 @@ from PIL.Image import Image
 from qtool.errors import QtoolError, SetupError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.pictures import to_rgb
+from qtool.progress import ignore
 from qtool.scoring.ledger import Answer, Ledger, answer_line, open_ledger, read_answer, read_header
-from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer, unheard
+from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer
 from qtool.storage.output import named_write_errors
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _sha256(content: list[Any]) -> str:
 QuestionT = TypeVar("QuestionT", Pair, Item)
 
 
-class Memory(Protocol):
+class AnswerStore(Protocol):
     """What a Ledger does here: answers by the key of their question."""
 
     def __contains__(self, key: str) -> bool: ...
@@ -128,7 +129,7 @@ class Memory(Protocol):
 class Remembering:
     """`scorer` behind the same protocol, with the answers in `ledger`; equal questions are asked once."""
 
-    def __init__(self, scorer: Scorer, ledger: Memory) -> None:
+    def __init__(self, scorer: Scorer, ledger: AnswerStore) -> None:
         self._scorer = scorer
         self._ledger = ledger
 
@@ -157,11 +158,11 @@ class Remembering:
         """See Scorer."""
         return self._scorer.dimensions
 
-    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
+    def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
         """See Scorer. Known answers are told first."""
         return [float(answer) for answer in self._ask(pairs, self._scorer.score, answered)]
 
-    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
+    def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
         """See Scorer. Known answers are told first."""
         return np.stack(self._ask(items, self._scorer.embed, answered))
 
@@ -211,7 +212,7 @@ class Remembering:
 
 _BROKEN: Final = ".broken"
 
-log = logging.getLogger("qtool.answers")
+log = logging.getLogger("qtool.scoring")
 
 
 def cache_folder() -> Path:
@@ -356,11 +357,11 @@ class _Silent:
         self.identity = identity
         self.task = task
 
-    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> NoReturn:
+    def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> NoReturn:
         del answered
         raise UnansweredError(pairs[0].name, len(pairs))
 
-    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NoReturn:
+    def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NoReturn:
         del answered
         raise UnansweredError(f"item {items[0].id!r}", len(items))
 

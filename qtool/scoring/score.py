@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qtool.arch.spec import Task
 from qtool.errors import SetupError, UsageError
 from qtool.inputs.builtin import load_panels
-from qtool.inputs.panels import Panel, Shard
+from qtool.inputs.panels import Panel, PanelShard
 from qtool.progress import StageProgress
 from qtool.scoring.ledger import open_ledger
 from qtool.scoring.remembering import Remembering
@@ -33,7 +33,7 @@ class PanelChoice:
 
     source: str
     limit: int | None = None
-    shard: Shard | None = None
+    shard: PanelShard | None = None
     instruction: str | None = None
 
     def load(self) -> Panel:

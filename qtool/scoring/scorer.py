@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, Item, Pair, Video
+from qtool.progress import ignore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 Answered = Callable[[int, Any], None]
 """Called with the place of a question and its answer (log-odds or a vector) once it is known; places come in any order."""
-
-
-def unheard(_place: int, _answer: object) -> None:
-    """Where nobody waits for single answers."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +82,10 @@ class Scorer(Protocol):
     def dimensions(self) -> int | None:
         """How many numbers an embedder's vectors have; None where only an answer tells."""
 
-    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
+    def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
         """The log-odds log P(yes) - log P(no) of each pair, in the order given. Raises ModelError on a score that is not finite."""
 
-    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
+    def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
         """L2-normalised vectors [n, dim], in the order given. Raises ModelError on a vector that is not finite."""
 
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:

@@ -22,7 +22,7 @@ _ARCHITECTURE = "general.architecture"
 
 
 @dataclass(frozen=True)
-class OutputTensor:
+class GgufOutputTensor:
     """A tensor to be written; `shape` in numpy's order."""
 
     gguf_name: str
@@ -42,7 +42,7 @@ class GgufLayout:
 
 
 def lay_out(
-    file_name: str, metadata: Mapping[str, Value], tensors: Sequence[OutputTensor], max_bytes: int | None = None
+    file_name: str, metadata: Mapping[str, Value], tensors: Sequence[GgufOutputTensor], max_bytes: int | None = None
 ) -> list[GgufLayout]:
     """One file, or several of at most `max_bytes` of tensors each (a larger tensor has its own), as llama.cpp splits them."""
     groups = _divided(tensors, max_bytes) if max_bytes else [list(tensors)]
@@ -56,7 +56,7 @@ def encode_metadata(metadata: Mapping[str, Value]) -> bytes:
     return b"".join(encode_string(key) + encode_value(value) for key, value in metadata.items())
 
 
-def encode_header(fields: bytes, field_count: int, tensors: Sequence[OutputTensor], alignment: int) -> bytes:
+def encode_header(fields: bytes, field_count: int, tensors: Sequence[GgufOutputTensor], alignment: int) -> bytes:
     """Everything before the data, padded to where that begins; `fields` are encoded already."""
     counts = struct.pack("<IQQ", _VERSION, len(tensors), field_count)
     entries, offset = [], 0
@@ -79,7 +79,7 @@ def _alignment(metadata: Mapping[str, Value]) -> int:
 
 
 def lay_out_encoded(
-    file_name: str, fields: bytes, field_count: int, tensors: Sequence[OutputTensor], alignment: int
+    file_name: str, fields: bytes, field_count: int, tensors: Sequence[GgufOutputTensor], alignment: int
 ) -> GgufLayout:
     """One file whose metadata is encoded already."""
     header = encode_header(fields, field_count, tensors, alignment)
@@ -92,7 +92,7 @@ def lay_out_encoded(
 
 
 def _split_file(
-    file_name: str, metadata: Mapping[str, Value], groups: Sequence[Sequence[OutputTensor]], number: int
+    file_name: str, metadata: Mapping[str, Value], groups: Sequence[Sequence[GgufOutputTensor]], number: int
 ) -> GgufLayout:
     """The first part has all the metadata; the others only what ties them to it."""
     ties = {
@@ -105,8 +105,8 @@ def _split_file(
     return lay_out_encoded(name, encode_metadata(own), len(own), groups[number], _alignment(metadata))
 
 
-def _divided(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputTensor]]:
-    groups: list[list[OutputTensor]] = [[]]
+def _divided(tensors: Sequence[GgufOutputTensor], max_bytes: int) -> list[list[GgufOutputTensor]]:
+    groups: list[list[GgufOutputTensor]] = [[]]
     filled = 0
     for tensor in tensors:
         if groups[-1] and filled + tensor.nbytes > max_bytes:

@@ -18,7 +18,7 @@ from qtool.errors import UsageError
 from qtool.storage.gguf import ByteSource, FileBytes
 from qtool.storage.hub import HubRepository, is_path, mirror_headers
 
-Span = tuple[int, int]
+ByteSpan = tuple[int, int]
 """Offset and number of bytes."""
 
 _SCHEME: Final = "hf://"
@@ -30,7 +30,7 @@ _MAX_REQUESTS: Final = 16
 _HUB_ADDRESS: Final = re.compile(r"([^/@]+/[^/@]+)(?:@(refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(.+))?")
 
 
-class Place(Protocol):
+class ArtefactLocation(Protocol):
     """A folder, or one file of it."""
 
     @property
@@ -59,14 +59,14 @@ class Place(Protocol):
     def open(self, name: str) -> AbstractContextManager[ByteSource]:
         """A file to read a header from."""
 
-    def read_spans(self, name: str, spans: Sequence[Span]) -> list[bytes] | None:
+    def read_spans(self, name: str, spans: Sequence[ByteSpan]) -> list[bytes] | None:
         """The bytes of each span; None where that would take too many requests."""
 
     def checkpoint(self) -> AbstractContextManager[Path]:
         """A folder on this disk with the headers and configuration of the safetensors checkpoint."""
 
 
-class LocalPlace:
+class LocalLocation:
     """A folder of this disk."""
 
     revision: str | None = None
@@ -89,7 +89,7 @@ class LocalPlace:
         with FileBytes(self._folder / name) as source:
             yield source
 
-    def read_spans(self, name: str, spans: Sequence[Span]) -> list[bytes]:
+    def read_spans(self, name: str, spans: Sequence[ByteSpan]) -> list[bytes]:
         """See Place."""
         with FileBytes(self._folder / name) as source:
             return [source.read(*span) for span in spans]
@@ -100,7 +100,7 @@ class LocalPlace:
         yield self._folder
 
 
-class HubPlace:
+class HubLocation:
     """A repository on the hub."""
 
     is_local: bool = False
@@ -127,7 +127,7 @@ class HubPlace:
         """See Place."""
         yield self._repository.open(name, _HEADER_CHUNK)
 
-    def read_spans(self, name: str, spans: Sequence[Span]) -> list[bytes] | None:
+    def read_spans(self, name: str, spans: Sequence[ByteSpan]) -> list[bytes] | None:
         """See Place."""
         runs = _merged(spans)
         if len(runs) > _MAX_REQUESTS:
@@ -143,19 +143,19 @@ class HubPlace:
             yield Path(folder)
 
 
-def open_place(target: str, revision: str | None = None, token: str | None = None) -> Place:
+def open_location(target: str, revision: str | None = None, token: str | None = None) -> ArtefactLocation:
     """Find `target`: a file, a folder, a built-in demo model, `org/name` or `hf://org/name[@revision][/file]`."""
     path = Path(target)
     if not target.startswith(_SCHEME) and path.exists():
         if revision is not None:
             raise UsageError(f"{target} lies on this disk and has no revisions.", "Leave --revision out.")
-        return LocalPlace(path) if path.is_dir() else LocalPlace(path.parent, path.name)
+        return LocalLocation(path) if path.is_dir() else LocalLocation(path.parent, path.name)
     if target in resources.demo_models():
-        return LocalPlace(resources.demo_model(target))
+        return LocalLocation(resources.demo_model(target))
     repo, in_name, name = _hub_address(target)
     if in_name and revision not in (None, in_name):
         raise UsageError(f"{target} names one revision and --revision another.")
-    return HubPlace(HubRepository(repo, in_name or revision, token), name)
+    return HubLocation(HubRepository(repo, in_name or revision, token), name)
 
 
 def _hub_address(target: str) -> tuple[str, str | None, str | None]:
@@ -168,7 +168,7 @@ def _hub_address(target: str) -> tuple[str, str | None, str | None]:
     return match[1], unquote(match[2]) if match[2] else None, match[3]
 
 
-def _merged(spans: Sequence[Span]) -> list[tuple[int, int]]:
+def _merged(spans: Sequence[ByteSpan]) -> list[tuple[int, int]]:
     """Start and end of the runs to fetch: spans with little between them go together."""
     runs: list[tuple[int, int]] = []
     for offset, nbytes in sorted(spans):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qtool.storage.hashing import Extent, FollowingHasher
 from qtool.storage.output import create_file, write_at
-from qtool.storage.shards import Shard
+from qtool.storage.shards import WeightShard
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def created(path: Path, nbytes: int) -> Iterator[int]:
 
 
 @contextmanager
-def open_shards(shards: Sequence[Shard], folder: Path) -> Iterator[OutputFiles]:
+def open_shards(shards: Sequence[WeightShard], folder: Path) -> Iterator[OutputFiles]:
     """Create safetensors files, each hashed as a whole; tensors are written by their names."""
     with ExitStack() as stack:
         descriptors = [stack.enter_context(created(folder / shard.file_name, shard.nbytes)) for shard in shards]

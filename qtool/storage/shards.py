@@ -28,7 +28,7 @@ class OutputTensor:
 
 
 @dataclass(frozen=True)
-class Shard:
+class WeightShard:
     """One output file: its header, and where each tensor's data begins in it."""
 
     file_name: str
@@ -38,10 +38,10 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """All output files of a checkpoint."""
 
-    shards: tuple[Shard, ...]
+    shards: tuple[WeightShard, ...]
     index: bytes
 
     @property
@@ -50,7 +50,7 @@ class Layout:
         return sum(shard.nbytes for shard in self.shards)
 
 
-def lay_out(tensors: Iterable[OutputTensor], max_shard_bytes: int) -> Layout:
+def lay_out(tensors: Iterable[OutputTensor], max_shard_bytes: int) -> ShardLayout:
     """Distribute `tensors`, in order, over shards of at most `max_shard_bytes` of data (a larger tensor has its own).
 
     The shards are about even: they are hashed side by side, and the largest decides.
@@ -63,7 +63,7 @@ def lay_out(tensors: Iterable[OutputTensor], max_shard_bytes: int) -> Layout:
         else [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
     )
     shards = tuple(_shard(name, group) for name, group in zip(names, groups, strict=True))
-    return Layout(shards, b"" if len(shards) == 1 else _index(shards, groups))
+    return ShardLayout(shards, b"" if len(shards) == 1 else _index(shards, groups))
 
 
 def _even_share(tensors: list[OutputTensor], max_shard_bytes: int) -> int:
@@ -99,7 +99,7 @@ def _width(tensor: OutputTensor) -> int:
     return DTYPES[tensor.dtype].itemsize
 
 
-def _shard(file_name: str, tensors: list[OutputTensor]) -> Shard:
+def _shard(file_name: str, tensors: list[OutputTensor]) -> WeightShard:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     relative: dict[str, int] = {}
     position = 0
@@ -112,10 +112,10 @@ def _shard(file_name: str, tensors: list[OutputTensor]) -> Shard:
     text += b" " * (-len(text) % _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + start for name, start in relative.items()}
-    return Shard(file_name, header, offsets, len(header) + position)
+    return WeightShard(file_name, header, offsets, len(header) + position)
 
 
-def _index(shards: tuple[Shard, ...], groups: list[list[OutputTensor]]) -> bytes:
+def _index(shards: tuple[WeightShard, ...], groups: list[list[OutputTensor]]) -> bytes:
     total = sum(tensor.nbytes for group in groups for tensor in group)
     weight_map = {t.hf_name: shard.file_name for shard, group in zip(shards, groups, strict=True) for t in group}
     return json_bytes({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})

@@ -16,7 +16,7 @@ from qtool.arch.prompts import embedder_prompt
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.inputs.builtin import default_panels, load_panels
-from qtool.inputs.panels import Panel, Shard
+from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
@@ -48,7 +48,7 @@ def check_output(folder: Path, *, force: bool) -> None:
         _check_writable(folder)
 
 
-def prepare(folder: Path, *, force: bool) -> None:
+def prepare_folder(folder: Path, *, force: bool) -> None:
     """Make `folder` ready for a run, new or continued; `force` begins anew. Raises what `check_output` raises."""
     check_output(folder, force=force)
     with named_write_errors(folder):
@@ -128,7 +128,7 @@ class VerifyOptions:
     dtype: str = "float32"
     device: str = "auto"
     limit: int | None = None
-    shard: Shard | None = None
+    shard: PanelShard | None = None
     mmproj: Path | None = None
     revision: str | None = None
     token: str | None = None

@@ -16,11 +16,11 @@ from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.inputs.items import Item
 from qtool.inputs.panels import Panel
-from qtool.progress import StageProgress
+from qtool.progress import StageProgress, ignore
 from qtool.scoring.ledger import open_ledger
 from qtool.scoring.remembering import Remembering, cached
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
-from qtool.scoring.scorer import Answered, Identity, Scorer, query_content, unheard
+from qtool.scoring.scorer import Answered, Identity, Scorer, query_content
 from qtool.verify.case import ANSWERS, Case, artefact_runtime
 from qtool.verify.metrics import Scores
 from qtool.verify.report import Side
@@ -61,7 +61,7 @@ def work(panel: Panel, task: Task, query_instruction: str | None) -> int:
 
 
 def answer(
-    panel: Panel, scorer: Scorer, task: Task, query_instruction: str | None = None, answered: Answered = unheard
+    panel: Panel, scorer: Scorer, task: Task, query_instruction: str | None = None, answered: Answered = ignore
 ) -> Answers:
     """Score or embed everything in the panel; an embedder's queries get `query_instruction` where the panel gives none."""
     if not panel.queries:
@@ -102,7 +102,7 @@ def _distinct(panel: Panel, query_instruction: str | None) -> tuple[list[Item], 
 NOISE_DTYPE: Final = "bfloat16"
 
 
-class Voice(str, Enum):
+class Role(str, Enum):
     """Who answers; also the name of the file of answers."""
 
     REFERENCE = "reference"
@@ -111,61 +111,61 @@ class Voice(str, Enum):
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What one voice answered to each panel, what its answers depend on, and how long it took, loading included."""
+class RoleScores:
+    """What one role answered to each panel, what its answers depend on, and how long it took, loading included."""
 
     side: Side
     answers: tuple[Answers, ...]
     seconds: float = 0.0
 
 
-def open_voice(case: Case, voice: Voice) -> Scorer:
-    """The runtime behind a voice; no weight is read yet."""
+def open_role(case: Case, role: Role) -> Scorer:
+    """The runtime behind a role; no weight is read yet."""
     options = case.options
-    if voice is Voice.ARTEFACT:
+    if role is Role.ARTEFACT:
         target = options.artefact if case.artefact is None else str(case.artefact)
         return open_runtime(target, artefact_runtime(options, case.artefact, case.task, case.family))
-    dtype = NOISE_DTYPE if voice is Voice.NOISE else options.dtype
+    dtype = NOISE_DTYPE if role is Role.NOISE else options.dtype
     return open_runtime(str(case.reference), RuntimeOptions(case.task, dtype, options.device))
 
 
-def hear(case: Case, voice: Voice, panels: Sequence[Panel], progress: StageProgress) -> Heard:
-    """Ask a voice everything in `panels`, except what it has answered before."""
+def collect_scores(case: Case, role: Role, panels: Sequence[Panel], progress: StageProgress) -> RoleScores:
+    """Ask a role everything in `panels`, except what it has answered before."""
     started = time.monotonic()
-    with closing(_remembering(case, voice, open_voice(case, voice))) as scorer:
-        counter = _Counter(voice.value, panels, case, progress)
+    with closing(_remembering(case, role, open_role(case, role))) as scorer:
+        counter = _Counter(role.value, panels, case, progress)
         answers = tuple(answer(panel, scorer, case.task, case.query_instruction, counter) for panel in panels)
-        return Heard(_side(case, voice, scorer.identity), answers, time.monotonic() - started)
+        return RoleScores(_side(case, role, scorer.identity), answers, time.monotonic() - started)
 
 
-def _side(case: Case, voice: Voice, identity: Identity) -> Side:
-    """How the report names a voice."""
-    name = case.options.artefact if voice is Voice.ARTEFACT else case.options.reference
+def _side(case: Case, role: Role, identity: Identity) -> Side:
+    """How the report names a role."""
+    name = case.options.artefact if role is Role.ARTEFACT else case.options.reference
     sha256 = identity.model if identity.is_pinned else None
     return Side(name, identity.engine, identity.numbers, sha256, identity.prompt)
 
 
-def answer_file(folder: Path, voice: Voice) -> Path:
-    """Where a verification keeps the answers of a voice."""
-    return folder / ANSWERS / f"{voice.value}.jsonl"
+def answer_file(folder: Path, role: Role) -> Path:
+    """Where a verification keeps the answers of a role."""
+    return folder / ANSWERS / f"{role.value}.jsonl"
 
 
-def _remembering(case: Case, voice: Voice, scorer: Scorer) -> Scorer:
+def _remembering(case: Case, role: Role, scorer: Scorer) -> Scorer:
     remembering = cached(scorer) if case.options.use_cache else scorer
     if case.options.output is None:
         return remembering
-    return Remembering(remembering, open_ledger(answer_file(case.options.output, voice), scorer.identity))
+    return Remembering(remembering, open_ledger(answer_file(case.options.output, role), scorer.identity))
 
 
 class _Counter:
     """Adds up what a scorer answers, since it counts from zero on each panel."""
 
-    def __init__(self, voice: str, panels: Sequence[Panel], case: Case, progress: StageProgress) -> None:
-        self._voice, self._progress = voice, progress
+    def __init__(self, role: str, panels: Sequence[Panel], case: Case, progress: StageProgress) -> None:
+        self._role, self._progress = role, progress
         self._total = sum(work(panel, case.task, case.query_instruction) for panel in panels)
         self._done = 0
-        self._progress(self._voice, 0, self._total)
+        self._progress(self._role, 0, self._total)
 
     def __call__(self, _place: int, _answer: object) -> None:
         self._done += 1
-        self._progress(self._voice, self._done, self._total)
+        self._progress(self._role, self._done, self._total)

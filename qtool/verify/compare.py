@@ -16,7 +16,7 @@ from qtool.inputs.items import ImageSource, Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.inputs.pictures import load_image
 from qtool.verify.collect import Answers, by_query
-from qtool.verify.metrics import MRL_DIMENSIONS, Measured, QueryScores, Scores, distances, measure, vector_metrics
+from qtool.verify.metrics import MRL_DIMENSIONS, MetricValue, QueryScores, Scores, distances, measure, vector_metrics
 from qtool.verify.report import PairDelta, PanelReport
 
 # Small copies of pictures, which a report carries so that a person sees what a pair was about. Small enough that a
@@ -46,16 +46,18 @@ _EXCERPT: Final = 60
 _PICTURES_SHOWN: Final = 4
 
 
-def compare(panel: Panel, reference: Answers, artefact: Answers, margin: float | None = None) -> Measured:
+def compare(panel: Panel, reference: Answers, artefact: Answers, margin: float | None = None) -> MetricValue:
     """Every metric of a panel that both models answered; `margin` is the least difference that decides an order."""
     queries = _by_query(panel, reference.scores, artefact.scores)
     if reference.vectors is None or artefact.vectors is None:
         return measure("log_odds", queries, margin)
     measured = measure("similarity", queries, margin)
-    return Measured({**_vector_metrics(reference, artefact), **measured.values}, measured.intervals, measured.queries)
+    return MetricValue(
+        {**_vector_metrics(reference, artefact), **measured.values}, measured.intervals, measured.queries
+    )
 
 
-def panel_report(panel: Panel, reference: Answers, artefact: Answers, measured: Measured) -> PanelReport:
+def panel_report(panel: Panel, reference: Answers, artefact: Answers, measured: MetricValue) -> PanelReport:
     """What the report says of a panel."""
     return PanelReport(
         name=panel.name,

@@ -9,12 +9,12 @@ import numpy as np
 
 from qtool.arch.spec import Task
 from qtool.checks.stage import Outcome, Stage
-from qtool.inputs.panels import Panel, Shard
+from qtool.inputs.panels import Panel, PanelShard
 from qtool.verify.case import Case
-from qtool.verify.collect import NOISE_DTYPE, Answers, Heard, Voice
+from qtool.verify.collect import NOISE_DTYPE, Answers, Role, RoleScores
 from qtool.verify.compare import compare, panel_report
 from qtool.verify.gates import GateResult, Verdict, evaluate, worst
-from qtool.verify.metrics import RANKING, Measured
+from qtool.verify.metrics import RANKING, MetricValue
 from qtool.verify.report import NoiseFloor, PanelReport, Report, Side
 from qtool.verify.stages import Checked
 
@@ -22,7 +22,7 @@ from qtool.verify.stages import Checked
 # computes in bf16 can tell apart, so no verdict may rest on it.
 
 
-def noise_panels(panels: Sequence[Panel], queries: int, shard: Shard | None = None) -> list[Panel]:
+def noise_panels(panels: Sequence[Panel], queries: int, shard: PanelShard | None = None) -> list[Panel]:
     """Those of `panels`, or of a shard of them, that are among the first `queries` of each: they are asked twice."""
     share = queries if shard is None else len(range(shard.index - 1, queries, shard.count))
     return [panel.first(share) for panel in panels]
@@ -54,29 +54,29 @@ SCORED = ("noise", "scores", "ranking")
 def conclude(
     case: Case,
     checked: Checked,
-    heard: Mapping[Voice, Heard],
+    collected: Mapping[Role, RoleScores],
     seconds: float,
     versions: Mapping[str, str | None],
 ) -> Report:
-    """The report on `case`; without answers in `heard` it is about files alone."""
-    noise = _noise(heard)
-    measured = _measured(case, heard, noise)
+    """The report on `case`; without answers in `collected` it is about files alone."""
+    noise = _noise(collected)
+    measured = _measured(case, collected, noise)
     # A shard is not judged: its queries are too few, and the others may make up for them.
     wanted = {} if case.options.shard else case.recipe.recipe.gates
     gates = evaluate(wanted, case.task, list(measured.items()))
     stages = (
         *checked.stages,
-        *(_scored_stages(case, heard, noise, measured, gates) if measured else _unscored(checked)),
+        *(_scored_stages(case, collected, noise, measured, gates) if measured else _unscored(checked)),
     )
     return Report(
-        artefact=_side(case.options.artefact, heard.get(Voice.ARTEFACT)),
-        reference=_side(case.options.reference, heard.get(Voice.REFERENCE)),
+        artefact=_side(case.options.artefact, collected.get(Role.ARTEFACT)),
+        reference=_side(case.options.reference, collected.get(Role.REFERENCE)),
         task=case.task.value,
         task_source=case.task_source,
         recipe=case.recipe.recipe.name,
         settings=case.settings,
         stages=stages,
-        panels=_panel_reports(case, heard, measured),
+        panels=_panel_reports(case, collected, measured),
         gates=gates,
         verdict=_verdict(stages, gates, is_scored=bool(measured)),
         seconds=seconds,
@@ -87,65 +87,67 @@ def conclude(
     )
 
 
-def _side(name: str, heard: Heard | None) -> Side:
-    return heard.side if heard else Side(name, "", "", None, "")
+def _side(name: str, collected: RoleScores | None) -> Side:
+    return collected.side if collected else Side(name, "", "", None, "")
 
 
-def _noise(heard: Mapping[Voice, Heard]) -> NoiseFloor | None:
-    if Voice.NOISE not in heard:
+def _noise(collected: Mapping[Role, RoleScores]) -> NoiseFloor | None:
+    if Role.NOISE not in collected:
         return None
-    return noise_floor(NOISE_DTYPE, heard[Voice.REFERENCE].answers, heard[Voice.NOISE].answers)
+    return noise_floor(NOISE_DTYPE, collected[Role.REFERENCE].answers, collected[Role.NOISE].answers)
 
 
-def _measured(case: Case, heard: Mapping[Voice, Heard], noise: NoiseFloor | None) -> dict[str, Measured]:
-    if Voice.ARTEFACT not in heard:
+def _measured(case: Case, collected: Mapping[Role, RoleScores], noise: NoiseFloor | None) -> dict[str, MetricValue]:
+    if Role.ARTEFACT not in collected:
         return {}
     margin = decisive_margin(noise) if noise else None
     return {
         panel.name: compare(panel, one, other, margin)
-        for panel, one, other in zip(*_answered(case, heard), strict=True)
+        for panel, one, other in zip(*_answered(case, collected), strict=True)
     }
 
 
 def _panel_reports(
-    case: Case, heard: Mapping[Voice, Heard], measured: Mapping[str, Measured]
+    case: Case, collected: Mapping[Role, RoleScores], measured: Mapping[str, MetricValue]
 ) -> tuple[PanelReport, ...]:
     if not measured:
         return ()
     return tuple(
         panel_report(panel, one, other, measured[panel.name])
-        for panel, one, other in zip(*_answered(case, heard), strict=True)
+        for panel, one, other in zip(*_answered(case, collected), strict=True)
     )
 
 
-def _answered(case: Case, heard: Mapping[Voice, Heard]) -> tuple[Sequence[Panel], Sequence[Answers], Sequence[Answers]]:
-    return case.panels, heard[Voice.REFERENCE].answers, heard[Voice.ARTEFACT].answers
+def _answered(
+    case: Case, collected: Mapping[Role, RoleScores]
+) -> tuple[Sequence[Panel], Sequence[Answers], Sequence[Answers]]:
+    return case.panels, collected[Role.REFERENCE].answers, collected[Role.ARTEFACT].answers
 
 
 def _scored_stages(
     case: Case,
-    heard: Mapping[Voice, Heard],
+    collected: Mapping[Role, RoleScores],
     noise: NoiseFloor | None,
-    measured: Mapping[str, Measured],
+    measured: Mapping[str, MetricValue],
     gates: Sequence[GateResult],
 ) -> tuple[Stage, ...]:
     distances = [gate for gate in gates if gate.metric not in RANKING]
     rankings = [gate for gate in gates if gate.metric in RANKING]
     return (
-        replace(_noise_stage(case.options.dtype, noise), seconds=_seconds(heard, Voice.NOISE)),
+        replace(_noise_stage(case.options.dtype, noise), seconds=_seconds(collected, Role.NOISE)),
         Stage(
             "scores",
             worst(gate.outcome for gate in distances),
             _summary(_headline(case.task), measured),
-            seconds=_seconds(heard, Voice.REFERENCE, Voice.ARTEFACT),
+            seconds=_seconds(collected, Role.REFERENCE, Role.ARTEFACT),
         ),
         Stage("ranking", worst(gate.outcome for gate in rankings), _summary("kendall_tau", measured)),
     )
 
 
-def _seconds(heard: Mapping[Voice, Heard], *voices: Voice) -> float:
-    """How long it took to hear them; ranking only sorts what they said."""
-    return round(sum(heard[voice].seconds for voice in voices if voice in heard), 3)
+def _seconds(collected: Mapping[Role, RoleScores], *roles: Role) -> float:
+    """How long it took to ask them; ranking only sorts what they said."""
+    return round(sum(collected[role].seconds for role in roles if role in collected), 3)
 
 
 def _unscored(checked: Checked) -> tuple[Stage, ...]:
@@ -179,7 +181,7 @@ def _headline(task: Task) -> str:
     return "log_odds_rmse" if task is Task.RERANK else "cosine_p1"
 
 
-def _summary(metric: str, measured: Mapping[str, Measured]) -> str:
+def _summary(metric: str, measured: Mapping[str, MetricValue]) -> str:
     values = ((panel, found.values.get(metric)) for panel, found in measured.items())
     shown = ", ".join(f"{panel} {value:.4g}" for panel, value in values if value is not None)
     return f"{metric}: {shown or 'none of the panels gives it'}"

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from qtool.arch.spec import Task
 from qtool.checks.stage import Outcome
 from qtool.errors import UsageError
-from qtool.verify.metrics import METRICS, RANKING, Interval, Measured
+from qtool.verify.metrics import METRICS, RANKING, Interval, MetricValue
 
 LEAST_QUERIES: Final = 100
 """Below this a ranking margin never passes: a resample of few queries is surer of itself than it may be."""
@@ -55,7 +55,9 @@ class GateResult:
     reason: str
 
 
-def evaluate(gates: Mapping[str, Range], task: Task, panels: Sequence[tuple[str, Measured]]) -> tuple[GateResult, ...]:
+def evaluate(
+    gates: Mapping[str, Range], task: Task, panels: Sequence[tuple[str, MetricValue]]
+) -> tuple[GateResult, ...]:
     """Every gate on every panel: gates in the recipe's order, under each the panels in theirs."""
     check_names(gates)
     return tuple(_judge(metric, gates[metric], task, panel, measured) for metric in gates for panel, measured in panels)
@@ -75,7 +77,7 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
     return next((each for each in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS) if each in found), Outcome.SKIPPED)
 
 
-def _judge(metric: str, bound: Range, task: Task, panel: str, measured: Measured) -> GateResult:
+def _judge(metric: str, bound: Range, task: Task, panel: str, measured: MetricValue) -> GateResult:
     value, interval = measured.values.get(metric), measured.intervals.get(metric)
     if metric not in METRICS[task]:
         outcome, reason = Outcome.SKIPPED, f"no metric of the task {task.value}"

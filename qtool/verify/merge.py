@@ -18,12 +18,12 @@ from qtool.arch.spec import Task
 from qtool.checks.stage import Outcome, Stage
 from qtool.errors import UsageError
 from qtool.inputs.builtin import load_panels
-from qtool.inputs.panels import Panel, Shard
+from qtool.inputs.panels import Panel, PanelShard
 from qtool.recipe import parse_recipe
 from qtool.scoring.remembering import UnansweredError, copy_ledgers, read_ledgers
 from qtool.scoring.scorer import Scorer
-from qtool.verify.case import REPORT, Case, VerifyOptions, check_output, prepare
-from qtool.verify.collect import Answers, Heard, Voice, answer, answer_file
+from qtool.verify.case import REPORT, Case, VerifyOptions, check_output, prepare_folder
+from qtool.verify.collect import Answers, Role, RoleScores, answer, answer_file
 from qtool.verify.conclude import SCORED, conclude, noise_panels
 from qtool.verify.report import SCHEMA_VERSION, Report
 from qtool.verify.stages import Checked
@@ -50,11 +50,11 @@ def merge_reports(folders: Sequence[Path], output: Path, *, force: bool = False)
     _check_complete(reports)
     case = _case(next(iter(reports.values())), output)
     parts = _parts(reports)
-    heard = {voice: _heard(case, voice, files, reports) for voice, files in parts.items()}
-    report = _concluded(case, reports.values(), heard)
-    prepare(output, force=force)  # not before: an older report is not lost to shards that cannot be merged
-    for voice, files in parts.items():
-        copy_ledgers(files, answer_file(output, voice))
+    collected = {role: _collected(case, role, files, reports) for role, files in parts.items()}
+    report = _concluded(case, reports.values(), collected)
+    prepare_folder(output, force=force)  # not before: an older report is not lost to shards that cannot be merged
+    for role, files in parts.items():
+        copy_ledgers(files, answer_file(output, role))
     return report
 
 
@@ -95,7 +95,7 @@ def _refuse_an_input(folders: Iterable[Path], output: Path) -> None:
 
 def _refuse_answers(output: Path) -> None:
     # A run goes on with them; a merge would write whole files in their place.
-    if any(answer_file(output, voice).exists() for voice in Voice):
+    if any(answer_file(output, role).exists() for role in Role):
         raise UsageError(f"{output} holds answers of an unfinished verification.", "Pass --force to replace them.")
 
 
@@ -174,59 +174,59 @@ def _check_panels(panels: Sequence[Panel], wanted: Sequence[str]) -> None:
             raise UsageError(f"The panel {panel.name} is not the one that the runs were asked: its hash differs.")
 
 
-def _parts(reports: Mapping[Path, Report]) -> dict[Voice, list[Path]]:
+def _parts(reports: Mapping[Path, Report]) -> dict[Role, list[Path]]:
     """The files of answers that there are: a shard past the queries asked for noise has none of it."""
     said = reports.values()
     if any(map(_was_stopped, said)) or not any(map(_is_scored, said)):
         return {}
-    voices = [voice for voice in Voice if voice is not Voice.NOISE or any(report.noise for report in said)]
-    parts = {voice: [answer_file(folder, voice) for folder in reports] for voice in voices}
-    return {voice: _existing(voice, files) for voice, files in parts.items()}
+    roles = [role for role in Role if role is not Role.NOISE or any(report.noise for report in said)]
+    parts = {role: [answer_file(folder, role) for folder in reports] for role in roles}
+    return {role: _existing(role, files) for role, files in parts.items()}
 
 
-def _existing(voice: Voice, files: Sequence[Path]) -> list[Path]:
+def _existing(role: Role, files: Sequence[Path]) -> list[Path]:
     found = [file for file in files if file.is_file()]
     if not found:  # without them all the report would be about files alone, and pass
-        raise UsageError(f"No run has kept what {voice.value} answered.", "Verify the shards again.")
+        raise UsageError(f"No run has kept what {role.value} answered.", "Verify the shards again.")
     return found
 
 
-def _heard(case: Case, voice: Voice, files: Sequence[Path], reports: Mapping[Path, Report]) -> Heard:
+def _collected(case: Case, role: Role, files: Sequence[Path], reports: Mapping[Path, Report]) -> RoleScores:
     scored = next(filter(_is_scored, reports.values()))
     known = read_ledgers(files, case.task)
-    side = scored.artefact if voice is Voice.ARTEFACT else scored.reference
+    side = scored.artefact if role is Role.ARTEFACT else scored.reference
     try:
-        return Heard(side, _answers(case, voice, known, case.panels), _seconds(voice, reports.values()))
+        return RoleScores(side, _answers(case, role, known, case.panels), _seconds(role, reports.values()))
     except UnansweredError:
         for folder, report in reports.items():
-            _check_answered(case, voice, known, folder, Shard.parse(report.settings["shard"]))
+            _check_answered(case, role, known, folder, PanelShard.parse(report.settings["shard"]))
         raise
 
 
-def _seconds(voice: Voice, reports: Iterable[Report]) -> float:
-    """How long all shards heard a voice; reports count the reference and the artefact together, so that is the latter's."""
-    name = {Voice.NOISE: "noise", Voice.ARTEFACT: "scores"}.get(voice)
+def _seconds(role: Role, reports: Iterable[Report]) -> float:
+    """How long all shards collected a role; reports count the reference and the artefact together, so that is the latter's."""
+    name = {Role.NOISE: "noise", Role.ARTEFACT: "scores"}.get(role)
     return sum(stage.seconds for report in reports for stage in report.stages if stage.name == name)
 
 
-def _check_answered(case: Case, voice: Voice, known: Scorer, folder: Path, shard: Shard) -> None:
+def _check_answered(case: Case, role: Role, known: Scorer, folder: Path, shard: PanelShard) -> None:
     """Raise UsageError where a question of the shard in `folder` has no answer."""
     try:
-        _answers(case, voice, known, [panel.shard(shard) for panel in case.panels], shard)
+        _answers(case, role, known, [panel.shard(shard) for panel in case.panels], shard)
     except UnansweredError as error:
-        raise UsageError(f"{folder} has lost what {voice.value} answered. {error.message}", _AGAIN) from error
+        raise UsageError(f"{folder} has lost what {role.value} answered. {error.message}", _AGAIN) from error
 
 
 def _answers(
-    case: Case, voice: Voice, known: Scorer, panels: Sequence[Panel], shard: Shard | None = None
+    case: Case, role: Role, known: Scorer, panels: Sequence[Panel], shard: PanelShard | None = None
 ) -> tuple[Answers, ...]:
-    asked = noise_panels(panels, case.options.noise_queries, shard) if voice is Voice.NOISE else panels
+    asked = noise_panels(panels, case.options.noise_queries, shard) if role is Role.NOISE else panels
     return tuple(answer(panel, known, case.task, case.query_instruction) for panel in asked)
 
 
-def _concluded(case: Case, reports: Collection[Report], heard: Mapping[Voice, Heard]) -> Report:
+def _concluded(case: Case, reports: Collection[Report], collected: Mapping[Role, RoleScores]) -> Report:
     seconds = round(sum(report.seconds for report in reports), 3)
-    return conclude(case, _checked(reports), heard, seconds, next(iter(reports)).versions)
+    return conclude(case, _checked(reports), collected, seconds, next(iter(reports)).versions)
 
 
 def _checked(reports: Iterable[Report]) -> Checked:

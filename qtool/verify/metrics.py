@@ -193,7 +193,7 @@ class QueryScores:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValue:
     """Metrics, the intervals of those that have one, and over how many queries each of these was taken."""
 
     values: Mapping[str, float]
@@ -271,7 +271,7 @@ _RANKING_RATIOS: Final = {
 }
 
 
-def measure(what: str, queries: Sequence[QueryScores], margin: float | None = None) -> Measured:
+def measure(what: str, queries: Sequence[QueryScores], margin: float | None = None) -> MetricValue:
     """Distances called `what`_… and rankings; documents closer than `margin` in the reference count for no flip."""
     ratios = {f"{what}_{name}": ratio for name, ratio in _DISTANCE_RATIOS.items()} | _RANKING_RATIOS
     if margin is not None:
@@ -282,7 +282,7 @@ def measure(what: str, queries: Sequence[QueryScores], margin: float | None = No
     intervals = {name: bca_interval(terms, ratios[name].value) for name, terms in kept.items()}
     known = {name: interval for name, interval in intervals.items() if interval is not None}
     counts = {name: len(terms) for name, terms in kept.items()}
-    return Measured({**values, **_quantiles(what, queries)}, known, counts)
+    return MetricValue({**values, **_quantiles(what, queries)}, known, counts)
 
 
 def distances(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from typing import Final
 
 from qtool.errors import QtoolError
 from qtool.manifest import versions
-from qtool.progress import StageProgress
-from qtool.verify.case import Case, VerifyOptions, check_output, open_case, prepare
-from qtool.verify.collect import NOISE_DTYPE, Heard, Voice, hear
+from qtool.progress import StageProgress, ignore
+from qtool.verify.case import Case, VerifyOptions, check_output, open_case, prepare_folder
+from qtool.verify.collect import NOISE_DTYPE, Role, RoleScores, collect_scores
 from qtool.verify.conclude import conclude, noise_panels
 from qtool.verify.report import Report
 from qtool.verify.stages import Checked, check_files, check_prompts, note_panels
@@ -21,20 +21,12 @@ from qtool.verify.stages import Checked, check_files, check_prompts, note_panels
 PACKAGES: Final = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pillow", "xllamacpp")
 
 
-def _unheard(_stage: str, _done: int, _total: int) -> None:
-    """Nobody listens."""
-
-
-def _unsaid(_line: str) -> None:
-    """Nobody listens."""
-
-
 def verify(
     options: VerifyOptions,
-    progress: StageProgress = _unheard,
+    progress: StageProgress = ignore,
     *,
     force: bool = False,
-    say: Callable[[str], None] = _unsaid,
+    say: Callable[[str], None] = ignore,
 ) -> Report:
     """Prove, or disprove, that an artefact scores as its reference does; `force` begins anew in the output folder.
 
@@ -43,18 +35,18 @@ def verify(
     started = time.monotonic()
     case = _begin(options, force=force)
     checked = check_files(case, progress)
-    heard: dict[Voice, Heard] = {}
+    collected: dict[Role, RoleScores] = {}
     try:
         if _may_go_on(options, checked):
             checked = note_panels(case, checked)
             checked = checked.with_stage(check_prompts(case))
         if _may_go_on(options, checked):
-            heard = _hear_all(case, progress)
+            collected = _hear_all(case, progress)
     except QtoolError:
         for stage in checked.stages:
             say(f"{stage.name}: {stage.outcome.value}, {stage.summary}")
         raise
-    return conclude(case, checked, heard, round(time.monotonic() - started, 3), versions(*PACKAGES))
+    return conclude(case, checked, collected, round(time.monotonic() - started, 3), versions(*PACKAGES))
 
 
 def _begin(options: VerifyOptions, *, force: bool) -> Case:
@@ -63,7 +55,7 @@ def _begin(options: VerifyOptions, *, force: bool) -> Case:
         return open_case(options)
     check_output(options.output, force=force)
     case = open_case(options)
-    prepare(options.output, force=force)
+    prepare_folder(options.output, force=force)
     return case
 
 
@@ -71,10 +63,10 @@ def _may_go_on(options: VerifyOptions, checked: Checked) -> bool:
     return not options.structure_only and (options.keep_going or not checked.failed)
 
 
-def _hear_all(case: Case, progress: StageProgress) -> dict[Voice, Heard]:
-    heard = {Voice.REFERENCE: hear(case, Voice.REFERENCE, case.panels, progress)}
+def _hear_all(case: Case, progress: StageProgress) -> dict[Role, RoleScores]:
+    collected = {Role.REFERENCE: collect_scores(case, Role.REFERENCE, case.panels, progress)}
     noise = noise_panels(case.panels, case.options.noise_queries, case.options.shard)
     if case.options.dtype != NOISE_DTYPE and any(panel.queries for panel in noise):
-        heard[Voice.NOISE] = hear(case, Voice.NOISE, noise, progress)
-    heard[Voice.ARTEFACT] = hear(case, Voice.ARTEFACT, case.panels, progress)
-    return heard
+        collected[Role.NOISE] = collect_scores(case, Role.NOISE, noise, progress)
+    collected[Role.ARTEFACT] = collect_scores(case, Role.ARTEFACT, case.panels, progress)
+    return collected

@@ -23,7 +23,7 @@ from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress
 from qtool.verify.case import Case
-from qtool.verify.collect import Voice, open_voice
+from qtool.verify.collect import Role, open_role
 
 _QUESTIONS: Final = 4
 """Of each panel: a prompt that is wrong is wrong everywhere."""
@@ -71,7 +71,7 @@ def note_panels(case: Case, checked: Checked) -> Checked:
 def check_prompts(case: Case) -> Stage:
     """What both sides read for the first questions of each panel."""
     questions = [question for panel in case.panels for question in islice(_questions(case, panel), _QUESTIONS)]
-    with closing(open_voice(case, Voice.REFERENCE)) as reference, closing(open_voice(case, Voice.ARTEFACT)) as artefact:
+    with closing(open_role(case, Role.REFERENCE)) as reference, closing(open_role(case, Role.ARTEFACT)) as artefact:
         return compare_prompts(reference, artefact, questions, case.reference, case.options.artefact)
 
 

@@ -10,7 +10,7 @@ import pytest
 from qtool.export.convert import convert_gguf
 from qtool.export.gguf_plan import ConvertOptions
 from qtool.export.quantize import QuantizeOptions, quantize
-from tests.checks.good import Workshop
+from tests.checks.good import ArtefactBuilder
 from tests.export.models import MODELS
 
 _CHECKPOINTS = {
@@ -60,6 +60,6 @@ def edit_json(path, **changes):
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory):
+def builder(tmp_path_factory):
     """Maker of good artefacts."""
-    return Workshop(tmp_path_factory.mktemp("good"))
+    return ArtefactBuilder(tmp_path_factory.mktemp("good"))

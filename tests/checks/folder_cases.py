@@ -69,10 +69,10 @@ def fused_scales_unequal(folder):
 
 
 @case(STRUCTURE, "nothing-quantized", COPY)
-def declared_and_not_quantized(folder, workshop):
+def declared_and_not_quantized(folder, builder):
     """config.json says NVFP4, the weights are bf16"""
     for name in ("config.json", "hf_quant_config.json"):
-        shutil.copyfile(workshop.good(NVFP4) / name, folder / name)
+        shutil.copyfile(builder.good(NVFP4) / name, folder / name)
 
 
 def exclude(folder, old, new):
@@ -274,10 +274,10 @@ def feed_forward_pruned(folder):
 
 
 @case(STRUCTURE, "other-architecture", COPY)
-def another_family(folder, workshop):
+def another_family(folder, builder):
     """It is the text family's model"""
     shutil.rmtree(folder)
-    shutil.copytree(workshop.good("text-reranker/copy"), folder)
+    shutil.copytree(builder.good("text-reranker/copy"), folder)
 
 
 @case(STRUCTURE, "unreadable", NVFP4)

@@ -132,9 +132,9 @@ def norm_quantized(folder):
 
 
 @case(STRUCTURE, "mmproj-width", GGUF)
-def projector_of_another_size(folder, workshop):
+def projector_of_another_size(folder, builder):
     """The projector is that of a wider model"""
-    shutil.copyfile(workshop.good("reranker-wide/gguf-f16") / "mmproj.gguf", folder / "mmproj.gguf")
+    shutil.copyfile(builder.good("reranker-wide/gguf-f16") / "mmproj.gguf", folder / "mmproj.gguf")
 
 
 @case(STRUCTURE, "other-side-file", GGUF)
@@ -158,10 +158,10 @@ def global_scale_lost(folder):
 
 
 @case(STRUCTURE, "other-architecture", GGUF)
-def another_family(folder, workshop):
+def another_family(folder, builder):
     """It is the text family's model"""
     shutil.rmtree(folder)
-    shutil.copytree(workshop.good("text-reranker/gguf-f16"), folder)
+    shutil.copytree(builder.good("text-reranker/gguf-f16"), folder)
 
 
 @case(STRUCTURE, "gguf-prompt-token", GGUF)

@@ -75,7 +75,7 @@ REFERENCES = {
 }
 
 
-class Workshop:
+class ArtefactBuilder:
     """Makes each artefact once; `NAME/TYPE` is the artefact of that type of the reference `NAME`."""
 
     def __init__(self, root: Path) -> None:

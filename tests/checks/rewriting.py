@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from safetensors.torch import load_file, save_file
 
 from qtool.storage.gguf import read_gguf
-from qtool.storage.gguf_layout import OutputTensor, lay_out
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 
 TOKENIZER = "tokenizer.ggml."
 """How the fields of a GGUF file's tokenizer begin."""
@@ -17,7 +17,7 @@ TOKENIZER = "tokenizer.ggml."
 class Tensor:
     """A tensor with its bytes."""
 
-    output: OutputTensor
+    output: GgufOutputTensor
     data: bytes
 
     def changed(self, **changes):
@@ -35,7 +35,7 @@ def rewrite_gguf(path, fields=None, tensors=None):
     header, data = read_gguf(path), path.read_bytes()
     metadata = dict(header.metadata)
     stored = {
-        name: Tensor(OutputTensor(name, t.type, t.shape, t.nbytes), data[t.offset : t.offset + t.nbytes])
+        name: Tensor(GgufOutputTensor(name, t.type, t.shape, t.nbytes), data[t.offset : t.offset + t.nbytes])
         for name, t in header.tensors.items()
     }
     if fields:

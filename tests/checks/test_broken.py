@@ -43,11 +43,11 @@ def steps(artefact, reference, folder):
 
 
 @pytest.mark.parametrize("case", IN_FILES, ids=name_of)
-def test_the_cheapest_step_finds_it(case, workshop, tmp_path):
-    artefact = shutil.copytree(workshop.good(case.of), tmp_path / "artefact")
-    more = (workshop,) if "workshop" in inspect.signature(case.breaks).parameters else ()
+def test_the_cheapest_step_finds_it(case, builder, tmp_path):
+    artefact = shutil.copytree(builder.good(case.of), tmp_path / "artefact")
+    more = (builder,) if "builder" in inspect.signature(case.breaks).parameters else ()
     case.breaks(artefact, *more)
-    for step, stage in steps(artefact, workshop.reference(case.of.partition("/")[0]), tmp_path):
+    for step, stage in steps(artefact, builder.reference(case.of.partition("/")[0]), tmp_path):
         broken = [each.code for each in stage.findings if each.severity is Severity.BROKEN]
         if step == case.step:
             assert stage.outcome is Outcome.FAIL
@@ -58,8 +58,8 @@ def test_the_cheapest_step_finds_it(case, workshop, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["shape", "type"])
-def test_the_same_bytes_under_another_shape_or_type_are_not_rederived(kind, workshop, tmp_path):
-    artefact, name = shutil.copytree(workshop.good("reranker/gguf-f16"), tmp_path / "artefact"), "blk.1.ffn_up.weight"
+def test_the_same_bytes_under_another_shape_or_type_are_not_rederived(kind, builder, tmp_path):
+    artefact, name = shutil.copytree(builder.good("reranker/gguf-f16"), tmp_path / "artefact"), "blk.1.ffn_up.weight"
 
     def change(tensors):
         output = tensors[name].output
@@ -67,7 +67,7 @@ def test_the_same_bytes_under_another_shape_or_type_are_not_rederived(kind, work
         tensors[name] = replace(tensors[name], output=replace(output, **other))
 
     surgery.gguf(artefact, tensors=change)
-    stage, table = rederive(artefact, workshop.reference("reranker"), tmp_path)
+    stage, table = rederive(artefact, builder.reference("reranker"), tmp_path)
     assert stage.outcome is Outcome.FAIL
     assert [each.code for each in stage.findings] == ["tensors-not-rederived"]
     assert [row.name for row in table if not row.is_equal] == [name]

@@ -63,14 +63,14 @@ QUESTIONS = [Pair(Item("q", ("a red ball",)), Item("d", text)) for text in (("a 
 
 
 @pytest.mark.parametrize("kind", ["nvfp4", "gguf-f16"])
-def test_a_healthy_runtime_reads_the_official_prompt(kind, workshop):
-    reference = workshop.reference("reranker")
-    with closing(open_runtime(str(workshop.good(f"reranker/{kind}")))) as artefact:
+def test_a_healthy_runtime_reads_the_official_prompt(kind, builder):
+    reference = builder.reference("reranker")
+    with closing(open_runtime(str(builder.good(f"reranker/{kind}")))) as artefact:
         assert passes(compare_prompts(open_runtime(str(reference)), artefact, QUESTIONS, reference, kind))
 
 
-def test_llama_cpp_reads_the_template_that_the_file_bakes(workshop, tmp_path):
-    reference = workshop.reference("reranker")
+def test_llama_cpp_reads_the_template_that_the_file_bakes(builder, tmp_path):
+    reference = builder.reference("reranker")
     convert_gguf(ConvertOptions(str(reference), tmp_path / "m.gguf", ("f16",), "none", prompt="llamacpp"))
     with closing(open_runtime(str(tmp_path / "m.gguf"))) as artefact:
         stage = compare_prompts(open_runtime(str(reference)), artefact, QUESTIONS[:1], reference, "m.gguf")
@@ -81,8 +81,8 @@ def codes(stage):
     return stage.outcome, [each.code for each in stage.findings]
 
 
-def copy_of(workshop, name, tmp_path):
-    return shutil.copytree(workshop.good(name), tmp_path / "artefact")
+def copy_of(builder, name, tmp_path):
+    return shutil.copytree(builder.good(name), tmp_path / "artefact")
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def copy_of(workshop, name, tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_may_be_meant_so_is_a_warning(code, name, change, workshop, tmp_path):
-    artefact = copy_of(workshop, name, tmp_path)
+def test_what_may_be_meant_so_is_a_warning(code, name, change, builder, tmp_path):
+    artefact = copy_of(builder, name, tmp_path)
     change(artefact)
-    assert codes(check_structure(artefact, workshop.reference(name.partition("/")[0]))) == (Outcome.PASS, [code])
+    assert codes(check_structure(artefact, builder.reference(name.partition("/")[0]))) == (Outcome.PASS, [code])
 
 
-def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(workshop, tmp_path):
-    artefact = copy_of(workshop, "reranker/copy", tmp_path)
+def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(builder, tmp_path):
+    artefact = copy_of(builder, "reranker/copy", tmp_path)
 
     def narrow(tensors):
         for name, raw in tensors.items():
@@ -119,14 +119,14 @@ def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(workshop, tmp_
             tensors[name] = surgery.Raw("F16", values.astype(np.float16))
 
     surgery.weights(artefact, narrow)
-    reference = workshop.reference("reranker")
+    reference = builder.reference("reranker")
     assert codes(check_structure(artefact, reference)) == (Outcome.PASS, ["narrower-type"])
     assert passes(compare_weights(artefact, reference)[0])
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_1"])
-def test_a_type_of_llama_cpp_is_held_to_its_bits(kind, workshop, tmp_path):
-    artefact = copy_of(workshop, "reranker/gguf-f16", tmp_path)
+def test_a_type_of_llama_cpp_is_held_to_its_bits(kind, builder, tmp_path):
+    artefact = copy_of(builder, "reranker/gguf-f16", tmp_path)
     name, number = "blk.1.ffn_down.weight", GGMLQuantizationType[kind]
 
     def requantize(tensors):
@@ -135,14 +135,14 @@ def test_a_type_of_llama_cpp_is_held_to_its_bits(kind, workshop, tmp_path):
         tensors[name] = replace(made, data=quantize(values, number).tobytes())
 
     surgery.gguf(artefact, tensors=requantize)
-    stage, errors = compare_weights(artefact, workshop.reference("reranker"))
+    stage, errors = compare_weights(artefact, builder.reference("reranker"))
     assert passes(stage)
     assert (errors[0].hf_name, errors[0].format) == (name, kind)
     assert 0.3 < errors[0].relative_error / errors[0].bound < 0.6  # measured 0.36 and 0.46
 
 
-def test_a_type_that_nothing_here_reads_is_not_compared_and_alone_proves_nothing(workshop, tmp_path):
-    artefact, unread = copy_of(workshop, "reranker/gguf-f16", tmp_path), GGML_TYPES[GGMLQuantizationType.Q1_0]
+def test_a_type_that_nothing_here_reads_is_not_compared_and_alone_proves_nothing(builder, tmp_path):
+    artefact, unread = copy_of(builder, "reranker/gguf-f16", tmp_path), GGML_TYPES[GGMLQuantizationType.Q1_0]
 
     def retype(tensors):
         tensors["blk.1.ffn_down.weight"] = tensors["blk.1.ffn_down.weight"].changed(type=unread)
@@ -153,17 +153,17 @@ def test_a_type_that_nothing_here_reads_is_not_compared_and_alone_proves_nothing
         )
 
     surgery.gguf(artefact, tensors=retype)
-    stage, errors = compare_weights(artefact, workshop.reference("reranker"))
+    stage, errors = compare_weights(artefact, builder.reference("reranker"))
     assert codes(stage) == (Outcome.PASS, ["weights-not-compared"])
     assert "blk.1.ffn_down.weight" not in {each.hf_name for each in errors}
     for file in artefact.glob("*.gguf"):
         surgery.gguf(artefact, tensors=rename, name=file.name)
-    stage, errors = compare_weights(artefact, workshop.reference("reranker"))
+    stage, errors = compare_weights(artefact, builder.reference("reranker"))
     assert (codes(stage), errors) == ((Outcome.INCONCLUSIVE, []), ())
 
 
-def test_few_packed_weights_are_a_warning(workshop, tmp_path):
-    reference = workshop.reference("reranker")
+def test_few_packed_weights_are_a_warning(builder, tmp_path):
+    reference = builder.reference("reranker")
     artefact = make(reference, tmp_path / "artefact", "nvfp4")
     plain = surgery.read_weights(reference / "model.safetensors")
     unpacked = [f"model.language_model.layers.{layer}.{part}" for layer in range(3)
@@ -183,9 +183,9 @@ def test_few_packed_weights_are_a_warning(workshop, tmp_path):
     assert passes(compare_weights(artefact, reference)[0])
 
 
-def test_another_algorithm_is_not_taken_for_damage(workshop, tmp_path):
+def test_another_algorithm_is_not_taken_for_damage(builder, tmp_path):
     """Scales a sixth larger, as a search for the least error may choose them, and the nearest codes under the old ones."""
-    artefact = copy_of(workshop, "reranker/nvfp4", tmp_path)
+    artefact = copy_of(builder, "reranker/nvfp4", tmp_path)
 
     def enlarge(tensors):
         raw = tensors["model.language_model.layers.0.mlp.down_proj.weight_scale"]
@@ -194,21 +194,21 @@ def test_another_algorithm_is_not_taken_for_damage(workshop, tmp_path):
         )
 
     surgery.weights(artefact, enlarge)
-    stage, errors = compare_weights(artefact, workshop.reference("reranker"))
+    stage, errors = compare_weights(artefact, builder.reference("reranker"))
     assert codes(stage) == (Outcome.PASS, ["blocks-otherwise-rounded"])
     assert errors[0].relative_error <= errors[0].bound
 
 
-def test_an_artefact_without_a_manifest_is_rederived_by_the_default_recipe(workshop, tmp_path):
-    artefact = copy_of(workshop, "reranker/nvfp4", tmp_path)
+def test_an_artefact_without_a_manifest_is_rederived_by_the_default_recipe(builder, tmp_path):
+    artefact = copy_of(builder, "reranker/nvfp4", tmp_path)
     (artefact / "qtool.json").unlink()
-    stage, table = rederive(artefact, workshop.reference("reranker"), tmp_path)
+    stage, table = rederive(artefact, builder.reference("reranker"), tmp_path)
     assert codes(stage) == (Outcome.PASS, ["recipe-assumed"])
     assert "model.safetensors" in {row.name for row in table}
 
 
-def test_other_shards_and_another_config_are_the_same_tensors(workshop, tmp_path):
-    artefact = copy_of(workshop, "reranker/nvfp4", tmp_path)
+def test_other_shards_and_another_config_are_the_same_tensors(builder, tmp_path):
+    artefact = copy_of(builder, "reranker/nvfp4", tmp_path)
     tensors = surgery.read_weights(artefact / "model.safetensors")
     (artefact / "model.safetensors").unlink()
     shards = {}
@@ -218,14 +218,14 @@ def test_other_shards_and_another_config_are_the_same_tensors(workshop, tmp_path
         shards |= dict.fromkeys(part.tolist(), name)
     (artefact / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     surgery.config(artefact, lambda config: config.update(transformers_version="9"))
-    stage, table = rederive(artefact, workshop.reference("reranker"), tmp_path)
+    stage, table = rederive(artefact, builder.reference("reranker"), tmp_path)
     assert codes(stage) == (Outcome.PASS, ["files-not-rederived"])
     assert {row.name for row in table if not row.is_equal} == {"config.json"}
     assert len(table) > len(tensors)
 
 
-def test_a_chosen_instruction_that_the_manifest_declares_is_no_fault(workshop, tmp_path):
-    reference, file = workshop.reference("reranker"), tmp_path / "m.gguf"
+def test_a_chosen_instruction_that_the_manifest_declares_is_no_fault(builder, tmp_path):
+    reference, file = builder.reference("reranker"), tmp_path / "m.gguf"
     convert_gguf(ConvertOptions(str(reference), file, ("f16",), instruction="Find birds."))
     stage = check_structure(file, reference)
     assert codes(stage) == (Outcome.PASS, ["gguf-own-instruction"])
@@ -240,17 +240,17 @@ def test_the_prompt_of_the_other_family_is_named(tmp_path):
     assert [each.code for each in stage.findings] == ["prompt-vision-template"]
 
 
-def test_a_quantized_reference_and_several_models_are_refused(workshop, tmp_path):
-    quantized = workshop.good("reranker/nvfp4")
+def test_a_quantized_reference_and_several_models_are_refused(builder, tmp_path):
+    quantized = builder.good("reranker/nvfp4")
     with pytest.raises(UsageError, match="can be no reference"):
         check_structure(quantized, quantized)
-    folder = copy_of(workshop, "reranker/gguf-f16", tmp_path)
+    folder = copy_of(builder, "reranker/gguf-f16", tmp_path)
     shutil.copyfile(folder / "model.gguf", folder / "other.gguf")
     with pytest.raises(UsageError, match=r"model\.gguf, other\.gguf"):
-        check_structure(folder, workshop.reference("reranker"))
+        check_structure(folder, builder.reference("reranker"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"neither config\.json nor GGUF"):
-        check_structure(tmp_path / "empty", workshop.reference("reranker"))
+        check_structure(tmp_path / "empty", builder.reference("reranker"))
 
 
 def test_the_demo_model_is_itself():

@@ -16,7 +16,7 @@ from qtool.checks.inspect import inspect
 from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.formats.ggml import F32
 from qtool.storage.gguf import Kind, array, read_gguf, string
-from qtool.storage.gguf_layout import OutputTensor, lay_out
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from tests.checks.rewriting import codes, rewrite_gguf, rewrite_safetensors
 from tests.checks.test_checkpoint import QUERY, scale_of
 from tests.hub import SHA, serve
@@ -82,8 +82,8 @@ def big_gguf(folder, like):
     header = read_gguf(like)
     tokens = [f"token number {number}" for number in range(150_000)]
     metadata = {**header.metadata, "tokenizer.ggml.tokens": array(Kind.STRING, tokens)}
-    outputs = [OutputTensor(name, t.type, t.shape, t.nbytes) for name, t in header.tensors.items()]
-    outputs.append(OutputTensor("big.weight", F32, (30_000, 25_000), 3_000_000_000))
+    outputs = [GgufOutputTensor(name, t.type, t.shape, t.nbytes) for name, t in header.tensors.items()]
+    outputs.append(GgufOutputTensor("big.weight", F32, (30_000, 25_000), 3_000_000_000))
     (layout,) = lay_out("big.gguf", metadata, outputs)
     path = folder / "big.gguf"
     path.write_bytes(layout.header)

@@ -127,9 +127,9 @@ def neighbour_in_its_place(folder):
 
 
 @case(WEIGHTS, "other-projector", GGUF)
-def projector_of_another_model(folder, workshop):
+def projector_of_another_model(folder, builder):
     """The projector is that of another model of the same size"""
-    shutil.copyfile(workshop.good("reranker-revised/gguf-f16") / "mmproj.gguf", folder / "mmproj.gguf")
+    shutil.copyfile(builder.good("reranker-revised/gguf-f16") / "mmproj.gguf", folder / "mmproj.gguf")
 
 
 @case(WEIGHTS, "weights-differ", NVFP4)
@@ -261,10 +261,10 @@ def one_value_damaged(folder):
 
 
 @case(WEIGHTS, "other-revision", "reranker-shards/copy")
-def shard_of_another_revision(folder, workshop):
+def shard_of_another_revision(folder, builder):
     """One of three shards is of another revision"""
     name = "model-00002-of-00003.safetensors"
-    shutil.copyfile(workshop.reference("reranker-revised") / name, folder / name)
+    shutil.copyfile(builder.reference("reranker-revised") / name, folder / name)
 
 
 @case(WEIGHTS, "weights-not-finite", COPY)
@@ -279,7 +279,7 @@ def not_a_number(folder):
 
 
 @case(WEIGHTS, "weights-differ", NVFP4)
-def another_model(folder, workshop):
+def another_model(folder, builder):
     """It was quantized from another model of the same size"""
-    source = workshop.good("reranker-revised/nvfp4") / "model.safetensors"
+    source = builder.good("reranker-revised/nvfp4") / "model.safetensors"
     shutil.copyfile(source, folder / "model.safetensors")

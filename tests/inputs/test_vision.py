@@ -138,7 +138,7 @@ def test_what_is_no_picture_is_an_error_with_a_hint(source: str) -> None:
 
 def test_vision_imports_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, qtool.inputs.vision; sys.exit(bool({'torch', 'transformers', 'torchvision'} & set(sys.modules)))"
+        "import sys, qtool.inputs.pictures; sys.exit(bool({'torch', 'transformers', 'torchvision'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -24,7 +24,7 @@ from tests.reporting import reports
 def shown(report, tmp_path):
     with (tmp_path / "out").open("w", encoding="utf-8", errors="replace") as file:
         screen = Console(width=120, record=True, file=file)
-        screen.print(console.render(report))
+        screen.print(console.render_console(report))
     return screen.export_text()
 
 
@@ -70,20 +70,20 @@ def test_every_metric_has_a_name_for_people():
 
 def test_markdown_begins_with_the_verdict_and_keeps_its_tables_whole():
     for make in reports.ALL.values():
-        text = markdown.render(make())
+        text = markdown.render_markdown(make())
         columns = 0
         for line in text.splitlines():
             bars = line.count("|")
             assert not line.startswith("|") or not columns or bars == columns, line
             columns = bars if line.startswith("|") else 0
-    text = markdown.render(reports.whole())
+    text = markdown.render_markdown(reports.whole())
     assert text.startswith("# ❌ FAIL: model-NVFP4\n\nweights failed; 1 of 2 gates failed on 3 pairs, 1 skipped.\n")
     for phrase in ("0.0353 (0.0312 … 0.0399)", "which ball?", "| b.safetensors | no |", "median 0.0100"):
         assert phrase in text
 
 
 def test_markdown_shows_what_a_stranger_wrote_as_text():
-    text = markdown.render(reports.hostile())
+    text = markdown.render_markdown(reports.hostile())
     assert "<script" not in text
     assert "<img" not in text
     assert "\\[z\\](u)" in text
@@ -92,7 +92,7 @@ def test_markdown_shows_what_a_stranger_wrote_as_text():
 
 @pytest.mark.parametrize("name", reports.ALL)
 def test_junit_parses_and_its_counts_are_those_of_its_cases(name):
-    root = ET.fromstring(junit.render(reports.ALL[name]()))  # noqa: S314 - our own
+    root = ET.fromstring(junit.render_junit(reports.ALL[name]()))  # noqa: S314 - our own
     assert root.tag == "testsuites"
     totals = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     for suite in root:
@@ -111,7 +111,7 @@ def test_junit_parses_and_its_counts_are_those_of_its_cases(name):
 
 
 def test_junit_says_what_failed_and_what_stayed_open():
-    root = ET.fromstring(junit.render(reports.whole()))  # noqa: S314 - our own
+    root = ET.fromstring(junit.render_junit(reports.whole()))  # noqa: S314 - our own
     assert [suite.get("name") for suite in root] == ["stages", "gates on balls"]
     (undecided,) = root.findall("testsuite/testcase[@name='prompt']/skipped")
     assert undecided.get("message") == "inconclusive: the server shows no token ids"

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from qtool.reporting.html import render
+from qtool.reporting.html import render_html
 from tests.reporting import reports
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("name", reports.ALL)
 def test_the_page_is_well_formed_and_asks_nobody_for_anything(name):
-    text = render(reports.ALL[name]())
+    text = render_html(reports.ALL[name]())
     page = Page(text)
     assert text.startswith("<!doctype html>")
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(page.tags)
@@ -63,16 +63,16 @@ def test_the_page_is_well_formed_and_asks_nobody_for_anything(name):
 
 @pytest.mark.parametrize("name", reports.ALL)
 def test_headings_are_in_order_and_drawings_have_names(name):
-    page = Page(render(reports.ALL[name]()))
+    page = Page(render_html(reports.ALL[name]()))
     assert page.headings[0] == 1
     assert all(below <= above + 1 for above, below in zip(page.headings, page.headings[1:], strict=False))
     assert page.headings.count(1) == 1
-    named = len(re.findall(r'role="img"><title>', render(reports.ALL[name]())))
+    named = len(re.findall(r'role="img"><title>', render_html(reports.ALL[name]())))
     assert named == page.attributes.count(("svg", "role", "img"))
 
 
 def test_the_verdict_stands_first_then_why_then_the_rest():
-    page = Page(render(reports.whole()))
+    page = Page(render_html(reports.whole()))
     order = ["Fail model-NVFP4", "Weights failed; 1 of 2 gates failed on 3 pairs, 1 skipped.", "Why", "one is wrong",
              "0.0353 is above 0.03", "Stages", "Gates", "Numbers", "Plots", "Worst pairs", "Quantized again", "Provenance"]  # fmt: skip
     places = [page.text.index(words) for words in order]
@@ -80,7 +80,7 @@ def test_the_verdict_stands_first_then_why_then_the_rest():
 
 
 def test_every_part_of_the_report_is_on_the_page():
-    text = Page(render(reports.whole())).text
+    text = Page(render_html(reports.whole())).text
     for words in ("0.0312 … 0.0399", "-1.5e-05", "which ball?", "a red ball", "Δ -0.2500", "label 2", "CC0-1.0", "a" * 64,
                   "c" * 64, "torch 2.13.0", "Noise floor: the reference in bfloat16", "the server shows no token ids",
                   "qtool x", "model.layers.3.mlp.up_proj.weight", "b.safetensors", "org/model", "schema 2"):  # fmt: skip
@@ -89,7 +89,7 @@ def test_every_part_of_the_report_is_on_the_page():
 
 
 def test_what_a_stranger_wrote_is_text_and_his_pictures_are_pictures_or_nothing():
-    text = render(reports.hostile())
+    text = render_html(reports.hostile())
     page = Page(text)
     assert "<script>alert(1)</script>" in page.text
     assert "{{7*7}}" in page.text
@@ -98,7 +98,7 @@ def test_what_a_stranger_wrote_is_text_and_his_pictures_are_pictures_or_nothing(
 
 
 def test_outcomes_differ_by_word_and_by_shape():
-    text = render(reports.whole())
+    text = render_html(reports.whole())
     shapes = {}
     for outcome in ("pass", "fail", "inconclusive", "skipped", "ungated"):
         (shapes[outcome],) = re.findall(rf'<symbol id="{outcome}"[^>]*>(.*?)</symbol>', text)
@@ -114,7 +114,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colours_of_text_keep_the_contrast_that_wcag_aa_asks_for(scheme):
-    block = re.findall(r":root \{(.*?)\}", render(reports.empty()), re.DOTALL)[scheme]
+    block = re.findall(r":root \{(.*?)\}", render_html(reports.empty()), re.DOTALL)[scheme]
     colours = dict(re.findall(r"--([\w-]+): (#\w+);", block))
     colours = {name: f"#{c[1] * 2}{c[2] * 2}{c[3] * 2}" if len(c) == 4 else c for name, c in colours.items()}
     pairs = [(ink, ground) for ink in ("ink", "quiet", "a") for ground in ("page", "card")]

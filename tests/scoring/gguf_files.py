@@ -13,7 +13,7 @@ from qtool.export.convert import convert_gguf
 from qtool.export.gguf_plan import ConvertOptions
 from qtool.export.quantize import QuantizeOptions, quantize
 from qtool.storage.gguf import Value, read_gguf
-from qtool.storage.gguf_layout import OutputTensor, lay_out
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from tests.export import models
 
 
@@ -46,7 +46,7 @@ def changed(source: Path, target: Path, metadata: Mapping[str, Value | None], wi
     gguf, data = read_gguf(source), source.read_bytes()
     fields = {key: value for key, value in {**gguf.metadata, **metadata}.items() if value is not None}
     kept = [tensor for name, tensor in gguf.tensors.items() if name not in without]
-    outputs = [OutputTensor(tensor.gguf_name, tensor.type, tensor.shape, tensor.nbytes) for tensor in kept]
+    outputs = [GgufOutputTensor(tensor.gguf_name, tensor.type, tensor.shape, tensor.nbytes) for tensor in kept]
     (layout,) = lay_out(target.name, fields, outputs)
     content = bytearray(layout.nbytes)
     content[: len(layout.header)] = layout.header

@@ -14,11 +14,12 @@ from qtool.cli import app
 from qtool.errors import QtoolError, UsageError
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Item
-from qtool.inputs.panels import Shard, load_panel
+from qtool.inputs.panels import PanelShard, load_panel
+from qtool.progress import ignore
 from qtool.scoring.embed import EmbedOptions, Texts, _lines, embed, shortened
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.score import PanelChoice
-from qtool.scoring.scorer import Answered, unheard
+from qtool.scoring.scorer import Answered
 from qtool.scoring.transformers.runtime import TransformersScorer
 from tests.scoring.servers import serving
 from tests.scoring.test_score import killed_while_scoring
@@ -99,7 +100,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     asked: list[int] = []
     real = TransformersScorer.embed
 
-    def listened(self: TransformersScorer, items: Sequence[Item], answered: Answered = unheard) -> object:
+    def listened(self: TransformersScorer, items: Sequence[Item], answered: Answered = ignore) -> object:
         asked.append(len(items))
         return real(self, items, answered)
 
@@ -152,7 +153,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
     out = str(tmp_path / "v.npy")
     command = ["embed", "qtool-demo-embedder", "--panel", "demo-text", "--limit", "2", "--shard", "1/2", "-o", out]
     said = json.loads(CliRunner().invoke(app, [*command, "--dim", "8", "--json"]).stdout)
-    rows = 1 + len(load_panel(find_panel("demo-text")).shard(Shard(1, 60)).queries[0].documents)
+    rows = 1 + len(load_panel(find_panel("demo-text")).shard(PanelShard(1, 60)).queries[0].documents)
     assert (said["rows"], said["dim"], said["output"]) == (rows, 8, out)
     for wrong in (["--texts", "t.txt"], []):
         again = [*command[:2], *(command[2:8] if wrong else []), *wrong, "-o", out]

@@ -18,11 +18,12 @@ from qtool.cli import app
 from qtool.errors import UsageError
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Pair
-from qtool.inputs.panels import Shard, load_panel
+from qtool.inputs.panels import PanelShard, load_panel
+from qtool.progress import ignore
 from qtool.scoring.ledger import open_ledger
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.score import PanelChoice, ScoreOptions, score
-from qtool.scoring.scorer import Answered, sigmoid, unheard
+from qtool.scoring.scorer import Answered, sigmoid
 from qtool.scoring.transformers.runtime import TransformersScorer
 
 CPU = RuntimeOptions(device="cpu")
@@ -36,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = TransformersScorer.score
 
-    def listened(self: TransformersScorer, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
+    def listened(self: TransformersScorer, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
         names.extend(pair.name for pair in pairs)
         return real(self, pairs, answered)
 
@@ -58,7 +59,7 @@ def test_every_pair_is_scored_in_the_panels_order() -> None:
 
 def test_shards_together_are_the_whole() -> None:
     whole = {(each.query_id, each.document_id): each.log_odds for each in score(SMALL).pairs}
-    parts = [score(replace(SMALL, panel=PanelChoice("demo-text", 2, Shard(index, 2)))) for index in (1, 2)]
+    parts = [score(replace(SMALL, panel=PanelChoice("demo-text", 2, PanelShard(index, 2)))) for index in (1, 2)]
     found = {(each.query_id, each.document_id): each.log_odds for part in parts for each in part.pairs}
     assert found.keys() == whole.keys()
     # Other batch mates than in one go: measured 9.5e-7.

@@ -7,7 +7,7 @@ import pytest
 
 from qtool.formats.ggml import F16, F32, Q8_0
 from qtool.storage.gguf import Kind, array, boolean, float32, int32, string, uint32
-from qtool.storage.gguf_layout import OutputTensor, lay_out, open_gguf
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out, open_gguf
 
 METADATA = {
     "general.architecture": string("qwen3"),
@@ -20,9 +20,9 @@ METADATA = {
     "tokenizer.ggml.token_type": array(Kind.INT32, [1, 1, 3, 5]),
 }
 TENSORS = [
-    OutputTensor("a.weight", F16, (3, 32), 192),
-    OutputTensor("odd", F32, (5,), 20),
-    OutputTensor("b.weight", Q8_0, (2, 64), 136),
+    GgufOutputTensor("a.weight", F16, (3, 32), 192),
+    GgufOutputTensor("odd", F32, (5,), 20),
+    GgufOutputTensor("b.weight", Q8_0, (2, 64), 136),
 ]
 
 

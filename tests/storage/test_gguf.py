@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qtool.errors import ModelError
 from qtool.formats.ggml import F32
 from qtool.storage.gguf import CODES, MAX_HEADER, Kind, Value, array, encode_string, encode_value, read_gguf, string
-from qtool.storage.gguf_layout import OutputTensor
+from qtool.storage.gguf_layout import GgufOutputTensor
 from tests.storage.conftest import METADATA, TENSORS, write
 
 
@@ -68,7 +68,7 @@ ARRAYS = st.one_of(
 def test_any_metadata_comes_back_with_its_types(tmp_path_factory, fields):
     fields = {key: value for key, value in fields.items() if key != "general.alignment"}
     metadata = {"general.architecture": string("x"), **fields}
-    (path,) = write(tmp_path_factory.mktemp("any"), [OutputTensor("t", F32, (1,), 4)], metadata)
+    (path,) = write(tmp_path_factory.mktemp("any"), [GgufOutputTensor("t", F32, (1,), 4)], metadata)
     assert read_gguf(path).metadata == metadata
 
 

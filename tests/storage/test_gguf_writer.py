@@ -10,14 +10,14 @@ import pytest
 from qtool.formats.ggml import F32
 from qtool.storage import gguf_layout as writer
 from qtool.storage.gguf import string
-from qtool.storage.gguf_layout import OutputTensor, lay_out
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 
 
 @pytest.mark.parametrize("piece", [7, 64, 100, 400])
 def test_large_tensors_are_hashed_in_slices(piece, monkeypatch, tmp_path):
     monkeypatch.setattr(writer, "SLICE", 128)
     content = np.random.default_rng(0).integers(0, 256, 400, np.uint8)
-    layouts = lay_out("f.gguf", {"general.architecture": string("x")}, [OutputTensor("t", F32, (100,), 400)])
+    layouts = lay_out("f.gguf", {"general.architecture": string("x")}, [GgufOutputTensor("t", F32, (100,), 400)])
     with writer.open_gguf(layouts, tmp_path) as files:
         for start in reversed(range(0, 400, piece)):
             files.write("t", start, content[start : start + piece])

@@ -7,8 +7,8 @@ import pytest
 
 from qtool.errors import SetupError, UsageError
 from qtool.reporting.write import FORMS
-from qtool.verify.case import ANSWERS, LEDGERS, REPORT, REPORTS, check_output, prepare
-from qtool.verify.collect import Voice, answer_file
+from qtool.verify.case import ANSWERS, LEDGERS, REPORT, REPORTS, check_output, prepare_folder
+from qtool.verify.collect import Role, answer_file
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def names(folder: Path) -> list[str]:
 
 def test_the_folder_knows_every_file_that_is_written_into_it() -> None:
     assert set(REPORTS) == set(FORMS)
-    assert [Path(ANSWERS) / name for name in LEDGERS] == [answer_file(Path(), voice) for voice in Voice]
+    assert [Path(ANSWERS) / name for name in LEDGERS] == [answer_file(Path(), role) for role in Role]
 
 
 def test_a_finished_verification_is_replaced_only_when_told_to(finished: Path) -> None:
     before = names(finished)
     with pytest.raises(UsageError, match="holds a finished verification"):
-        prepare(finished, force=False)
+        prepare_folder(finished, force=False)
     assert names(finished) == before
-    prepare(finished, force=True)
+    prepare_folder(finished, force=True)
     assert names(finished) == ["answers", "answers/notes.txt", "notes.txt"]
 
 
@@ -51,13 +51,13 @@ def test_a_look_at_the_output_changes_nothing(finished: Path, tmp_path: Path) ->
 
 def test_a_run_that_goes_on_keeps_the_answers_and_no_older_report(finished: Path) -> None:
     (finished / REPORT).unlink()
-    prepare(finished, force=False)
+    prepare_folder(finished, force=False)
     assert names(finished) == ["answers", *sorted(f"answers/{name}" for name in (*LEDGERS, "notes.txt")), "notes.txt"]
 
 
 def test_force_begins_an_unfinished_verification_anew(finished: Path) -> None:
     (finished / REPORT).unlink()
-    prepare(finished, force=True)
+    prepare_folder(finished, force=True)
     assert names(finished) == ["answers", "answers/notes.txt", "notes.txt"]
 
 
@@ -65,9 +65,9 @@ def test_force_begins_an_unfinished_verification_anew(finished: Path) -> None:
 def test_somebody_elses_folder_is_left_alone(tmp_path: Path, *, force: bool) -> None:
     (tmp_path / "report.md").write_text("dear diary")
     with pytest.raises(UsageError, match="no verification's"):
-        prepare(tmp_path, force=force)
+        prepare_folder(tmp_path, force=force)
     with pytest.raises(UsageError, match="no verification's"):
-        prepare(tmp_path / "report.md", force=force)
+        prepare_folder(tmp_path / "report.md", force=force)
     assert (tmp_path / "report.md").read_text() == "dear diary"
 
 
@@ -86,16 +86,16 @@ def test_files_that_only_have_our_names_are_left_alone(tmp_path: Path, name: str
     (tmp_path / ANSWERS).mkdir()
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match="no verification's"):
-        prepare(tmp_path, force=force)
+        prepare_folder(tmp_path, force=force)
     assert (tmp_path / name).read_text() == content
 
 
 @pytest.mark.parametrize("start", ["", '{"qtool', '{"qtool_answers": 1, "qtool'])
 def test_a_run_goes_on_after_one_that_was_killed_at_its_first_line(tmp_path: Path, start: str) -> None:
     (tmp_path / ANSWERS).mkdir()
-    prepare(tmp_path, force=False)
+    prepare_folder(tmp_path, force=False)
     (tmp_path / ANSWERS / LEDGERS[0]).write_text(start)
-    prepare(tmp_path, force=False)
+    prepare_folder(tmp_path, force=False)
     assert names(tmp_path) == [ANSWERS, f"{ANSWERS}/{LEDGERS[0]}"]
 
 
@@ -105,7 +105,7 @@ def test_answers_that_another_run_is_writing_are_not_removed(finished: Path) -> 
     with (finished / ANSWERS / LEDGERS[-1]).open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="Another run is writing"):
-            prepare(finished, force=True)
+            prepare_folder(finished, force=True)
     assert names(finished) == before
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_cannot_be_removed_or_made_is_a_matter_of_the_machine(finish
     (finished / "report.md").unlink()
     (finished / "report.md").mkdir()
     with pytest.raises(SetupError, match="cannot be written: "):
-        prepare(finished, force=True)
+        prepare_folder(finished, force=True)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(SetupError, match="cannot be written: File exists"):
-        prepare(tmp_path / "dangling", force=False)
+        prepare_folder(tmp_path / "dangling", force=False)

@@ -7,17 +7,17 @@ from qtool.checks.stage import Outcome
 from qtool.errors import UsageError
 from qtool.recipe import Bound
 from qtool.verify.gates import evaluate, worst
-from qtool.verify.metrics import Interval, Measured
+from qtool.verify.metrics import Interval, MetricValue
 
 METRICS = {"log_odds_rmse": 0.2, "kendall_tau": 0.9}
 
 
 def outcomes(gates: dict[str, Bound], metrics: dict[str, float] = METRICS) -> list[Outcome]:
-    return [result.outcome for result in evaluate(gates, Task.RERANK, [("panel", Measured(metrics))])]
+    return [result.outcome for result in evaluate(gates, Task.RERANK, [("panel", MetricValue(metrics))])]
 
 
 def outcome_of(low: float, high: float, bound: Bound, metric: str = "log_odds_rmse", queries: int = 100) -> Outcome:
-    measured = Measured({metric: (low + high) / 2}, {metric: Interval(low, high)}, {metric: queries})
+    measured = MetricValue({metric: (low + high) / 2}, {metric: Interval(low, high)}, {metric: queries})
     return evaluate({metric: bound}, Task.RERANK, [("panel", measured)])[0].outcome
 
 
@@ -75,7 +75,7 @@ def test_nan_never_passes() -> None:
 
 
 def test_gates_go_by_recipe_then_by_panel() -> None:
-    panels = [("text", Measured(METRICS)), ("image", Measured({**METRICS, "kendall_tau": 0.5}))]
+    panels = [("text", MetricValue(METRICS)), ("image", MetricValue({**METRICS, "kendall_tau": 0.5}))]
     results = evaluate({"kendall_tau": Bound(min=0.8), "log_odds_rmse": Bound(max=1)}, Task.RERANK, panels)
     assert [(result.metric, result.panel, result.outcome.value) for result in results] == [
         ("kendall_tau", "text", "pass"),
@@ -88,7 +88,7 @@ def test_gates_go_by_recipe_then_by_panel() -> None:
 
 def test_a_gate_of_another_task_or_without_its_number_is_skipped_with_a_reason() -> None:
     gates = {"cosine_p1": Bound(min=0.9), "ndcg10_drop": Bound(max=0.1), "top1_agreement": Bound(min=0.1)}
-    results = evaluate(gates, Task.RERANK, [("panel", Measured(METRICS))])
+    results = evaluate(gates, Task.RERANK, [("panel", MetricValue(METRICS))])
     assert {result.outcome for result in results} == {Outcome.SKIPPED}
     assert [result.reason for result in results] == [
         "no metric of the task rerank",

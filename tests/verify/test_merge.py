@@ -10,7 +10,7 @@ import pytest
 from qtool.arch.spec import Task
 from qtool.checks.stage import PROMPT, Outcome, Stage
 from qtool.errors import QtoolError, SetupError, UsageError
-from qtool.inputs.panels import Shard
+from qtool.inputs.panels import PanelShard
 from qtool.scoring.transformers import runtime as reference
 from qtool.verify.case import REPORT, VerifyOptions
 from qtool.verify.gates import Verdict
@@ -50,7 +50,7 @@ def run(models: tuple[Path, Path], panel: Path, output: Path, *, force: bool = F
 def test_shards_judged_together_are_one_verification(models, panel: Path, tmp_path: Path, task: Task) -> None:
     whole = run(models, panel, tmp_path / "whole", task=task)
     shards = [tmp_path / f"shard{index}" for index in (1, 2)]
-    parts = [run(models, panel, folder, task=task, shard=Shard(i, 2)) for i, folder in enumerate(shards, start=1)]
+    parts = [run(models, panel, folder, task=task, shard=PanelShard(i, 2)) for i, folder in enumerate(shards, start=1)]
     assert [part.verdict for part in parts] == [Verdict.UNGATED, Verdict.UNGATED]
     assert all(not part.gates for part in parts)
     merged = merge_reports(shards, tmp_path / "merged")
@@ -75,9 +75,9 @@ def times(report: Report) -> dict[str, float]:
 
 def test_what_is_no_part_of_one_verification_is_refused(models, panel: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
-    run(models, panel, folders[0], shard=Shard(1, 2))
-    run((models[0], models[0]), panel, folders[1], shard=Shard(2, 2))
-    run(models, panel, folders[2], shard=Shard(2, 2))
+    run(models, panel, folders[0], shard=PanelShard(1, 2))
+    run((models[0], models[0]), panel, folders[1], shard=PanelShard(2, 2))
+    run(models, panel, folders[2], shard=PanelShard(2, 2))
     output = tmp_path / "merged"
     with pytest.raises(UsageError, match=r"no parts of one verification: artefact is .*one and .*"):
         merge_reports(folders[:2], output)
@@ -95,7 +95,7 @@ def test_what_is_no_part_of_one_verification_is_refused(models, panel: Path, tmp
 def test_a_shard_that_lost_answers_is_refused_by_name(models, panel: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for index, folder in enumerate(folders, start=1):
-        run(models, panel, folder, shard=Shard(index, 2))
+        run(models, panel, folder, shard=PanelShard(index, 2))
     ledger = folders[1] / "answers" / "artefact.jsonl"
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
@@ -108,7 +108,7 @@ def test_a_shard_that_lost_answers_is_refused_by_name(models, panel: Path, tmp_p
 def test_an_embedder_shard_that_lost_vectors_is_refused_by_name(models, panel: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for index, folder in enumerate(folders, start=1):
-        run(models, panel, folder, shard=Shard(index, 2), task=Task.EMBED)
+        run(models, panel, folder, shard=PanelShard(index, 2), task=Task.EMBED)
     ledger = folders[0] / "answers" / "noise.jsonl"
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-2]))
     with pytest.raises(UsageError, match=r"a has lost what noise answered\. No run has answered item .*, nor 1 more\."):
@@ -168,7 +168,9 @@ def test_the_order_of_shards_changes_nothing_where_one_lies_past_the_queries_ask
     models, panel: Path, tmp_path: Path
 ) -> None:
     shards = [tmp_path / "a", tmp_path / "b"]
-    parts = [run(models, panel, folder, shard=Shard(i, 2), noise_queries=1) for i, folder in enumerate(shards, start=1)]
+    parts = [
+        run(models, panel, folder, shard=PanelShard(i, 2), noise_queries=1) for i, folder in enumerate(shards, start=1)
+    ]
     assert [part.noise is None for part in parts] == [False, True]
     one = merge_reports(shards, tmp_path / "one")
     other = merge_reports(shards[::-1], tmp_path / "other")
@@ -181,8 +183,8 @@ def test_the_order_of_shards_changes_nothing_where_one_lies_past_the_queries_ask
 def test_a_shard_that_an_earlier_stage_stopped_fails_the_whole(models, panel: Path, tmp_path: Path, first: int) -> None:
     same = (models[0], models[0])
     shards = [tmp_path / "a", tmp_path / "b"]
-    assert not stopped(same, panel, shards[0], shard=Shard(1, 2)).panels
-    assert run(same, panel, shards[1], shard=Shard(2, 2)).panels
+    assert not stopped(same, panel, shards[0], shard=PanelShard(1, 2)).panels
+    assert run(same, panel, shards[1], shard=PanelShard(2, 2)).panels
     merged = merge_reports([shards[first], shards[1 - first]], tmp_path / "merged")
     assert merged.verdict is Verdict.FAIL
     assert (merged.panels, merged.gates) == ((), ())
@@ -195,9 +197,9 @@ def test_a_shard_that_an_earlier_stage_stopped_fails_the_whole(models, panel: Pa
 
 def test_scored_shards_are_compared_also_where_the_first_was_stopped(models, panel: Path, tmp_path: Path) -> None:
     shards = [tmp_path / name for name in "abc"]
-    stopped((models[0], models[0]), panel, shards[0], shard=Shard(1, 3))
+    stopped((models[0], models[0]), panel, shards[0], shard=PanelShard(1, 3))
     for index in (2, 3):
-        run((models[0], models[0]), panel, shards[index - 1], shard=Shard(index, 3))
+        run((models[0], models[0]), panel, shards[index - 1], shard=PanelShard(index, 3))
     report = json.loads((shards[2] / REPORT).read_text())
     report["artefact"]["engine"] = "another"
     (shards[2] / REPORT).write_text(json.dumps(report))
@@ -205,20 +207,20 @@ def test_scored_shards_are_compared_also_where_the_first_was_stopped(models, pan
         merge_reports(shards, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("voice", ["reference", "noise", "artefact"])
+@pytest.mark.parametrize("role", ["reference", "noise", "artefact"])
 def test_shards_that_all_lost_the_answers_of_one_voice_do_not_pass(
-    models, panel: Path, tmp_path: Path, voice: str
+    models, panel: Path, tmp_path: Path, role: str
 ) -> None:
-    run(models, panel, tmp_path / "a", shard=Shard(1, 1))
-    (tmp_path / "a" / "answers" / f"{voice}.jsonl").unlink()
-    with pytest.raises(UsageError, match=f"No run has kept what {voice} answered"):
+    run(models, panel, tmp_path / "a", shard=PanelShard(1, 1))
+    (tmp_path / "a" / "answers" / f"{role}.jsonl").unlink()
+    with pytest.raises(UsageError, match=f"No run has kept what {role} answered"):
         merge_reports([tmp_path / "a"], tmp_path / "merged")
 
 
 def test_shards_of_which_only_the_structure_was_asked_are_merged(models, panel: Path, tmp_path: Path) -> None:
     shards = [tmp_path / "a", tmp_path / "b"]
     for index, folder in enumerate(shards, start=1):
-        run((models[0], models[0]), panel, folder, shard=Shard(index, 2), structure_only=True)
+        run((models[0], models[0]), panel, folder, shard=PanelShard(index, 2), structure_only=True)
     merged = merge_reports(shards, tmp_path / "merged")
     assert (merged.verdict, merged.panels) == (Verdict.PASS, ())
 
@@ -228,7 +230,7 @@ def test_a_merge_that_is_refused_takes_nothing_from_its_output_nor_its_shards(
 ) -> None:
     shards = [tmp_path / "a", tmp_path / "b"]
     for index, folder in enumerate(shards, start=1):
-        run(models, panel, folder, shard=Shard(index, 2))
+        run(models, panel, folder, shard=PanelShard(index, 2))
     output = tmp_path / "merged"
     (output / REPORT).write_text(merge_reports(shards, output).to_json())
     (shards[1] / "again").symlink_to(shards[1])
@@ -254,7 +256,7 @@ def test_a_merge_that_is_refused_takes_nothing_from_its_output_nor_its_shards(
 def test_a_merge_does_not_replace_the_answers_of_an_unfinished_run_unasked(models, panel: Path, tmp_path: Path) -> None:
     shards = [tmp_path / "a", tmp_path / "b"]
     for index, folder in enumerate(shards, start=1):
-        run(models, panel, folder, shard=Shard(index, 2))
+        run(models, panel, folder, shard=PanelShard(index, 2))
     output = tmp_path / "unfinished"
     run(models, panel, output)
     (output / REPORT).unlink()

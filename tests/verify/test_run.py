@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.builtin import find_panel
-from qtool.reporting.console import render
+from qtool.reporting.console import render_console
 from qtool.verify import stages as checks
 from qtool.verify.case import VerifyOptions
 from qtool.verify.gates import Verdict
@@ -239,7 +239,7 @@ def test_the_report_is_json_and_a_table_with_every_promised_column(
     assert loaded["panels"][0]["metrics"] == dict(report.panels[0].metrics)
     assert loaded["gates"][1]["outcome"] == "fail"
     console = Console(width=120, record=True, file=(tmp_path / "out").open("w", encoding="utf-8"))
-    console.print(render(report))
+    console.print(render_console(report))
     console.file.close()
     text = console.export_text()
     for phrase in ("log-odds, RMSE", "Kendall τ-b", "Worst pairs of balls", "a [red] ball", "≤ 0.5", "is below 1.1"):

@@ -19,13 +19,14 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.pictures import read_whole
+from qtool.progress import ignore
 from qtool.scoring.http.client import HttpClient, ask_all
 from qtool.scoring.http.detect import Server, ServerKind, detect_server
 from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine
 from qtool.scoring.http.llama_server import LlamaServer
 from qtool.scoring.http.text import Jina, Tei
 from qtool.scoring.http.vllm import Vllm
-from qtool.scoring.scorer import Answered, Identity, PromptSeen, distinct_pairs, prompt_sha256, query_content, unheard
+from qtool.scoring.scorer import Answered, Identity, PromptSeen, distinct_pairs, prompt_sha256, query_content
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,7 +123,7 @@ class HttpScorer:
         """Why the server takes no pictures, as a sentence; empty where it takes them."""
         return self._engine.texts_only(self.task)
 
-    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
+    def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
         """See Scorer. NetworkError or ModelError name the pair; what was answered until then has been told."""
         if self.task is not Task.RERANK:
             raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
@@ -149,7 +150,7 @@ class HttpScorer:
         )
         return [scores[place] for place in range(len(pairs))]
 
-    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
+    def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
         """See Scorer. NetworkError or ModelError name the item; what was answered until then has been told."""
         if self.task is not Task.EMBED:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")

@@ -17,6 +17,7 @@ import numpy as np
 
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.progress import ignore
 from qtool.scoring.llama_cpp.model import GgufModel, check_projector, parts_of, read_model
 from qtool.scoring.llama_cpp.prompts import (
     TextPrompt,
@@ -37,7 +38,6 @@ from qtool.scoring.scorer import (
     log_odds,
     prompt_sha256,
     query_content,
-    unheard,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class LlamaCppScorer:
         """See Scorer."""
         return self._model.width
 
-    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
+    def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
         """See Scorer. llama.cpp ranks in float32 probabilities: above 10, log-odds come with three digits; 17 is the end."""
         row = self._model.score_row
         if row is None:
@@ -125,7 +125,7 @@ class LlamaCppScorer:
                 answered(place, score)
         return [scores[place] for place in range(len(pairs))]
 
-    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
+    def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
         """See Scorer."""
         if self._model.score_row is not None:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")

@@ -68,7 +68,7 @@ def packed(lengths: Sequence[int], limits: BatchLimits) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
-class Span:
+class PromptSpan:
     """Consecutive ids [n] of a prompt, their positions [3, n] (time, row, column), and which are picture tokens [n]."""
 
     ids: NDArray[np.int64]
@@ -77,7 +77,7 @@ class Span:
     pictures: tuple[PatchedImage, ...]
 
     @classmethod
-    def whole(cls, prompt: Prompt, picture_tokens: Sequence[int]) -> Span:
+    def whole(cls, prompt: Prompt, picture_tokens: Sequence[int]) -> PromptSpan:
         """All of `prompt`; without pictures, a picture token that its text spells out is an ordinary one."""
         ids = np.array(prompt.token_ids, dtype=np.int64)
         is_picture = np.isin(ids, picture_tokens) if prompt.pictures else np.zeros(len(ids), dtype=np.bool_)
@@ -87,11 +87,11 @@ class Span:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, start: int, end: int | None = None) -> Span:
+    def part(self, start: int, end: int | None = None) -> PromptSpan:
         """The ids from `start` to `end`, where a picture lies wholly inside or wholly outside."""
         first, last = self._pictures_before(start), self._pictures_before(len(self) if end is None else end)
         here = slice(start, end)
-        return Span(self.ids[here], self.positions[:, here], self.is_picture[here], self.pictures[first:last])
+        return PromptSpan(self.ids[here], self.positions[:, here], self.is_picture[here], self.pictures[first:last])
 
     def _pictures_before(self, end: int) -> int:
         return int(np.searchsorted(_picture_ends(self.pictures), np.count_nonzero(self.is_picture[:end]), "right"))
@@ -113,7 +113,7 @@ def rope_positions(is_picture: NDArray[np.bool_], grids: Sequence[tuple[int, int
     return positions
 
 
-def shared_length(spans: Sequence[Span]) -> int:
+def shared_length(spans: Sequence[PromptSpan]) -> int:
     """How many first ids, with the same pictures under them, all prompts have in common; each keeps one of its own."""
     if len(spans) == 1:
         return 0
@@ -125,7 +125,7 @@ def shared_length(spans: Sequence[Span]) -> int:
     return _whole_pictures(first, length, min(_common_pictures(first, span) for span in spans[1:]))
 
 
-def _common_pictures(one: Span, other: Span) -> int:
+def _common_pictures(one: PromptSpan, other: PromptSpan) -> int:
     for count, (mine, theirs) in enumerate(zip(one.pictures, other.pictures, strict=False)):
         if not _are_equal(mine, theirs):
             return count
@@ -138,7 +138,7 @@ def _are_equal(one: PatchedImage, other: PatchedImage) -> bool:
     return one is other or (one.grid_thw == other.grid_thw and np.array_equal(one.pixel_values, other.pixel_values))
 
 
-def _whole_pictures(span: Span, length: int, common: int) -> int:
+def _whole_pictures(span: PromptSpan, length: int, common: int) -> int:
     places = np.flatnonzero(span.is_picture[:length])
     ends = _picture_ends(span.pictures[:common])
     kept = int(ends[ends <= len(places)].max(initial=0))
@@ -154,14 +154,14 @@ def _picture_ends(pictures: Sequence[PatchedImage]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Memory:
+class KvPrefix:
     """Keys and values [rows, heads, width, dim] of each layer, and which of the places hold a real token [rows, width]."""
 
     seen: torch.Tensor
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
 
     @classmethod
-    def empty(cls, device: torch.device) -> Memory:
+    def empty(cls, device: torch.device) -> KvPrefix:
         """Nothing read, in one row."""
         return cls(torch.zeros(1, 0, dtype=torch.bool, device=device))
 
@@ -170,9 +170,9 @@ class Memory:
         """The places of a row, padding included."""
         return int(self.seen.shape[1])
 
-    def select(self, rows: torch.Tensor) -> Memory:
+    def select(self, rows: torch.Tensor) -> KvPrefix:
         """A memory of these rows, each as often as it is named."""
-        return Memory(self.seen[rows], tuple((keys[rows], values[rows]) for keys, values in self.layers))
+        return KvPrefix(self.seen[rows], tuple((keys[rows], values[rows]) for keys, values in self.layers))
 
 
 @dataclass
@@ -182,7 +182,7 @@ class Continuation:
     It has the one method that attention layers call. transformers' own caches would keep the last parts of prompts too.
     """
 
-    memory: Memory
+    memory: KvPrefix
     parents: torch.Tensor
     keep: bool
     _layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -208,9 +208,9 @@ class Continuation:
         known = self.memory.seen[self.parents][:, None].expand(-1, width, -1)
         return torch.cat([known, own], dim=2)[:, None]
 
-    def grown(self, real: torch.Tensor) -> Memory:
+    def grown(self, real: torch.Tensor) -> KvPrefix:
         """The memory with what this pass has read."""
-        return Memory(torch.cat([self.memory.seen[self.parents], real], dim=1), tuple(self._layers))
+        return KvPrefix(torch.cat([self.memory.seen[self.parents], real], dim=1), tuple(self._layers))
 
 
 # Forward passes: parts of prompts in, the hidden state of each one's last token or a memory of all out. Padding,
@@ -236,16 +236,16 @@ class Forward:
         return cls(loaded.base.to(device), device, picture_tokens)
 
     @property
-    def nothing_read(self) -> Memory:
+    def nothing_read(self) -> KvPrefix:
         """Where the first part of a prompt goes on from."""
-        return Memory.empty(self.device)
+        return KvPrefix.empty(self.device)
 
-    def span(self, prompt: Prompt) -> Span:
+    def span(self, prompt: Prompt) -> PromptSpan:
         """The whole prompt, ready to be parted."""
-        return Span.whole(prompt, self.picture_tokens)
+        return PromptSpan.whole(prompt, self.picture_tokens)
 
     @torch.inference_mode()
-    def remember(self, spans: Sequence[Span], parents: Sequence[int], memory: Memory) -> Memory:
+    def remember(self, spans: Sequence[PromptSpan], parents: Sequence[int], memory: KvPrefix) -> KvPrefix:
         """A memory with a row for each span, which goes on from the row of `memory` that `parents` names."""
         rows = self._tensor(parents)
         if not any(len(span) for span in spans):
@@ -256,14 +256,14 @@ class Forward:
         return cache.grown(real)
 
     @torch.inference_mode()
-    def last_hidden(self, spans: Sequence[Span], parents: Sequence[int], memory: Memory) -> torch.Tensor:
+    def last_hidden(self, spans: Sequence[PromptSpan], parents: Sequence[int], memory: KvPrefix) -> torch.Tensor:
         """Final normed hidden states [n, hidden] at the last token; the spans are as in `remember`, and not empty."""
         cache = Continuation(memory, self._tensor(parents), keep=False)
         hidden = self._read(spans, self._real(spans), cache)
         rows: torch.Tensor = hidden[range(len(spans)), [len(span) - 1 for span in spans]]
         return rows
 
-    def _read(self, spans: Sequence[Span], real: torch.Tensor, cache: Continuation) -> torch.Tensor:
+    def _read(self, spans: Sequence[PromptSpan], real: torch.Tensor, cache: Continuation) -> torch.Tensor:
         ids = self._padded([span.ids for span in spans])
         positions = self._padded([span.positions for span in spans])
         text = self.base.language_model if self.picture_tokens else self.base
@@ -276,7 +276,7 @@ class Forward:
         ).last_hidden_state
         return hidden
 
-    def _embedded(self, spans: Sequence[Span], embeds: torch.Tensor) -> dict[str, Any]:
+    def _embedded(self, spans: Sequence[PromptSpan], embeds: torch.Tensor) -> dict[str, Any]:
         pictures = {id(picture): picture for span in spans for picture in span.pictures}
         if not pictures:
             return {"inputs_embeds": embeds}
@@ -291,7 +291,7 @@ class Forward:
             "deepstack_visual_embeds": [features[rows] for features in seen.deepstack_features],
         }
 
-    def _real(self, spans: Sequence[Span]) -> torch.Tensor:
+    def _real(self, spans: Sequence[PromptSpan]) -> torch.Tensor:
         return self._padded([np.ones(len(span), dtype=np.bool_) for span in spans])
 
     def _padded(self, arrays: Sequence[NDArray[Any]]) -> torch.Tensor:
@@ -314,7 +314,7 @@ def _picture_tokens(config: Any, tokenizer: PromptTokenizer) -> Iterator[int]:
             yield declared
 
 
-def _feature_rows(spans: Sequence[Span]) -> list[int]:
+def _feature_rows(spans: Sequence[PromptSpan]) -> list[int]:
     """For each picture token of the spans, its row among the features of the distinct pictures."""
     starts: dict[int, int] = {}
     rows: list[int] = []
@@ -357,12 +357,14 @@ class SharedReader:
             chosen = [branches[place] for place in batch]
             yield from self._leaves(spans, chosen, self._remember(spans, chosen, trunk, memory))
 
-    def _remember(self, spans: Sequence[Span], branches: Sequence[_Branch], trunk: int, memory: Memory) -> Memory:
+    def _remember(
+        self, spans: Sequence[PromptSpan], branches: Sequence[_Branch], trunk: int, memory: KvPrefix
+    ) -> KvPrefix:
         parts = [spans[branch.leaves[0]].part(trunk, branch.end) for branch in branches]
         return self.forward.remember(parts, [0] * len(parts), memory)
 
     def _leaves(
-        self, spans: Sequence[Span], branches: Sequence[_Branch], memory: Memory
+        self, spans: Sequence[PromptSpan], branches: Sequence[_Branch], memory: KvPrefix
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         places = [(row, leaf) for row, branch in enumerate(branches) for leaf in branch.leaves]
         parts = [spans[leaf].part(branches[row].end) for row, leaf in places]
@@ -371,7 +373,7 @@ class SharedReader:
             yield list(leaves), self.forward.last_hidden([parts[index] for index in batch], rows, memory)
 
 
-def _branches(window: Sequence[Prompt], spans: Sequence[Span], trunk: int) -> list[_Branch]:
+def _branches(window: Sequence[Prompt], spans: Sequence[PromptSpan], trunk: int) -> list[_Branch]:
     groups: dict[Hashable, list[int]] = {}
     for place, prompt in enumerate(window):
         groups.setdefault(prompt.group, []).append(place)

@@ -17,6 +17,7 @@ from qtool.arch.prompts import embedder_prompt, reranker_prompt
 from qtool.arch.spec import Presence, Task, dimension
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.progress import ignore
 from qtool.scoring.prompt import Prompt, PromptBuilder
 from qtool.scoring.scorer import (
     Answered,
@@ -25,7 +26,6 @@ from qtool.scoring.scorer import (
     checkpoint_sha256,
     distinct_pairs,
     prompt_sha256,
-    unheard,
 )
 from qtool.scoring.tokenizer import PromptTokenizer
 from qtool.scoring.transformers.model import (
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenCheckpoint:
     """A checkpoint of which only the headers have been read."""
 
     checkpoint: Checkpoint
@@ -63,30 +63,30 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """The model on its device; `answer` turns last hidden states [n, hidden] into log-odds [n] or unit vectors."""
 
     forward: Forward
     answer: Callable[[torch.Tensor], torch.Tensor]
 
 
-def load(opened: Opened, dtype: torch.dtype, device: torch.device) -> Loaded:
+def load(opened: OpenCheckpoint, dtype: torch.dtype, device: torch.device) -> LoadedCheckpoint:
     """Read the weights; which of the two kinds they are, config.json says."""
     checkpoint = opened.checkpoint
     read = dequantized_weights if is_quantized(checkpoint.config) else source_weights
     model = load_model(opened.detection, read(checkpoint), dtype)
     forward = Forward.of(model, opened.tokenizer, device)
     if opened.task is Task.EMBED:
-        return Loaded(forward, _unit)
+        return LoadedCheckpoint(forward, _unit)
     row = _score_row(opened, model).to(device)
-    return Loaded(forward, lambda hidden: hidden @ row)
+    return LoadedCheckpoint(forward, lambda hidden: hidden @ row)
 
 
 def _unit(hidden: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(hidden.float(), dim=-1)
 
 
-def _score_row(opened: Opened, model: LoadedModel) -> torch.Tensor:
+def _score_row(opened: OpenCheckpoint, model: LoadedModel) -> torch.Tensor:
     detection = opened.detection
     if detection.architecture.head == "score":
         return score_row(model.head("score.weight"), detection.config)
@@ -125,14 +125,19 @@ class TransformersScorer:
     """One checkpoint behind the scorer protocol, its weights loaded at the first question."""
 
     def __init__(
-        self, opened: Opened, builder: PromptBuilder, options: ScorerOptions, dtype: torch.dtype, device: torch.device
+        self,
+        opened: OpenCheckpoint,
+        builder: PromptBuilder,
+        options: ScorerOptions,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._opened = opened
         self._builder = builder
         self._options = options
         self._dtype = dtype
         self._device = device
-        self._model: Loaded | None = None
+        self._model: LoadedCheckpoint | None = None
 
     @property
     def task(self) -> Task:
@@ -165,7 +170,7 @@ class TransformersScorer:
         config = self._opened.detection.config
         return dimension(config.get("text_config", config), "hidden_size")
 
-    def score(self, pairs: Sequence[Pair], answered: Answered = unheard) -> list[float]:
+    def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
         """See Scorer."""
         if self.task is not Task.RERANK:
             raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
@@ -173,7 +178,7 @@ class TransformersScorer:
         prompts = (self._builder.pair(pairs[same[0]]) for same in places)
         return [float(value) for value in self._run(prompts, places, answered)]
 
-    def embed(self, items: Sequence[Item], answered: Answered = unheard) -> NDArray[np.float32]:
+    def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
         """See Scorer."""
         if self.task is not Task.EMBED:
             raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
@@ -198,7 +203,7 @@ class TransformersScorer:
         self._model = None
 
     @property
-    def _loaded(self) -> Loaded:
+    def _loaded(self) -> LoadedCheckpoint:
         if self._model is None:
             self._model = load(self._opened, self._dtype, self._device)
         return self._model
@@ -240,7 +245,7 @@ def open_scorer(directory: Path, options: ScorerOptions = ScorerOptions()) -> Tr
     detection = detect(directory, options.task)
     task = detection.require_task()
     prompt_of = reranker_prompt if task is Task.RERANK else embedder_prompt
-    opened = Opened(open_checkpoint(directory), detection, task, PromptTokenizer.read(directory))
+    opened = OpenCheckpoint(open_checkpoint(directory), detection, task, PromptTokenizer.read(directory))
     builder = PromptBuilder(opened.tokenizer, prompt_of(is_vision=detection.architecture.is_vision))
     return TransformersScorer(opened, builder, options, _dtype(options.dtype), _device(options.device))
 
