@@ -16,7 +16,7 @@ from qtool.arch.prompts import NO, YES
 from qtool.checks.findings import Finding, finding
 from qtool.checks.weight_pairs import Blocks, InGguf, Packed, WeightError, distance
 from qtool.export.gguf_metadata import read_tokenizer
-from qtool.export.sources import Rows, Whole
+from qtool.export.gguf_sources import Rows, Whole, encode_rows, float32_runs
 from qtool.formats.floats import Float32
 from qtool.formats.ggml import F32
 from qtool.formats.nvfp4 import BLOCK
@@ -87,7 +87,7 @@ def head_finding(each: WeightError, artefact: Path, reference: Path) -> Finding 
     expected = each.expected.reshape(each.pair.shape)
     if all(_is_same(rows[place], expected[1 - place]) for place in (0, 1)):
         return finding("head-rows-exchanged", artefact, tensor=each.pair.name, maker="convert-gguf")
-    numbers = _numbers_of(rows, Whole(source.checkpoint, source.info), each.pair.shape[1])
+    numbers = _numbers_of(rows, Whole(source.checkpoint, source.info, each.pair.name, F32), each.pair.shape[1])
     if None in numbers:
         return None
     words = " and ".join(_word(number, reference) for number in numbers)
@@ -118,15 +118,14 @@ def _is_same(found: Float32, expected: Float32) -> bool:
 def _numbers_of(rows: Float32, vocabulary: Whole, width: int) -> list[int | None]:
     """The number of each row in the vocabulary."""
     numbers: list[int | None] = [None] * len(rows)
-    for start, _, encode in vocabulary.pieces(F32):
-        values = encode().view(np.float32)
-        skipped = -(start // F32.block_bytes) % width  # of a row that began in the piece before
+    for start, values in float32_runs(vocabulary):
+        skipped = -start % width  # of a row that began in the chunk before
         whole = values[skipped : skipped + (values.size - skipped) // width * width].reshape(-1, width)
         for place, row in enumerate(rows):
             with np.errstate(divide="ignore", invalid="ignore"):
                 errors = np.linalg.norm(whole - row, axis=1) / np.linalg.norm(whole, axis=1)
             if errors.size and np.nanmin(errors) < _SAME:
-                numbers[place] = (start // F32.block_bytes + skipped) // width + int(np.nanargmin(errors))
+                numbers[place] = (start + skipped) // width + int(np.nanargmin(errors))
     return numbers
 
 
@@ -146,8 +145,8 @@ def _wrong_rows(each: WeightError) -> list[int]:
 def _rows_of(each: WeightError, places: Sequence[int]) -> list[Float32]:
     """Some rows of the reference's tensor."""
     source: Any = each.pair.source
-    (_, _, encode), *_ = Rows(source.checkpoint, source.info, tuple(places)).pieces(F32)
-    return list(encode().view(np.float32).reshape(len(places), -1))
+    rows = encode_rows(source.checkpoint, source.info, places, F32)
+    return list(rows.view(np.float32).reshape(len(places), -1))
 
 
 def _word(number: int | None, reference: Path) -> str:

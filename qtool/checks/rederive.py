@@ -5,7 +5,6 @@ Rule: bytes of tensors decide, since the same tensors may lie in other shards; t
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +24,10 @@ from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.progress import Progress, ignore
 from qtool.storage.checkpoint import INDEX, Checkpoint, open_checkpoint
-from qtool.storage.hashing import sha256_of
+from qtool.storage.hashing import sha256_of, sha256_of_part
 from qtool.storage.packed import is_quantized
 
 _DEFAULT_RECIPE: Final = "nvfp4-w4a16"
-_CHUNK: Final = 4 << 20
 _NAMES: Final = "general."
 
 Made = tuple[list[Finding], list[RederivedFile], str]
@@ -167,9 +165,9 @@ def _file_rows(artefact: Path, again: Path) -> Iterator[RederivedFile]:
 def _tensor_rows(found: Checkpoint, made: Checkpoint) -> Iterator[RederivedFile]:
     for name, info in found.tensors.items():
         again = made.tensors.get(name)
-        digest = _sha256(info.file, info.offset, info.nbytes)
+        digest = sha256_of_part(info.file, info.offset, info.nbytes)
         same_kind = again is not None and (again.dtype, again.shape) == (info.dtype, info.shape)
-        other = _sha256(again.file, again.offset, again.nbytes) if again and same_kind else None
+        other = sha256_of_part(again.file, again.offset, again.nbytes) if again and same_kind else None
         if other is None and not _counts(name, found):
             continue
         yield RederivedFile(name, digest, other)
@@ -196,18 +194,5 @@ def _stored_rows(mine: GgufSide, again: GgufSide) -> Iterator[RederivedFile]:
         source, other = again.tensors.get(name, (path, None))
         # The same bytes are other numbers in another type, and other rows in another shape.
         same_kind = other is not None and (other.type, other.shape) == (tensor.type, tensor.shape)
-        digest = _sha256(source, other.offset, other.nbytes) if other and same_kind else None
-        yield RederivedFile(name, _sha256(path, tensor.offset, tensor.nbytes), digest)
-
-
-def _sha256(path: Path, offset: int, nbytes: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(offset)
-        while nbytes:
-            data = file.read(min(nbytes, _CHUNK))
-            if not data:
-                break
-            digest.update(data)
-            nbytes -= len(data)
-    return digest.hexdigest()
+        digest = sha256_of_part(source, other.offset, other.nbytes) if other and same_kind else None
+        yield RederivedFile(name, sha256_of_part(path, tensor.offset, tensor.nbytes), digest)

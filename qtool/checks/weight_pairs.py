@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite, prod
 from pathlib import Path
@@ -16,7 +16,8 @@ from qtool.arch.detect import Detection, detect
 from qtool.arch.spec import Presence
 from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.sides import GgufFiles, GgufSide, Planned, plan_conversion, read_side
-from qtool.export.sources import Frame, Rows, TensorSource, Whole
+from qtool.export.engine import TensorSource
+from qtool.export.gguf_sources import Frame, Rows, Whole, float32_runs
 from qtool.formats.floats import FLOAT_FORMATS, Float32
 from qtool.formats.ggml import F32, NVFP4
 from qtool.formats.nvfp4 import BLOCK, U8
@@ -251,7 +252,7 @@ class InGguf:
 
 @dataclass(frozen=True)
 class TensorPair:
-    """One tensor: `name` as the artefact's format calls it, what the reference has, and what the artefact stores."""
+    """One tensor: `name` as the artefact's format calls it, what the reference has (as F32), and what the artefact stores."""
 
     name: str
     shape: tuple[int, ...]
@@ -266,8 +267,7 @@ class TensorPair:
 
     def expected(self) -> Iterator[tuple[int, Float32]]:
         """The reference's values, run by run, each with the place of its first."""
-        for start, _, encode in self.source.pieces(F32):
-            yield start // F32.block_bytes, encode().view(np.float32)
+        return float32_runs(self.source)
 
 
 def checkpoint_pairs(folder: Path, reference: Checkpoint, expected: Detection) -> list[TensorPair]:
@@ -286,7 +286,7 @@ def checkpoint_pairs(folder: Path, reference: Checkpoint, expected: Detection) -
             continue
         found = Packed(checkpoint, packed[stored.hf_name]) if is_packed else Plain(checkpoint, stored)
         if not is_packed or packed[stored.hf_name].shape == info.shape:
-            pairs.append(TensorPair(name, info.shape, Whole(reference, info), info.dtype, found))
+            pairs.append(TensorPair(name, info.shape, Whole(reference, info, name, F32), info.dtype, found))
     return pairs
 
 
@@ -304,7 +304,7 @@ def _file_pairs(side: GgufSide, planned: Planned) -> Iterator[TensorPair]:
     for tensor in planned.file.tensors:
         name, shape, source = tensor.output.gguf_name, tensor.output.shape, tensor.source
         if name in side.tensors and side.tensors[name][1].shape == shape and isinstance(source, Whole | Rows | Frame):
-            yield TensorPair(name, shape, source, source.info.dtype, _in_gguf(side, name))
+            yield TensorPair(name, shape, replace(source, target=F32), source.info.dtype, _in_gguf(side, name))
 
 
 def _in_gguf(side: GgufSide, name: str) -> InGguf:

@@ -153,7 +153,7 @@ def _warnings(job: ConvertJob) -> tuple[str, ...]:
 def _summary(file: PlannedFile, number: int) -> FileSummary:
     layout = file.layouts[number]
     return FileSummary(
-        layout.file_name, file.role, file.type.label, len(layout.places), layout.nbytes, file.bits_per_weight
+        layout.file_name, file.role, file.type.label, len(layout.ranges), layout.nbytes, file.bits_per_weight
     )
 
 
@@ -218,7 +218,10 @@ def _write(
     source_bytes = sum(file.nbytes for file in job.files if file.role == INTERMEDIATE)
     work = sum(file.work_bytes for file in job.files) + source_bytes * len(job.quantized)
     meter = Meter(work, progress)
-    hashes = [write_tensors(file.layouts, file.tensors, folder, meter.advance) for file in job.files]
+    hashes = [
+        write_tensors(file.layouts, [t.source for t in file.tensors], folder, meter.advance, hash_tensors=True)
+        for file in job.files
+    ]
     made = _quantize(job, options, quantizer, folder, meter) if quantizer else {}
     kept = [_file_facts(file, own) for file, own in zip(job.files, hashes, strict=True) if file.role != INTERMEDIATE]
     manifest_name = manifest_of(options.output).name if options.is_file and options.output else FILE_NAME

@@ -1,36 +1,102 @@
-"""Writes planned tensors into GGUF files, a few megabytes at a time.
-
-Rule: memory does not grow with the model; a piece is read, encoded and written by one thread.
-"""
+"""Writes all artefacts: tensors are read, encoded, written and hashed a few megabytes at a time, on every processor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Semaphore
+from typing import Final, NamedTuple, Protocol
 
-from qtool.export.gguf_plan import PlannedGgufTensor
-from qtool.export.sources import Piece
+import numpy as np
+from numpy.typing import NDArray
+
 from qtool.progress import Advance
-from qtool.storage.gguf_layout import GgufLayout, open_gguf
-from qtool.storage.output import worker_pool
+from qtool.storage.output import WORKERS, worker_pool
+from qtool.storage.output_files import FileLayout, OutputFiles, open_files
+
+CHUNK_BYTES: Final = 2 << 20
+"""Source bytes of a chunk: large enough that calls cost little, small enough to stay in the processor's caches."""
+
+_QUEUED: Final = 8 * WORKERS
+"""Chunks in the queue at most, so that neither the queue grows with the model nor a worker waits for its next chunk."""
+
+
+class Encoded(NamedTuple):
+    """Bytes that go to the place `start` of the output tensor `name`."""
+
+    name: str
+    start: int
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TensorChunk:
+    """The unit of work: `encode` reads `nbytes` bytes of the source and returns what is to be written."""
+
+    nbytes: int
+    encode: Callable[[], Sequence[Encoded]]
+
+
+def chunk_ranges(nbytes: int) -> Iterator[tuple[int, int]]:
+    """(start, nbytes) of the chunks of a source tensor of `nbytes` bytes."""
+    for start in range(0, nbytes, CHUNK_BYTES):
+        yield start, min(CHUNK_BYTES, nbytes - start)
+
+
+class TensorSource(Protocol):
+    """Where the bytes of one or more output tensors come from."""
+
+    @property
+    def work_bytes(self) -> int:
+        """The sum of `nbytes` over all its chunks."""
+
+    def measurements(self) -> Iterator[TensorChunk]:
+        """Chunks that all must be done before the first of `chunks` is asked for; most sources have none."""
+        return iter(())
+
+    def chunks(self) -> Iterator[TensorChunk]:
+        """The chunks that encode the tensors, in order."""
 
 
 def write_tensors(
-    layouts: Sequence[GgufLayout], tensors: Sequence[PlannedGgufTensor], folder: Path, advance: Advance
+    layouts: Sequence[FileLayout],
+    sources: Sequence[TensorSource],
+    folder: Path,
+    advance: Advance,
+    *,
+    hash_tensors: bool = False,
 ) -> Mapping[str, str]:
-    """Write one file, or its parts, into `folder`; the SHA-256 of each header and tensor by name."""
-    with open_gguf(layouts, folder) as files, worker_pool() as pool:
+    """Write files into `folder`; their SHA-256 by name, or with `hash_tensors` those of each header and tensor."""
+    with open_files(layouts, folder, hash_tensors=hash_tensors) as files, worker_pool() as pool:
+        slots = Semaphore(_QUEUED)
+        jobs: deque[Future[None]] = deque()
 
-        def write(gguf_name: str, piece: Piece) -> None:
-            start, nbytes, encode = piece
-            files.write(gguf_name, start, encode())
-            advance(nbytes)
+        def submit(chunk: TensorChunk) -> Future[None]:
+            slots.acquire()
+            while jobs and jobs[0].done():
+                jobs.popleft().result()
+            jobs.append(pool.submit(_run, chunk, files, advance))
+            jobs[-1].add_done_callback(lambda _: slots.release())
+            return jobs[-1]
 
-        jobs = [
-            pool.submit(write, tensor.output.gguf_name, piece)
-            for tensor in tensors
-            for piece in tensor.source.pieces(tensor.output.type)
-        ]
+        measured: deque[list[Future[None]]] = deque()
+        for index, source in enumerate(sources):
+            # Some sources ahead are measured before this one is encoded, so that the pool never runs dry.
+            while len(measured) <= WORKERS and index + len(measured) < len(sources):
+                measured.append([submit(chunk) for chunk in sources[index + len(measured)].measurements()])
+            for job in measured.popleft():
+                job.result()
+            for chunk in source.chunks():
+                submit(chunk)
         for job in jobs:
             job.result()
         return files.sha256()
+
+
+def _run(chunk: TensorChunk, files: OutputFiles, advance: Advance) -> None:
+    for name, start, data in chunk.encode():
+        files.write(name, start, data)
+    advance(chunk.nbytes)

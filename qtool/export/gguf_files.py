@@ -43,8 +43,9 @@ from qtool.export.gguf_plan import (
 )
 from qtool.formats.ggml import NVFP4
 from qtool.storage.gguf import Kind, Value, array
-from qtool.storage.gguf_layout import GgufLayout, GgufOutputTensor, lay_out
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from qtool.storage.hub import Source
+from qtool.storage.output_files import FileLayout
 
 MODEL: Final = "model"
 INTERMEDIATE: Final = "intermediate"
@@ -59,7 +60,7 @@ class PlannedFile:
     role: str
     type: FileType
     tensors: tuple[PlannedGgufTensor, ...]
-    layouts: tuple[GgufLayout, ...]
+    layouts: tuple[FileLayout, ...]
 
     @property
     def nbytes(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,9 @@ from qtool.arch.detect import Detection
 from qtool.arch.gguf_names import PATCH_EMBEDDINGS, POSITION_EMBEDDING, RANK_HEAD, gguf_name_of
 from qtool.arch.spec import Presence, Task, TensorSpec, section
 from qtool.errors import ModelError, UsageError
+from qtool.export.engine import TensorSource
 from qtool.export.gguf_metadata import PROMPTS, PromptChoice
-from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, TensorSource, Whole
+from qtool.export.gguf_sources import Frame, GlobalScale, Repacked, Rows, Whole
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
 from qtool.storage.gguf_layout import GgufOutputTensor
@@ -188,7 +190,9 @@ def plan_language(
     planned: list[PlannedGgufTensor] = []
     if answers is not None:
         planned.append(
-            _planned(RANK_HEAD, (2, inventory.head.shape[1]), matrices, Rows(checkpoint, inventory.head, answers))
+            _planned(
+                RANK_HEAD, (2, inventory.head.shape[1]), matrices, partial(Rows, checkpoint, inventory.head, answers)
+            )
         )
     for spec, info in inventory.tensors.items():
         if _is_written(spec, answers):
@@ -196,7 +200,7 @@ def plan_language(
             if info.hf_name in inventory.packed:
                 planned += _repacked(gguf_name, checkpoint, inventory.packed[info.hf_name])
             else:
-                planned.append(_planned(gguf_name, spec.shape, matrices, Whole(checkpoint, info)))
+                planned.append(_planned(gguf_name, spec.shape, matrices, partial(Whole, checkpoint, info)))
     return planned
 
 
@@ -210,11 +214,13 @@ def plan_projector(inventory: Inventory, file_type: FileType) -> list[PlannedGgu
         if spec.hf_name.endswith(_FRAMES):
             shape = (*spec.shape[:2], *spec.shape[3:])
             planned += [
-                _planned(name, shape, file_type.matrices, Frame(checkpoint, info, frame))
+                _planned(name, shape, file_type.matrices, partial(Frame, checkpoint, info, frame))
                 for frame, name in enumerate(PATCH_EMBEDDINGS)
             ]
         else:
-            planned.append(_planned(_name(spec, inventory), spec.shape, file_type.matrices, Whole(checkpoint, info)))
+            planned.append(
+                _planned(_name(spec, inventory), spec.shape, file_type.matrices, partial(Whole, checkpoint, info))
+            )
     return planned
 
 
@@ -247,12 +253,16 @@ def _name(spec: TensorSpec, inventory: Inventory) -> str:
     return gguf_name
 
 
-def _planned(gguf_name: str, shape: tuple[int, ...], matrices: GgmlType, source: TensorSource) -> PlannedGgufTensor:
+def _planned(
+    gguf_name: str, shape: tuple[int, ...], matrices: GgmlType, source: Callable[[str, GgmlType], TensorSource]
+) -> PlannedGgufTensor:
     chosen = element_type(gguf_name, shape, matrices)
     elements = 1
     for size in shape:
         elements *= size
-    return PlannedGgufTensor(GgufOutputTensor(gguf_name, chosen, shape, chosen.nbytes(elements)), source)
+    return PlannedGgufTensor(
+        GgufOutputTensor(gguf_name, chosen, shape, chosen.nbytes(elements)), source(gguf_name, chosen)
+    )
 
 
 def _repacked(gguf_name: str, checkpoint: Checkpoint, weight: PackedWeight) -> Iterator[PlannedGgufTensor]:
@@ -263,10 +273,11 @@ def _repacked(gguf_name: str, checkpoint: Checkpoint, weight: PackedWeight) -> I
             f"and {columns} columns are no multiple of that."
         )
     yield PlannedGgufTensor(
-        GgufOutputTensor(gguf_name, NVFP4, weight.shape, NVFP4.nbytes(rows * columns)), Repacked(checkpoint, weight)
+        GgufOutputTensor(gguf_name, NVFP4, weight.shape, NVFP4.nbytes(rows * columns)),
+        Repacked(checkpoint, weight, gguf_name),
     )
     scale_name = gguf_name.removesuffix(".weight") + ".scale"
-    yield PlannedGgufTensor(GgufOutputTensor(scale_name, F32, (1,), 4), GlobalScale(checkpoint, weight))
+    yield PlannedGgufTensor(GgufOutputTensor(scale_name, F32, (1,), 4), GlobalScale(checkpoint, weight, scale_name))
 
 
 def _require_type(inventory: Inventory, file_type: FileType) -> None:

@@ -14,8 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from qtool.errors import ModelError, SetupError
-from qtool.export.quantize_plan import Action, QuantizationPlan, hf_quant_config
-from qtool.export.streaming import PIECE, check_weights, pieces_of, read_piece, work_bytes
+from qtool.export.engine import chunk_ranges
+from qtool.export.nvfp4 import check_weights, quantization_sources, relative_error
+from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan, hf_quant_config
+from qtool.export.sources import float_format_of, read_bits
 from qtool.formats.nvfp4 import BLOCK
 from qtool.formats.nvfp4_kernels import dequantize
 from qtool.jsonfile import read_json
@@ -30,8 +32,9 @@ def quantize_modelopt(
     checkpoint: Checkpoint, plan: QuantizationPlan, folder: Path, max_shard_bytes: int, progress: Progress
 ) -> Mapping[str, float]:
     """Write ModelOpt's export of `plan` into `folder`; the relative error of each quantized tensor."""
-    meter = Meter(work_bytes(plan), progress)
-    check_weights(checkpoint, plan, meter.advance)
+    sources = quantization_sources(checkpoint, plan)
+    meter = Meter(sum(source.work_bytes for source in sources), progress)
+    check_weights(sources, meter.advance)
     with _quiet():
         _quantize_and_export(_load(checkpoint, plan), plan.recipe, folder, max_shard_bytes)
     _require_same_description(plan, folder)
@@ -119,20 +122,26 @@ def _relative_errors(
     """|w - q| / |w| of each quantized tensor, from the bytes that ModelOpt wrote."""
     infos = {info.hf_name: info for path in sorted(folder.glob("*.safetensors")) for info in read_header(path)}
     written = Checkpoint(folder, {}, infos)
-    buffer = np.empty(PIECE, np.uint8)
-    errors: dict[str, float] = {}
-    for tensor in plan.tensors:
-        if tensor.action is Action.QUANTIZE:
-            packed = written.read(tensor.spec.hf_name).reshape(-1)
-            scales = written.read(f"{tensor.spec.module}.weight_scale").reshape(-1)
-            scale = np.float32(written.read(f"{tensor.spec.module}.weight_scale_2").item())
-            error = power = 0.0
-            for piece in pieces_of(tensor):
-                bits, first = read_piece(checkpoint, piece, buffer), piece.start // piece.element.itemsize
-                span = slice(first // 2, (first + bits.size) // 2), slice(first // BLOCK, (first + bits.size) // BLOCK)
-                weights = piece.element.widen(bits)
-                delta = weights - dequantize(packed[None, span[0]], scales[span[1]], scale)[0]
-                error, power = error + float(delta @ delta), power + float(weights @ weights)
-                advance(piece.length)
-            errors[tensor.spec.hf_name] = float(np.sqrt(error / power)) if power else 0.0
-    return errors
+    return {
+        tensor.spec.hf_name: relative_error(_squares(checkpoint, tensor, written, advance))
+        for tensor in plan.tensors
+        if tensor.action is Action.QUANTIZE
+    }
+
+
+def _squares(
+    checkpoint: Checkpoint, tensor: PlannedTensor, written: Checkpoint, advance: Advance
+) -> Iterator[tuple[float, float]]:
+    """|w - q|² and |w|² of a tensor, chunk by chunk."""
+    packed = written.read(tensor.spec.hf_name).reshape(-1)
+    block_scales = written.read(f"{tensor.spec.module}.weight_scale").reshape(-1)
+    scale = np.float32(written.read(f"{tensor.spec.module}.weight_scale_2").item())
+    element = float_format_of(tensor.source)
+    for start, nbytes in chunk_ranges(tensor.source.nbytes):
+        weights = element.widen(read_bits(checkpoint, tensor.source, start, nbytes))
+        first = start // element.itemsize
+        codes = packed[first // 2 : (first + weights.size) // 2]
+        scales = block_scales[first // BLOCK : (first + weights.size) // BLOCK]
+        delta = weights - dequantize(codes[None], scales, scale)[0]
+        yield float(delta @ delta), float(weights @ weights)
+        advance(nbytes)

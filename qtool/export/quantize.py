@@ -303,13 +303,16 @@ def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: P
 def _write_streaming(
     job: QuantizeJob, folder: Path, progress: Progress
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
-    from qtool.export.streaming import quantize_streaming, work_bytes
+    from qtool.export.engine import write_tensors
+    from qtool.export.nvfp4 import Nvfp4Group, quantization_sources
 
-    meter = Meter(work_bytes(job.plan), progress)
-    result = quantize_streaming(job.checkpoint, job.plan, job.layout, folder, meter.advance)
+    sources = quantization_sources(job.checkpoint, job.plan)
+    meter = Meter(sum(source.work_bytes for source in sources), progress)
+    hashes = write_tensors(job.layout.shards, sources, folder, meter.advance)
     for name, data in job.small_files.items():
         (folder / name).write_bytes(data)
-    return result.sha256, result.relative_errors
+    groups = [source for source in sources if isinstance(source, Nvfp4Group)]
+    return hashes, {hf_name: error for group in groups for hf_name, error in group.relative_errors().items()}
 
 
 def _write_modelopt(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from qtool.arch.gguf_names import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING
 from qtool.arch.prompts import NO, YES, reranker_prompt
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
-from qtool.export.engine import write_tensors
+from qtool.export.engine import TensorSource, write_tensors
 from qtool.export.gguf_metadata import (
     NAMES_KEY,
     RERANK_KEY,
@@ -28,14 +29,14 @@ from qtool.export.gguf_metadata import (
     token_id,
 )
 from qtool.export.gguf_plan import Inventory, PlannedGgufTensor, take_inventory
-from qtool.export.sources import Rows, StoredRows, StoredTensor, TensorSource
+from qtool.export.gguf_sources import Rows, StoredRows, StoredTensor, encode_rows
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
 from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions
 from qtool.progress import Meter, Progress, ignore
 from qtool.storage.checkpoint import TensorInfo, open_checkpoint
 from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, array, encode_string, encode_value, read_gguf, string
-from qtool.storage.gguf_layout import GgufLayout, GgufOutputTensor, lay_out_encoded
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out_encoded
 from qtool.storage.head_rows import (
     TOKENS_KEY,
     HeadOrder,
@@ -48,6 +49,7 @@ from qtool.storage.head_rows import (
 )
 from qtool.storage.hub import resolve
 from qtool.storage.output import check_target_file, manifest_of, require_space, staged_files
+from qtool.storage.output_files import FileLayout
 
 # The rank head of a file under repair: added, put into the right order, or taken from a base. A head's rows and its
 # labels keep their meaning. What matches the vocabulary's yes and no stays byte for byte, what is of its own follows
@@ -147,12 +149,13 @@ def _named(word: str | None) -> str:
 
 def _exchanged(file: _File, head: GgufTensor, problem: str) -> RepairedHead:
     """Its own rows in the other order: byte for byte, since they may be better than the vocabulary's."""
-    exchanged = _planned(head.type, head.shape[1], StoredRows(file.path, head, (1, 0)))
+    exchanged = _planned(head.type, head.shape[1], partial(StoredRows, file.path, head, (1, 0)))
     return RepairedHead(exchanged, f"{RANK_HEAD} {problem}, and holds those of yes and no.")
 
 
-def _planned(kind: GgmlType, width: int, source: TensorSource) -> PlannedGgufTensor:
-    return PlannedGgufTensor(GgufOutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width)), source)
+def _planned(kind: GgmlType, width: int, source: Callable[[str, GgmlType], TensorSource]) -> PlannedGgufTensor:
+    output = GgufOutputTensor(RANK_HEAD, kind, (2, width), kind.nbytes(2 * width))
+    return PlannedGgufTensor(output, source(RANK_HEAD, kind))
 
 
 def _rebuilt(file: _File, problem: str) -> RepairedHead:
@@ -196,7 +199,7 @@ def _agree(file: _File, stored: GgufTensor, base: _Base, info: TensorInfo) -> bo
     if stored.shape[1:] != info.shape[1:] or max(base.answers) >= stored.shape[0]:
         return False
     found = read_rows(stored, base.answers, file.read)
-    trained = Rows(base.inventory.checkpoint, info, base.answers).encode(F32).view(np.float32).reshape(2, -1)
+    trained = encode_rows(base.inventory.checkpoint, info, base.answers, F32).view(np.float32).reshape(2, -1)
     return found is None or distance(found, trained) <= tolerance(stored.type, _type_of(info))
 
 
@@ -206,7 +209,7 @@ def _type_of(info: TensorInfo) -> GgmlType:
 
 def _head_of_base(base: _Base) -> PlannedGgufTensor:
     head = base.inventory.head
-    return _planned(_type_of(head), head.shape[1], Rows(base.inventory.checkpoint, head, base.answers))
+    return _planned(_type_of(head), head.shape[1], partial(Rows, base.inventory.checkpoint, head, base.answers))
 
 
 def _head_of_file(file: _File) -> PlannedGgufTensor:
@@ -217,7 +220,7 @@ def _head_of_file(file: _File) -> PlannedGgufTensor:
         )
     rows = tuple(_token_row(file, text, matrix.shape[0]) for text in (YES, NO))
     kind = matrix.type if matrix.type in _EXACT else F32
-    return _planned(kind, matrix.shape[1], StoredRows(file.path, matrix, rows))
+    return _planned(kind, matrix.shape[1], partial(StoredRows, file.path, matrix, rows))
 
 
 def _token_row(file: _File, text: str, rows: int) -> int:
@@ -282,8 +285,9 @@ def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSu
     layout = _lay_out(gguf, repair.fields, options.fixed.name, tensors)
     require_space(options.fixed, layout.nbytes)
     with staged_files(options.fixed, force=options.force) as folder:
-        meter = Meter(sum(tensor.source.work_bytes for tensor in tensors), progress)
-        hashes = write_tensors([layout], tensors, folder, meter.advance)
+        sources = [tensor.source for tensor in tensors]
+        meter = Meter(sum(source.work_bytes for source in sources), progress)
+        hashes = write_tensors([layout], sources, folder, meter.advance, hash_tensors=True)
         (folder / manifest_of(options.fixed).name).write_bytes(json_bytes(_manifest(repair, hashes)))
     return RepairSummary(repair.changes, layout.nbytes)
 
@@ -377,7 +381,7 @@ def _tensors(gguf: GgufFile, path: Path, head: PlannedGgufTensor | None) -> Iter
 
 def _lay_out(
     gguf: GgufFile, fields: Mapping[str, Value], file_name: str, tensors: list[PlannedGgufTensor]
-) -> GgufLayout:
+) -> FileLayout:
     """The fields byte for byte as they were, but for those that change (in their places) and those that are new."""
     raw = _field_bytes(gguf)
     encoded = {key: encode_string(key) + encode_value(value) for key, value in fields.items()}

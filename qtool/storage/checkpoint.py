@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -194,12 +194,6 @@ def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> Tenso
     if start < 0 or end - start != needed:
         raise ModelError(f"{path}: {name} ({dtype} {shape}) needs {needed:,} bytes, its offsets span {end - start:,}.")
     return TensorInfo(name, dtype, tuple(shape), path, data_start + start, needed)
-
-
-def iter_chunks(nbytes: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of the pieces of at most `chunk` bytes that cover `nbytes`."""
-    for start in range(0, nbytes, chunk):
-        yield start, min(chunk, nbytes - start)
 
 
 # The files beside the weights: what else a checkpoint needs to be loaded, tokenized and scored. They are carried byte

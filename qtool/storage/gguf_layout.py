@@ -1,21 +1,15 @@
-"""Lays out GGUF files, and opens them for several writers."""
+"""Lays out GGUF files, to the byte, before anything is written."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from qtool.formats.ggml import GgmlType
 from qtool.storage.gguf import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, Kind, Value, encode_string, encode_value
-from qtool.storage.hashing import Extent
-from qtool.storage.output_files import OutputFiles, Place, created, open_outputs
-
-# Lays out GGUF files. Every offset of every file is known before the first byte is written.
-
+from qtool.storage.output_files import FileLayout
 
 _VERSION = 3
 _ARCHITECTURE = "general.architecture"
@@ -31,19 +25,9 @@ class GgufOutputTensor:
     nbytes: int
 
 
-@dataclass(frozen=True)
-class GgufLayout:
-    """One file: its header, and where each tensor lies in it (`offset`, `nbytes`)."""
-
-    file_name: str
-    header: bytes
-    places: Mapping[str, tuple[int, int]]
-    nbytes: int
-
-
 def lay_out(
     file_name: str, metadata: Mapping[str, Value], tensors: Sequence[GgufOutputTensor], max_bytes: int | None = None
-) -> list[GgufLayout]:
+) -> list[FileLayout]:
     """One file, or several of at most `max_bytes` of tensors each (a larger tensor has its own), as llama.cpp splits them."""
     groups = _divided(tensors, max_bytes) if max_bytes else [list(tensors)]
     if len(groups) == 1:
@@ -80,20 +64,20 @@ def _alignment(metadata: Mapping[str, Value]) -> int:
 
 def lay_out_encoded(
     file_name: str, fields: bytes, field_count: int, tensors: Sequence[GgufOutputTensor], alignment: int
-) -> GgufLayout:
+) -> FileLayout:
     """One file whose metadata is encoded already."""
     header = encode_header(fields, field_count, tensors, alignment)
-    places: dict[str, tuple[int, int]] = {}
+    ranges: dict[str, tuple[int, int]] = {}
     position = len(header)
     for tensor in tensors:
-        places[tensor.gguf_name] = position, tensor.nbytes
+        ranges[tensor.gguf_name] = position, tensor.nbytes
         position += padded(tensor.nbytes, alignment)
-    return GgufLayout(file_name, header, places, position)
+    return FileLayout(file_name, header, ranges, position)
 
 
 def _split_file(
     file_name: str, metadata: Mapping[str, Value], groups: Sequence[Sequence[GgufOutputTensor]], number: int
-) -> GgufLayout:
+) -> FileLayout:
     """The first part has all the metadata; the others only what ties them to it."""
     ties = {
         "split.no": Value(Kind.UINT16, number),
@@ -115,39 +99,3 @@ def _divided(tensors: Sequence[GgufOutputTensor], max_bytes: int) -> list[list[G
         groups[-1].append(tensor)
         filled += tensor.nbytes
     return groups
-
-
-# Opens GGUF files for several writers. Every tensor is hashed by itself, and the header too. One file has one stream
-# of SHA-256 but many tensors, which are hashed side by side; their hashes together say as much as the file's.
-
-
-HEADER: Final = "header of {}"
-"""The name under which a file's header is hashed."""
-
-
-SLICE: Final = 64 << 20
-"""Larger tensors are hashed in slices of this size, or the embedding would take longer than all the rest."""
-
-
-def hash_names(name: str, nbytes: int) -> list[str]:
-    """Under which names the hashes of a tensor's slices go; a small one has just its own."""
-    slices = max(1, -(-nbytes // SLICE))
-    return [name] if slices == 1 else [f"{name} {number}/{slices}" for number in range(1, slices + 1)]
-
-
-@contextmanager
-def open_gguf(layouts: Sequence[GgufLayout], folder: Path) -> Iterator[OutputFiles]:
-    """Create the parts of one GGUF file; tensors are written by their names."""
-    with ExitStack() as stack:
-        extents: dict[str, Extent] = {}
-        places: dict[str, Place] = {}
-        for layout in layouts:
-            descriptor = stack.enter_context(created(folder / layout.file_name, layout.nbytes))
-            whole = {HEADER.format(layout.file_name): (0, len(layout.header)), **layout.places}
-            for name, (offset, nbytes) in whole.items():
-                places[name] = Place(descriptor, offset, len(extents), 0, SLICE)
-                for number, part in enumerate(hash_names(name, nbytes)):
-                    start = number * SLICE
-                    extents[part] = Extent(descriptor, offset + start, min(SLICE, nbytes - start))
-        headers = [(HEADER.format(layout.file_name), layout.header) for layout in layouts]
-        yield stack.enter_context(open_outputs(places, extents, headers))

@@ -6,8 +6,6 @@ import errno
 import fcntl
 import os
 import shutil
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -79,23 +77,6 @@ def require_space(target: Path, nbytes: int) -> None:
         raise SetupError(
             f"{target} needs {nbytes:,} bytes; {existing} has {free:,} free.", "Free some space or choose another disk."
         )
-
-
-def create_file(path: Path, nbytes: int) -> int:
-    """A descriptor of the new file `path` with `nbytes` reserved on the disk; raises OSError when they are not there."""
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-    if nbytes and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, nbytes)
-    else:
-        os.ftruncate(descriptor, nbytes)
-    return descriptor
-
-
-def write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`; safe from several threads."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
 
 
 @contextmanager
@@ -180,8 +161,7 @@ def named_write_errors(place: Path) -> Iterator[None]:
         ) from error
 
 
-# The threads that read, encode and write. They yield to the hasher. A file cannot be hashed faster than by one thread
-# from its beginning, so whoever delays that one delays the end.
+# The threads that read, encode, write and hash.
 
 
 WORKERS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -191,15 +171,8 @@ WORKERS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity"
 @contextmanager
 def worker_pool() -> Iterator[ThreadPoolExecutor]:
     """A pool of one thread a processor; what is still queued is dropped when the block ends."""
-    pool = ThreadPoolExecutor(max_workers=WORKERS, initializer=_yield_to_the_hasher)
+    pool = ThreadPoolExecutor(max_workers=WORKERS)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _yield_to_the_hasher() -> None:
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(
-            os.PRIO_PROCESS, threading.get_native_id(), 3
-        )  # half its weight: on two cores the hasher has one

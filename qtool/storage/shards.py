@@ -1,18 +1,16 @@
-"""Lays out safetensors shards.
-
-Rule: every offset of every file is known before the first byte is written.
-"""
+"""Lays out safetensors shards, to the byte, before anything is written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
 from qtool.jsonfile import json_bytes
 from qtool.storage.checkpoint import DTYPES, SINGLE
+from qtool.storage.output_files import FileLayout
 
 _ALIGNMENT: Final = 8
 
@@ -28,20 +26,10 @@ class OutputTensor:
 
 
 @dataclass(frozen=True)
-class WeightShard:
-    """One output file: its header, and where each tensor's data begins in it."""
-
-    file_name: str
-    header: bytes
-    offsets: Mapping[str, int]
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class ShardLayout:
     """All output files of a checkpoint."""
 
-    shards: tuple[WeightShard, ...]
+    shards: tuple[FileLayout, ...]
     index: bytes
 
     @property
@@ -53,7 +41,7 @@ class ShardLayout:
 def lay_out(tensors: Iterable[OutputTensor], max_shard_bytes: int) -> ShardLayout:
     """Distribute `tensors`, in order, over shards of at most `max_shard_bytes` of data (a larger tensor has its own).
 
-    The shards are about even: they are hashed side by side, and the largest decides.
+    The shards are about even, since they are downloaded and hashed side by side.
     """
     ordered = list(tensors)
     groups = _divided(ordered, max_shard_bytes, _even_share(ordered, max_shard_bytes))
@@ -86,7 +74,7 @@ def _divided(tensors: list[OutputTensor], max_bytes: int, share: int) -> list[li
 def _ordered(tensors: list[OutputTensor]) -> list[OutputTensor]:
     """The wider types first, so that every tensor is aligned to its own width: safetensors allows no gaps.
 
-    Global scales are known last and so lie last, where that leaves them aligned: a file is hashed from its beginning.
+    Global scales, single numbers, lie behind all else where that leaves them aligned.
     """
     ordered = sorted(tensors, key=_width, reverse=True)
     scalars_last = sorted(ordered, key=lambda tensor: tensor.shape == ())
@@ -99,23 +87,23 @@ def _width(tensor: OutputTensor) -> int:
     return DTYPES[tensor.dtype].itemsize
 
 
-def _shard(file_name: str, tensors: list[OutputTensor]) -> WeightShard:
+def _shard(file_name: str, tensors: list[OutputTensor]) -> FileLayout:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    relative: dict[str, int] = {}
+    relative: dict[str, tuple[int, int]] = {}
     position = 0
     for tensor in _ordered(tensors):
-        relative[tensor.hf_name] = position
+        relative[tensor.hf_name] = position, tensor.nbytes
         span = [position, position + tensor.nbytes]
         entries[tensor.hf_name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": span}
         position += tensor.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
-    offsets = {name: len(header) + start for name, start in relative.items()}
-    return WeightShard(file_name, header, offsets, len(header) + position)
+    ranges = {name: (len(header) + start, nbytes) for name, (start, nbytes) in relative.items()}
+    return FileLayout(file_name, header, ranges, len(header) + position)
 
 
-def _index(shards: tuple[WeightShard, ...], groups: list[list[OutputTensor]]) -> bytes:
+def _index(shards: tuple[FileLayout, ...], groups: list[list[OutputTensor]]) -> bytes:
     total = sum(tensor.nbytes for group in groups for tensor in group)
     weight_map = {t.hf_name: shard.file_name for shard, group in zip(shards, groups, strict=True) for t in group}
     return json_bytes({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})

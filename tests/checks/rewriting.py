@@ -46,7 +46,7 @@ def rewrite_gguf(path, fields=None, tensors=None):
     written = bytearray(layout.nbytes)
     written[: len(layout.header)] = layout.header
     for tensor in stored.values():
-        start, nbytes = layout.places[tensor.output.gguf_name]
+        start, nbytes = layout.ranges[tensor.output.gguf_name]
         written[start : start + nbytes] = tensor.data
     path.write_bytes(written)
 

@@ -90,11 +90,11 @@ def test_shards_hold_what_one_file_holds(model, tmp_path):
     assert index["weight_map"].keys() == read_bytes_of(tmp_path / "many").keys()
 
 
-def test_pieces_smaller_than_tensors_change_nothing(model, tmp_path, monkeypatch):
+def test_chunks_smaller_than_tensors_change_nothing(model, tmp_path, monkeypatch):
     quantize(QuantizeOptions(str(model), tmp_path / "whole"))
-    monkeypatch.setattr("qtool.export.streaming.PIECE", 512)
-    quantize(QuantizeOptions(str(model), tmp_path / "pieces"))
-    assert read_bytes_of(tmp_path / "whole") == read_bytes_of(tmp_path / "pieces")
+    monkeypatch.setattr("qtool.export.engine.CHUNK_BYTES", 512)
+    quantize(QuantizeOptions(str(model), tmp_path / "chunks"))
+    assert read_bytes_of(tmp_path / "whole") == read_bytes_of(tmp_path / "chunks")
 
 
 @pytest.mark.parametrize("backend", ["streaming", "modelopt"])

@@ -13,7 +13,8 @@ from qtool.export.gguf_metadata import NAMES_KEY, RERANK_KEY
 from qtool.export.gguf_plan import ConvertOptions
 from qtool.export.repair import RepairOptions, repair_gguf
 from qtool.storage.gguf import Kind, Value, array, read_gguf, string
-from qtool.storage.gguf_layout import GgufOutputTensor, lay_out, open_gguf
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
+from qtool.storage.output_files import open_files
 from tests.export.digests import digest
 from tests.export.models import MODELS
 
@@ -30,10 +31,9 @@ def rewritten(source, target, *, without=(), fields=None, drop_fields=()):
     metadata = {key: value for key, value in gguf.metadata.items() if key not in drop_fields} | (fields or {})
     kept = [t for t in gguf.tensors.values() if t.gguf_name not in without]
     layouts = lay_out(target.name, metadata, [GgufOutputTensor(t.gguf_name, t.type, t.shape, t.nbytes) for t in kept])
-    with open_gguf(layouts, target.parent) as files:
+    with open_files(layouts, target.parent) as files:
         for t in kept:
             files.write(t.gguf_name, 0, np.frombuffer(data[t.offset : t.offset + t.nbytes], np.uint8))
-        files.sha256()
     return target
 
 

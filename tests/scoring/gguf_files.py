@@ -51,7 +51,7 @@ def changed(source: Path, target: Path, metadata: Mapping[str, Value | None], wi
     content = bytearray(layout.nbytes)
     content[: len(layout.header)] = layout.header
     for tensor in kept:
-        start, nbytes = layout.places[tensor.gguf_name]
+        start, nbytes = layout.ranges[tensor.gguf_name]
         content[start : start + nbytes] = data[tensor.offset : tensor.offset + nbytes]
     target.write_bytes(content)
     return target

@@ -7,7 +7,8 @@ import pytest
 
 from qtool.formats.ggml import F16, F32, Q8_0
 from qtool.storage.gguf import Kind, array, boolean, float32, int32, string, uint32
-from qtool.storage.gguf_layout import GgufOutputTensor, lay_out, open_gguf
+from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
+from qtool.storage.output_files import open_files
 
 METADATA = {
     "general.architecture": string("qwen3"),
@@ -29,10 +30,9 @@ TENSORS = [
 def write(folder, tensors=TENSORS, metadata=METADATA, max_bytes=None):
     """Write a file, or its parts, of counting bytes; their paths."""
     layouts = lay_out("model.gguf", metadata, tensors, max_bytes)
-    with open_gguf(layouts, folder) as files:
+    with open_files(layouts, folder) as files:
         for tensor in tensors:
             files.write(tensor.gguf_name, 0, np.arange(tensor.nbytes, dtype=np.uint8))
-        files.sha256()
     return [folder / layout.file_name for layout in layouts]
 
 

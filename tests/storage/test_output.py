@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from random import Random
 
@@ -16,9 +15,9 @@ from safetensors import safe_open
 
 from qtool.errors import SetupError, UsageError
 from qtool.storage.checkpoint import find_sidecars
-from qtool.storage.hashing import Extent, FollowingHasher, HashlibDigests, LaneDigests, sha256_of
+from qtool.storage.hashing import sha256_of, sha256_of_part
 from qtool.storage.output import require_space, staged_folder
-from qtool.storage.output_files import open_shards
+from qtool.storage.output_files import open_files
 from qtool.storage.shards import OutputTensor, lay_out
 
 WIDTH = {"F32": 4, "BF16": 2, "U8": 1}
@@ -34,20 +33,20 @@ def tensor(name, dtype="BF16", count=8):
 def test_layouts_are_gapless_aligned_and_complete(parts, max_bytes):
     tensors = [tensor(f"t{i}", dtype, count) for i, (dtype, count) in enumerate(parts)]
     layout = lay_out(tensors, max_bytes)
-    placed = {name: (shard, offset) for shard in layout.shards for name, offset in shard.offsets.items()}
+    placed = {name: (shard, offset) for shard in layout.shards for name, (offset, _) in shard.ranges.items()}
     assert len(placed) == len(tensors)
     for each in tensors:
         assert placed[each.hf_name][1] % WIDTH[each.dtype] == 0
     for shard in layout.shards:
         data = shard.nbytes - len(shard.header)
-        assert data <= max_bytes or len(shard.offsets) == 1 or data == max((t.nbytes for t in tensors), default=0)
+        assert data <= max_bytes or len(shard.ranges) == 1 or data == max((t.nbytes for t in tensors), default=0)
     assert (layout.index == b"") == (len(layout.shards) == 1)
 
 
 def test_a_written_shard_is_read_by_safetensors_and_hashed_right(tmp_path):
     tensors = [tensor("narrow", "U8", 5), tensor("wide", "F32", 3)]
     (shard,) = lay_out(tensors, 1 << 20).shards
-    with open_shards([shard], tmp_path) as files:
+    with open_files([shard], tmp_path) as files:
         files.write("narrow", 2, np.array([3, 4, 5], np.uint8))
         files.write("wide", 0, np.array([1, 2, 3], np.float32).view(np.uint8))
         files.write("narrow", 0, np.array([1, 2], np.uint8))
@@ -59,55 +58,39 @@ def test_a_written_shard_is_read_by_safetensors_and_hashed_right(tmp_path):
         assert read.get_tensor("wide").tolist() == [1, 2, 3]
 
 
-@pytest.fixture(params=[LaneDigests, HashlibDigests])
-def kind_of_digests(request, monkeypatch):
-    """Both ways to hash, whatever this processor prefers."""
-    monkeypatch.setattr("qtool.storage.hashing.digests", request.param)
+@pytest.mark.parametrize("hash_tensors", [False, True])
+def test_files_are_hashed_as_they_are_completed_by_threads_in_any_order(hash_tensors, tmp_path):
+    random = Random(0)
+    contents = {f"t{i}": random.randbytes(random.choice([1, 55, 64, 1 << 20, 3_000_001])) for i in range(11)}
+    layout = lay_out([tensor(name, "U8", len(content)) for name, content in contents.items()], 1 << 22)
+    parts = [
+        (name, start, end)
+        for name, content in contents.items()
+        for start, end in pairwise(sorted({0, len(content), *(random.randint(0, len(content)) for _ in range(10))}))
+    ]
+    random.shuffle(parts)
+    with open_files(layout.shards, tmp_path, hash_tensors=hash_tensors) as files, ThreadPoolExecutor(8) as pool:
+        for name, start, end in parts:
+            pool.submit(files.write, name, start, np.frombuffer(contents[name][start:end], np.uint8))
+        pool.shutdown()
+        digests = dict(files.sha256())
+    written = {shard.file_name: (tmp_path / shard.file_name).read_bytes() for shard in layout.shards}
+    assert len(written) > 1
+    expected = written
+    if hash_tensors:
+        headers = {f"header of {shard.file_name}": shard.header for shard in layout.shards}
+        expected = {**headers, **contents}
+    assert digests == {name: hashlib.sha256(content).hexdigest() for name, content in expected.items()}
 
 
-@pytest.mark.usefixtures("kind_of_digests")
-@pytest.mark.parametrize("count", [1, 3, 8, 11])
-def test_the_hasher_follows_writers_in_any_order(count, tmp_path):
-    random = Random(count)
-    contents = [random.randbytes(random.choice([0, 1, 55, 56, 64, 1 << 20, 3_000_001])) for _ in range(count)]
-    descriptors = [os.open(tmp_path / str(i), os.O_CREAT | os.O_RDWR) for i in range(count)]
-    hasher = FollowingHasher([Extent(d, 0, len(content)) for d, content in zip(descriptors, contents, strict=True)])
-    extents = []
-    for i, content in enumerate(contents):
-        cuts = sorted({0, len(content), *(random.randint(0, len(content)) for _ in range(10))})
-        extents += [(i, *extent) for extent in pairwise(cuts)]
-    random.shuffle(extents)
-
-    def write(i, start, end):
-        os.pwrite(descriptors[i], contents[i][start:end], start)
-        hasher.written(i, start, end - start)
-
-    threads = [threading.Thread(target=write, args=extent) for extent in extents]
-    for thread in threads:
-        thread.start()
-    assert hasher.hexdigests() == [hashlib.sha256(content).hexdigest() for content in contents]
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
-@given(st.lists(st.binary(max_size=300), min_size=1, max_size=9))
-def test_lanes_hash_as_hashlib_does(contents):
-    lanes = LaneDigests(len(contents))
-    data = np.zeros((8, 64), np.uint8)
-    for stream, content in enumerate(contents):
-        whole = len(content) // 64 * 64
-        for start in range(0, whole, 64):
-            data[0] = np.frombuffer(content[start : start + 64], np.uint8)
-            lanes.update([stream], data)
-        assert lanes.finish(stream, content[whole:], len(content)) == hashlib.sha256(content).hexdigest()
-
-
-def test_a_cancelled_hasher_stops():
-    read_end, write_end = os.pipe()
-    hasher = FollowingHasher([Extent(read_end, 0, 100)])
-    hasher.cancel()
-    assert not hasher._thread.is_alive()
-    os.close(read_end), os.close(write_end)
+def test_parts_of_files_are_hashed(tmp_path):
+    content = Random(0).randbytes(3_000_001)
+    (tmp_path / "file").write_bytes(content)
+    for start, nbytes in [(0, 0), (0, 1), (7, 1 << 20), (1, 3_000_000)]:
+        expected = hashlib.sha256(content[start : start + nbytes]).hexdigest()
+        assert sha256_of_part(tmp_path / "file", start, nbytes) == expected
+    with pytest.raises(OSError, match="ends at byte 3,000,001"):
+        sha256_of_part(tmp_path / "file", 1, 3_000_001)
 
 
 def test_the_folder_appears_only_when_complete(tmp_path):

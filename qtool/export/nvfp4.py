@@ -1,0 +1,119 @@
+"""NVFP4 as a source of tensors: a fused group is measured, gets its global scale, and is then encoded block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import numpy as np
+from typing_extensions import override
+
+from qtool.errors import ModelError
+from qtool.export.engine import Encoded, TensorChunk, TensorSource, chunk_ranges
+from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan
+from qtool.export.sources import CopiedTensor, checked_largest, float_format_of, read_bits
+from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables, global_scale, is_usable_scale
+from qtool.formats.nvfp4_kernels import encode
+from qtool.progress import Advance
+from qtool.storage.checkpoint import Checkpoint, TensorInfo
+
+_NO_OUTPUT: Final[Sequence[Encoded]] = ()
+
+
+class Nvfp4Group(TensorSource):
+    """The weights that share one global scale, since engines merge them into one product.
+
+    Each is read twice: for the largest magnitude of the group, then to be encoded.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, members: Sequence[PlannedTensor]) -> None:
+        self._checkpoint = checkpoint
+        self._members = members
+        self._maxima: list[int] = []
+        self._sums: dict[str, dict[int, tuple[float, float]]] = {member.spec.hf_name: {} for member in members}
+
+    @property
+    @override
+    def work_bytes(self) -> int:
+        return 2 * sum(member.source.nbytes for member in self._members)
+
+    @override
+    def measurements(self) -> Iterator[TensorChunk]:
+        for member in self._members:
+            for start, nbytes in chunk_ranges(member.source.nbytes):
+                yield TensorChunk(nbytes, partial(self._measure, member.source, start, nbytes))
+
+    def _measure(self, info: TensorInfo, start: int, nbytes: int) -> Sequence[Encoded]:
+        bits = read_bits(self._checkpoint, info, start, nbytes)
+        self._maxima.append(checked_largest(self._checkpoint, info, bits))
+        return _NO_OUTPUT
+
+    def global_scale(self) -> np.float32:
+        """`weight_scale_2` of the measured group; ModelError where there is none that works."""
+        element = float_format_of(self._members[0].source)
+        amax = element.widen(np.array([max(self._maxima)], element.bits_dtype))[0]
+        scale = global_scale(amax)
+        if not is_usable_scale(scale):
+            raise ModelError(
+                f"{self._members[0].spec.fused_group}: the largest magnitude is {amax:g}, for which ModelOpt writes NaN scales.",
+                "The layer was never trained or not saved. Quantize a checkpoint with its weights.",
+            )
+        return scale
+
+    @override
+    def chunks(self) -> Iterator[TensorChunk]:
+        # Chunks and rows are whole numbers of blocks, so that no block is cut.
+        tables = encode_tables(self.global_scale(), float_format_of(self._members[0].source))
+        yield TensorChunk(0, partial(self._encode_global_scales, tables.scale))
+        for member in self._members:
+            for start, nbytes in chunk_ranges(member.source.nbytes):
+                yield TensorChunk(nbytes, partial(self._encode, tables, member, start, nbytes))
+
+    def _encode_global_scales(self, scale: np.float32) -> Sequence[Encoded]:
+        data = np.array([scale], "<f4").view(np.uint8)
+        return [Encoded(f"{member.spec.module}.weight_scale_2", 0, data) for member in self._members]
+
+    def _encode(self, tables: EncodeTables, member: PlannedTensor, start: int, nbytes: int) -> Sequence[Encoded]:
+        bits = read_bits(self._checkpoint, member.source, start, nbytes)
+        packed, block_scales = np.empty(bits.size // 2, np.uint8), np.empty(bits.size // BLOCK, np.uint8)
+        self._sums[member.spec.hf_name][start] = encode(bits, tables, packed, block_scales)
+        first = start // bits.itemsize
+        return (
+            Encoded(member.spec.hf_name, first // 2, packed),
+            Encoded(f"{member.spec.module}.weight_scale", first // BLOCK, block_scales),
+        )
+
+    def relative_errors(self) -> Mapping[str, float]:
+        """|w - q| / |w| (Frobenius) of each encoded weight by its hf_name."""
+        return {hf_name: relative_error(sums[start] for start in sorted(sums)) for hf_name, sums in self._sums.items()}
+
+
+def relative_error(sums: Iterable[tuple[float, float]]) -> float:
+    """|w - q| / |w| from the sums of squared error and of squared weight of a tensor's chunks, in order."""
+    error = power = 0.0
+    for chunk_error, chunk_power in sums:
+        error, power = error + chunk_error, power + chunk_power
+    return float(np.sqrt(error / power)) if power else 0.0
+
+
+def quantization_sources(checkpoint: Checkpoint, plan: QuantizationPlan) -> list[TensorSource]:
+    """Where the plan's output tensors come from, in its order; a fused group stands where its first member does."""
+    groups = dict(plan.groups)
+    sources: list[TensorSource] = []
+    for tensor in plan.tensors:
+        if tensor.action is Action.COPY:
+            sources.append(CopiedTensor(checkpoint, tensor.source, tensor.spec.hf_name))
+        elif tensor.action is Action.QUANTIZE and (members := groups.pop(tensor.spec.fused_group, None)):
+            sources.append(Nvfp4Group(checkpoint, members))
+    return sources
+
+
+def check_weights(sources: Sequence[TensorSource], advance: Advance) -> None:
+    """Read every weight once and raise the ModelError that `write_tensors` would, for a backend that does not check."""
+    for source in sources:
+        for chunk in source.measurements() if isinstance(source, Nvfp4Group) else source.chunks():
+            chunk.encode()
+            advance(chunk.nbytes)
+        if isinstance(source, Nvfp4Group):
+            source.global_scale()
