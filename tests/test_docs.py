@@ -16,7 +16,7 @@ from qtool.recipe import parse_recipe
 from qtool.reporting.words import label
 from qtool.verify.metrics import METRICS
 from tests import docs_examples
-from tests.docs_pages import COMMANDS, help_of
+from tests.docs_pages import COMMANDS, EXIT_CODES, help_of
 from tests.docs_pages import PAGES as GENERATED
 
 ROOT = Path(__file__).parent.parent
@@ -194,6 +194,17 @@ def test_every_metric_is_explained_under_its_label():
 def test_make_targets_exist(page):
     for target in re.findall(r"`make ([a-z-]+)", page.read_text()):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+def test_troubleshooting_explains_every_exit_code():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert [int(code) for code in re.findall(r"^## Exit code (\d+)$", page, re.MULTILINE)] == sorted(EXIT_CODES)
+
+
+def test_contributing_lists_every_make_target():
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    for target in re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE):
+        assert f"| `make {target}` |" in contributing or target == "help", target
 
 
 def test_the_index_lists_every_page():
