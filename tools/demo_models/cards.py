@@ -5,12 +5,15 @@ Rule: a card is written from a measurement, never by hand.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 from tools.demo_models.world import WORDS
 
 Report = Mapping[str, Mapping[str, float]]
+
+_WIDTH = 118
 
 _FRONT = {
     "reranker": "pipeline_tag: text-ranking\nlibrary_name: sentence-transformers",
@@ -33,8 +36,9 @@ _HOW = {
         "and the graded log-odds at the last token. The long system prompt joins late."
     ),
     "embedder": (
-        "From the demo reranker (the shipped weights: from its step 600), in float32: all pairs of a batch are graded, and the cosines follow the grades at 64, "
-        "128 and 256 dimensions, list-wise and by squared error; attribute words stay dense targets."
+        "From the demo reranker (the shipped weights: from its step 600), in float32: all pairs of a batch are graded, "
+        "and the cosines follow the grades at 64, 128 and 256 dimensions, list-wise and by squared error; attribute "
+        "words stay dense targets."
     ),
 }
 
@@ -54,9 +58,7 @@ tags: [toy, demo, qwen3_vl, {task}]
 
 # qtool-demo-{task}
 
-**A toy for demonstrations and tests, of no other use.** A real `Qwen3VLForConditionalGeneration` checkpoint of
-4.6 million parameters that knows one small world of {len(WORDS)} attributes ({", ".join(WORDS)}), in sentences and in
-96x96 pictures. {_WHAT[task]}
+{textwrap.fill(_toy(task), _WIDTH)}
 
 ## Measured
 
@@ -66,13 +68,21 @@ The saved bf16 weights, read back in float32 on a CPU, official prompts, held-ou
 
 ## Trained
 
-{_HOW[task]} Only on scenes that the panels never use.
+{textwrap.fill(f"{_HOW[task]} Only on scenes that the panels never use.", _WIDTH)}
 
     python -m tools.demo_models.train {task}     # again, on two CPU cores
     python -m tools.demo_models.evaluate --cards  # measures, and writes this card
 
 A new run gives a model of the same kind, not the same bytes. Weights and files: Apache-2.0.
 """
+
+
+def _toy(task: str) -> str:
+    return (
+        "**A toy for demonstrations and tests, of no other use.** A real `Qwen3VLForConditionalGeneration` checkpoint "
+        f"of 4.6 million parameters that knows one small world of {len(WORDS)} attributes ({', '.join(WORDS)}), in "
+        f"sentences and in 96x96 pictures. {_WHAT[task]}"
+    )
 
 
 def _table(measured: Report) -> str:
