@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=["2B", "8B"])
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
     parser.add_argument("--folder", type=Path, default=Path("bench-out"))
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="jobs whose names hold one of these words")
     parser.add_argument(
         "--against", type=Path, metavar="CHECKOUT", help="compare with another checkout of qtool, on the 2B shape"
     )
@@ -90,6 +91,8 @@ def main() -> None:
     for suite in options.suites:
         make_jobs, goals = SUITES[suite]
         jobs = make_jobs(options.folder, options.shapes)
+        if options.only:
+            jobs = {name: command for name, command in jobs.items() if any(word in name for word in options.only)}
         first = next(name for name, command in jobs.items() if command[2:3] == ["qtool"])
         report(options.folder, suite, measure(options.folder, jobs, options.rounds, [first]), goals(options.folder))
 
