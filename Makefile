@@ -41,11 +41,12 @@ fix: setup       ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 fuzz: setup      ## ten thousand damaged GGUF files
-	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/gguf_file/test_fuzz.py
+	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/storage/test_gguf_fuzz.py
 
+# `make bench BENCH="--against ../old"` compares quantization and conversion with another checkout instead (20 GB).
 bench: setup     ## measure speed and memory on full-size checkpoints (60 GB of disk, more than half an hour)
 	$(BIN)/python -m tests.upstream
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(BENCH)
 
 engines: setup $(ENGINES)/vllm/.installed  ## compile llama.cpp's quantizer, fetch its converter, install vLLM, for test-engines (C++ compiler, some 10 minutes, 3 GB)
 	$(BIN)/python -m tests.upstream

@@ -1,7 +1,6 @@
 """qtool.json: what an artefact is, what it was made from and how.
 
-Rule: it holds facts only (hashes, versions, decisions, errors); no clock and no path of the machine that made it, so that
-the same input gives the same manifest.
+It holds hashes, versions, decisions and errors, but no date and no path: the same input gives the same manifest.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSIONS: Final[Mapping[str, int]] = {"quantize": 1, "convert-gguf": 2, "repair-gguf": 2}
+"""By kind. Version 1 of the GGUF kinds had, for a tensor of more than 64 MiB, a hash for each 64 MiB of it."""
 FILE_NAME: Final = "qtool.json"
 
 
@@ -33,4 +33,4 @@ def _version(package: str) -> str | None:
 
 def manifest(kind: str, **facts: Any) -> Mapping[str, Any]:
     """The contents of qtool.json for an artefact made by the command `kind`."""
-    return {"schema_version": SCHEMA_VERSION, "kind": kind, **facts}
+    return {"schema_version": SCHEMA_VERSIONS[kind], "kind": kind, **facts}

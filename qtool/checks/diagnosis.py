@@ -16,7 +16,7 @@ from qtool.arch.prompts import NO, YES
 from qtool.checks.findings import Finding, finding
 from qtool.checks.weight_pairs import Blocks, InGguf, Packed, WeightError, distance
 from qtool.export.gguf_metadata import read_tokenizer
-from qtool.export.gguf_sources import Rows, Whole, encode_rows, float32_runs
+from qtool.export.sources import Rows, Whole, encode_rows, float32_runs
 from qtool.formats.floats import Float32
 from qtool.formats.ggml import F32
 from qtool.formats.nvfp4 import BLOCK

@@ -17,7 +17,7 @@ from qtool.arch.spec import Presence
 from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.sides import GgufFiles, GgufSide, Planned, plan_conversion, read_side
 from qtool.export.engine import TensorSource
-from qtool.export.gguf_sources import Frame, Rows, Whole, float32_runs
+from qtool.export.sources import Frame, Rows, Whole, float32_runs
 from qtool.formats.floats import FLOAT_FORMATS, Float32
 from qtool.formats.ggml import F32, NVFP4
 from qtool.formats.nvfp4 import BLOCK, U8

@@ -13,7 +13,11 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.errors import ModelError
+from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
+from qtool.formats.nvfp4_kernels import largest_magnitude
 from qtool.progress import Advance
+from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.output import WORKERS, worker_pool
 from qtool.storage.output_files import FileLayout, OutputFiles, open_files
 
@@ -100,3 +104,33 @@ def _run(chunk: TensorChunk, files: OutputFiles, advance: Advance) -> None:
     for name, start, data in chunk.encode():
         files.write(name, start, data)
     advance(chunk.nbytes)
+
+
+# Weights as sources read them: a chunk at a time, and checked.
+
+
+def float_format_of(info: TensorInfo) -> FloatFormat:
+    """The float type of a source tensor; ModelError when it has none."""
+    if info.dtype not in FLOAT_FORMATS:
+        raise ModelError(f"{info.hf_name} has the type {info.dtype}; expected {' or '.join(FLOAT_FORMATS)}.")
+    return FLOAT_FORMATS[info.dtype]
+
+
+def read_bits(checkpoint: Checkpoint, info: TensorInfo, start: int, nbytes: int) -> Bits:
+    """Raw bits of `nbytes` bytes of a float tensor from byte `start` on."""
+    data = np.empty(nbytes, np.uint8)
+    checkpoint.read_into(info, start, data)
+    return data.view(float_format_of(info).bits_dtype)
+
+
+def checked_largest(checkpoint: Checkpoint, info: TensorInfo, bits: Bits) -> int:
+    """Bits of the largest magnitude in `bits` of `info`; ModelError, with their number, if any weight is not finite."""
+    element = float_format_of(info)
+    largest = largest_magnitude(bits, element)
+    if largest >= element.infinity_bits:
+        weights: NDArray[np.unsignedinteger] = checkpoint.read(info.hf_name).view(element.bits_dtype)
+        raise ModelError(
+            f"{info.hf_name} holds {element.count_nonfinite(weights):,} NaN or infinite weights.",
+            "The checkpoint is broken; download it again.",
+        )
+    return largest

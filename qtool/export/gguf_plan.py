@@ -16,7 +16,7 @@ from qtool.arch.spec import Presence, Task, TensorSpec, section
 from qtool.errors import ModelError, UsageError
 from qtool.export.engine import TensorSource
 from qtool.export.gguf_metadata import PROMPTS, PromptChoice
-from qtool.export.gguf_sources import Frame, GlobalScale, Repacked, Rows, Whole
+from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, Whole
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
 from qtool.storage.gguf_layout import GgufOutputTensor

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import numpy as np
 from typing_extensions import override
 
 from qtool.errors import ModelError
-from qtool.export.engine import Encoded, TensorChunk, TensorSource, chunk_ranges
+from qtool.export.engine import (
+    Encoded,
+    TensorChunk,
+    TensorSource,
+    checked_largest,
+    chunk_ranges,
+    float_format_of,
+    read_bits,
+)
 from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan
-from qtool.export.sources import CopiedTensor, checked_largest, float_format_of, read_bits
 from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables, global_scale, is_usable_scale
 from qtool.formats.nvfp4_kernels import encode
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
-
-_NO_OUTPUT: Final[Sequence[Encoded]] = ()
 
 
 class Nvfp4Group(TensorSource):
@@ -47,12 +52,12 @@ class Nvfp4Group(TensorSource):
     def _measure(self, info: TensorInfo, start: int, nbytes: int) -> Sequence[Encoded]:
         bits = read_bits(self._checkpoint, info, start, nbytes)
         self._maxima.append(checked_largest(self._checkpoint, info, bits))
-        return _NO_OUTPUT
+        return ()
 
     def global_scale(self) -> np.float32:
         """`weight_scale_2` of the measured group; ModelError where there is none that works."""
         element = float_format_of(self._members[0].source)
-        amax = element.widen(np.array([max(self._maxima)], element.bits_dtype))[0]
+        amax = element.widen(np.array([max(self._maxima, default=0)], element.bits_dtype))[0]
         scale = global_scale(amax)
         if not is_usable_scale(scale):
             raise ModelError(
@@ -97,6 +102,30 @@ def relative_error(sums: Iterable[tuple[float, float]]) -> float:
     return float(np.sqrt(error / power)) if power else 0.0
 
 
+@dataclass(frozen=True)
+class CopiedTensor(TensorSource):
+    """A tensor whose bytes stay, under the name `output`."""
+
+    checkpoint: Checkpoint
+    info: TensorInfo
+    output: str
+
+    @property
+    @override
+    def work_bytes(self) -> int:
+        return self.info.nbytes
+
+    @override
+    def chunks(self) -> Iterator[TensorChunk]:
+        for start, nbytes in chunk_ranges(self.info.nbytes):
+            yield TensorChunk(nbytes, partial(self._copy, start, nbytes))
+
+    def _copy(self, start: int, nbytes: int) -> Sequence[Encoded]:
+        bits = read_bits(self.checkpoint, self.info, start, nbytes)
+        checked_largest(self.checkpoint, self.info, bits)
+        return (Encoded(self.output, start, bits.view(np.uint8)),)
+
+
 def quantization_sources(checkpoint: Checkpoint, plan: QuantizationPlan) -> list[TensorSource]:
     """Where the plan's output tensors come from, in its order; a fused group stands where its first member does."""
     groups = dict(plan.groups)
@@ -107,6 +136,12 @@ def quantization_sources(checkpoint: Checkpoint, plan: QuantizationPlan) -> list
         elif tensor.action is Action.QUANTIZE and (members := groups.pop(tensor.spec.fused_group, None)):
             sources.append(Nvfp4Group(checkpoint, members))
     return sources
+
+
+def relative_errors(sources: Iterable[TensorSource]) -> Mapping[str, float]:
+    """|w - q| / |w| (Frobenius) of each quantized weight by its hf_name, once all are written."""
+    groups = [source for source in sources if isinstance(source, Nvfp4Group)]
+    return {hf_name: error for group in groups for hf_name, error in group.relative_errors().items()}
 
 
 def check_weights(sources: Sequence[TensorSource], advance: Advance) -> None:

@@ -27,8 +27,8 @@ from qtool.export.quantize_plan import (
     quantized_config,
 )
 from qtool.jsonfile import json_bytes
-from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.manifest import manifest, versions
 from qtool.progress import Meter, Progress, ignore
 from qtool.recipe import LoadedRecipe, load_recipe
 from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars, open_checkpoint
@@ -37,19 +37,18 @@ from qtool.storage.hub import Source, resolve
 from qtool.storage.output import WORKERS, check_target, require_space, staged_folder
 from qtool.storage.shards import ShardLayout, lay_out
 
-# What is asked for, and everything that is known about it before the first weight is read. Preparing a job reads
-# configs and headers only.
+# Options, and the job that is made of them from configs and headers alone.
 
 
 Backend = Literal["auto", "streaming", "modelopt"]
 BACKENDS: Final[tuple[Backend, ...]] = ("auto", "streaming", "modelopt")
 DEFAULT_MAX_SHARD_BYTES: Final = 1 << 29
-"""Shards are hashed side by side and fetched side by side, so several of half a gigabyte beat one of five."""
+"""Shards are downloaded and hashed in parallel: several of half a gigabyte are faster than one of five."""
 
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What `qtool quantize` is asked to do."""
+    """The options of `qtool quantize`; `model` is a folder, a Hub repository or a demo model."""
 
     model: str
     output: Path | None
@@ -98,7 +97,16 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
     plan = plan_quantization(checkpoint, detect(source.directory, options.task), recipe.recipe)
     layout = lay_out(plan.outputs, options.max_shard_bytes)
     backend, reason = _choose(options.backend)
-    return QuantizeJob(source, checkpoint, recipe, plan, layout, backend, reason, _small_files(plan, layout))
+    return QuantizeJob(
+        source=source,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        plan=plan,
+        layout=layout,
+        backend=backend,
+        backend_reason=reason,
+        small_files=_small_files(plan, layout),
+    )
 
 
 def _choose(backend: Backend) -> tuple[Literal["streaming", "modelopt"], str]:
@@ -117,21 +125,20 @@ def _small_files(plan: QuantizationPlan, layout: ShardLayout) -> Mapping[str, by
 
 
 def _rerank_template(detection: Detection) -> Mapping[str, bytes]:
-    """What vLLM needs as --chat-template; a model with a `score` head may have been trained on another prompt."""
+    """What vLLM needs as --chat-template; not for a `score` head, which may have been trained on another prompt."""
     if detection.task is not Task.RERANK or detection.architecture.head != "lm_head":
         return {}
     prompt = reranker_prompt(is_vision=detection.architecture.is_vision)
     return {RERANK_TEMPLATE: rerank_template(prompt).encode()}
 
 
-# What a quantization does or did, in the few lines that a person wants. The numbers of a dry run are computed by the
-# same code as those of the real one.
+# The summary of a quantization; a dry run computes its numbers by the same code as the real one.
 
 
 SCHEMA_VERSION: Final = 1
 
-_STREAMING_BASE: Final = 180 << 20  # Python, numpy, numba: 201 MB were measured with two threads, whatever the size
-_STREAMING_PER_THREAD: Final = 6 << 20  # a piece, its codes and scales
+_STREAMING_BASE: Final = 180 << 20  # Python, numpy, numba: 188 MB were measured with two threads, whatever the size
+_STREAMING_PER_THREAD: Final = 6 << 20  # a chunk, its codes and scales
 _MODELOPT_BASE: Final = 1 << 30  # Python, torch, transformers, ModelOpt
 _MODELOPT_FACTOR: Final = 1.2
 
@@ -223,14 +230,14 @@ def _peak_memory(job: QuantizeJob, source_bytes: int) -> int:
     return _STREAMING_BASE + WORKERS * _STREAMING_PER_THREAD
 
 
-# The summary of a quantization as a person reads it in a terminal.
+# The summary as a table.
 
 
 _BECOMES: Final = {"quantize": "NVFP4", "copy": "unchanged", "drop": "left out"}
 
 
 def quantization_table(summary: QuantizationSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
-    """One row a tensor class, why some stay as they are, the totals, and what to do next."""
+    """One row a rule, why some tensors stay as they are, the totals, and what to do next."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("modules", overflow="fold", max_width=36)
     table.add_column("becomes", no_wrap=True)
@@ -271,12 +278,11 @@ def _closing(output: Path | None, *, dry_run: bool) -> Text:
     return written(output, "verify", " --reference MODEL")
 
 
-# `quantize`: plan, check, carry out, describe. The whole pipeline in one readable function. Everything that can be
-# refused is refused before the first byte is written.
+# The pipeline. Everything that can be refused is refused before the first byte is written.
 
 
 def quantize(options: QuantizeOptions, progress: Progress = ignore) -> QuantizationSummary:
-    """Quantize `options.model` into `options.output`, or with `dry_run` only say what that would do."""
+    """Quantize `options.model` into the folder `options.output`; with `dry_run`, only plan it."""
     job = prepare_quantization(options)
     if options.dry_run or options.output is None:
         return summarize_quantization(job)
@@ -296,7 +302,7 @@ def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: P
         shutil.copyfile(job.checkpoint.directory / relative, folder / relative)
     others = sorted(_files(folder) - set(hashes))
     hashes = {**hashes, **dict(zip(others, sha256_of([folder / path for path in others]), strict=True))}
-    (folder / FILE_NAME).write_bytes(json_bytes(_manifest(job, hashes, errors)))
+    (folder / MANIFEST).write_bytes(json_bytes(_manifest(job, hashes, errors)))
     return errors
 
 
@@ -304,15 +310,14 @@ def _write_streaming(
     job: QuantizeJob, folder: Path, progress: Progress
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
     from qtool.export.engine import write_tensors
-    from qtool.export.nvfp4 import Nvfp4Group, quantization_sources
+    from qtool.export.nvfp4 import quantization_sources, relative_errors
 
     sources = quantization_sources(job.checkpoint, job.plan)
     meter = Meter(sum(source.work_bytes for source in sources), progress)
     hashes = write_tensors(job.layout.shards, sources, folder, meter.advance)
     for name, data in job.small_files.items():
         (folder / name).write_bytes(data)
-    groups = [source for source in sources if isinstance(source, Nvfp4Group)]
-    return hashes, {hf_name: error for group in groups for hf_name, error in group.relative_errors().items()}
+    return hashes, relative_errors(sources)
 
 
 def _write_modelopt(
@@ -357,9 +362,13 @@ def _config_hash(checkpoint: Checkpoint) -> str:
 
 def _tensor_facts(tensor: PlannedTensor, errors: Mapping[str, float]) -> Mapping[str, Any]:
     facts: dict[str, Any] = {
-        "name": tensor.spec.hf_name, "action": tensor.action.value, "rule": tensor.rule, "reason": tensor.reason,
-        "shape": list(tensor.source.shape), "from": tensor.source.dtype,
-    }  # fmt: skip
+        "name": tensor.spec.hf_name,
+        "action": tensor.action.value,
+        "rule": tensor.rule,
+        "reason": tensor.reason,
+        "shape": list(tensor.source.shape),
+        "from": tensor.source.dtype,
+    }
     if tensor.action is Action.QUANTIZE:
         facts |= {"to": "NVFP4", "relative_error": float(f"{errors[tensor.spec.hf_name]:.4g}")}
     return facts

@@ -1,4 +1,7 @@
-"""Decides, from headers alone, what happens to every tensor of a checkpoint, and what the output declares."""
+"""Decides, from headers alone, what happens to every tensor of a checkpoint, and what the output declares.
+
+Each tensor is claimed by exactly one rule of the recipe; anything else is an error, raised before a weight is read.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,6 @@ from qtool.formats.floats import FLOAT_FORMATS
 from qtool.recipe import Recipe
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
 from qtool.storage.shards import OutputTensor
-
-# Decides, from headers alone, what happens to every tensor of a checkpoint. Each tensor is claimed by exactly one
-# rule of the recipe; anything else is an error, raised before a weight is read.
-
 
 _TIED_REASON: Final = "tied: engines read the embedding instead, and ModelOpt leaves the copy out"
 
@@ -65,7 +64,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """Every tensor's fate, and what the quantized checkpoint says of itself."""
+    """What happens to every tensor, and which modules the quantized checkpoint declares as unquantized."""
 
     detection: Detection
     recipe: Recipe
@@ -95,7 +94,7 @@ class QuantizationPlan:
 
 
 def plan_quantization(checkpoint: Checkpoint, detection: Detection, recipe: Recipe) -> QuantizationPlan:
-    """The plan for `checkpoint` under `recipe`, or the ModelError or UsageError that says why there is none."""
+    """The plan for `checkpoint` under `recipe`; raises ModelError or UsageError where there can be none."""
     _refuse_quantized(checkpoint)
     found = named_tensors(checkpoint.tensors.values(), detection.architecture, checkpoint.config)
     tensors = tuple(_plan_tensor(spec, source, recipe) for spec, source in found.items())
@@ -108,16 +107,19 @@ def plan_quantization(checkpoint: Checkpoint, detection: Detection, recipe: Reci
 
 def _plan_tensor(spec: TensorSpec, source: TensorInfo, recipe: Recipe) -> PlannedTensor:
     if source.dtype not in FLOAT_FORMATS:
-        raise ModelError(f"{source.hf_name} is {source.dtype}; qtool quantizes {', '.join(FLOAT_FORMATS)}.")
+        raise ModelError(
+            f"{source.hf_name} has the type {source.dtype}; expected {' or '.join(FLOAT_FORMATS)}.",
+            "Quantize a checkpoint of floating-point weights.",
+        )
     require_shape(spec, source)
     if spec.presence is Presence.DUPLICATE:
         return PlannedTensor(spec, source, Action.DROP, spec.module, _TIED_REASON)
     action, rule, reason = _claim(spec, recipe)
     if action is Action.QUANTIZE and source.shape[-1] % recipe.block_size:
         raise ModelError(
-            f"{source.hf_name} {list(source.shape)}: {source.shape[-1]} columns are no multiple of the block size "
+            f"{source.hf_name} {list(source.shape)} has {source.shape[-1]} columns; expected a multiple of the block size "
             f"{recipe.block_size} (rule {rule!r} of {recipe.name}).",
-            "Keep the module with a reason in a recipe of your own.",
+            "Keep the module unquantized, in a recipe of your own.",
         )
     return PlannedTensor(spec, source, action, rule, reason)
 
@@ -127,9 +129,10 @@ def _claim(spec: TensorSpec, recipe: Recipe) -> tuple[Action, str, str]:
     keeping = [k for k in recipe.keep if any(fnmatchcase(spec.module, p) for p in k.modules)]
     if len(quantizing) + len(keeping) != 1:
         claims = len(quantizing) + len(keeping)
-        problem = f"{claims} rules claim" if claims else "No rule claims"
+        problem = f"{claims} rules claim" if claims else "no rule claims"
         raise UsageError(
-            f"Recipe {recipe.name}: {problem} {spec.module} {list(spec.shape)}.", "Each module needs exactly one."
+            f"Recipe {recipe.name}: {problem} {spec.module} {list(spec.shape)}; expected exactly one.",
+            "Name the module in one rule, under `quantize` or `keep`.",
         )
     if keeping:
         return Action.COPY, ", ".join(keeping[0].modules), keeping[0].reason
@@ -137,7 +140,8 @@ def _claim(spec: TensorSpec, recipe: Recipe) -> tuple[Action, str, str]:
         return Action.COPY, quantizing[0], "a bias is one vector; engines read it in 16 bits"
     if not spec.fused_group:
         raise UsageError(
-            f"Recipe {recipe.name} quantizes {spec.module}, which every engine reads unquantized.", "Keep it."
+            f"Recipe {recipe.name} quantizes {spec.module}, which every engine reads unquantized.",
+            "Name the module under `keep`.",
         )
     return Action.QUANTIZE, quantizing[0], recipe.scheme
 
@@ -146,14 +150,17 @@ def _refuse_quantized(checkpoint: Checkpoint) -> None:
     declared: Any = checkpoint.config.get("quantization_config")
     if declared is not None or (checkpoint.directory / "hf_quant_config.json").exists():
         method = declared.get("quant_method", "unknown") if isinstance(declared, Mapping) else "hf_quant_config.json"
-        raise ModelError(f"The checkpoint is already quantized ({method}).", "Quantize the original instead.")
+        raise ModelError(
+            f"The checkpoint is already quantized ({method}).", "Quantize the original checkpoint instead."
+        )
 
 
 def _refuse_dead_patterns(recipe: Recipe, modules: frozenset[str]) -> None:
     for pattern in (*recipe.quantize, *(p for keep in recipe.keep for p in keep.modules)):
         if not any(fnmatchcase(module, pattern) for module in modules):
             raise UsageError(
-                f"Recipe {recipe.name}: the pattern {pattern!r} matches no module of any known architecture."
+                f"Recipe {recipe.name}: the pattern {pattern!r} matches no module of any known architecture.",
+                "Correct the pattern, or remove it.",
             )
 
 
@@ -161,7 +168,10 @@ def _require_matches(recipe: Recipe, tensors: tuple[PlannedTensor, ...]) -> None
     used = {t.rule for t in tensors if t.action is Action.QUANTIZE}
     for pattern in recipe.quantize:
         if pattern not in used:
-            raise UsageError(f"Recipe {recipe.name}: the pattern {pattern!r} matches nothing in this checkpoint.")
+            raise UsageError(
+                f"Recipe {recipe.name}: the pattern {pattern!r} matches nothing in this checkpoint.",
+                "Remove the pattern, or quantize a checkpoint that it was written for.",
+            )
 
 
 def _require_whole_groups(plan: QuantizationPlan) -> None:
@@ -171,9 +181,13 @@ def _require_whole_groups(plan: QuantizationPlan) -> None:
             sizes[spec.fused_group] = sizes.get(spec.fused_group, 0) + 1
     for group, members in plan.groups.items():
         if len(members) != sizes[group]:
-            raise UsageError(f"Recipe {plan.recipe.name} quantizes part of {group}; engines merge it into one product.")
-        if len({member.source.dtype for member in members}) > 1:
-            raise ModelError(f"The weights of {group} have different types.")
+            raise UsageError(
+                f"Recipe {plan.recipe.name} quantizes part of {group}, which engines merge into one product.",
+                "Quantize all of its modules, or none.",
+            )
+        dtypes = sorted({member.source.dtype for member in members})
+        if len(dtypes) > 1:
+            raise ModelError(f"The weights of {group} have the types {' and '.join(dtypes)}; expected one type.")
 
 
 def _excluded(architecture: Architecture, tensors: tuple[PlannedTensor, ...]) -> tuple[str, ...]:
@@ -182,7 +196,7 @@ def _excluded(architecture: Architecture, tensors: tuple[PlannedTensor, ...]) ->
     return tuple(sorted({*architecture.unquantized, *kept}))
 
 
-# The two JSON descriptions by which engines recognise a ModelOpt checkpoint. They equal what ModelOpt's exporter
+# The two JSON descriptions by which engines recognise a ModelOpt checkpoint. They equal those that ModelOpt's exporter
 # writes, since vLLM and SGLang parse them field by field.
 
 

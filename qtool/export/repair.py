@@ -29,7 +29,7 @@ from qtool.export.gguf_metadata import (
     token_id,
 )
 from qtool.export.gguf_plan import Inventory, PlannedGgufTensor, take_inventory
-from qtool.export.gguf_sources import Rows, StoredRows, StoredTensor, encode_rows
+from qtool.export.sources import Rows, StoredRows, StoredTensor, encode_rows
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
 from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions

@@ -14,6 +14,7 @@ import numpy as np
 
 from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, Item, Pair, Video
 from qtool.progress import ignore
+from qtool.storage.hashing import sha256_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,8 +162,6 @@ _DECISIVE: Final = (
     "1_LogitScore/config.json",
 )
 
-_SMALL: Final = 1 << 26
-
 
 def checkpoint_sha256(directory: Path) -> str:
     """Of the weights, config, tokenizer and declared answer tokens in `directory`."""
@@ -171,15 +170,7 @@ def checkpoint_sha256(directory: Path) -> str:
 
 def files_sha256(paths: Sequence[Path]) -> str:
     """Of these files' contents, in this order."""
-    return _sha256(_digests(paths))
-
-
-def _digests(paths: Sequence[Path]) -> list[str]:
-    if sum(path.stat().st_size for path in paths) < _SMALL:
-        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    from qtool.storage.hashing import sha256_of
-
-    return sha256_of(paths)
+    return _sha256(sha256_of(paths))
 
 
 def prompt_sha256(prompt: PromptSpec, *more: str) -> str:

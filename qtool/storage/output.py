@@ -1,4 +1,4 @@
-"""Writes output files and puts the finished folder in place."""
+"""Puts finished output in place, all at once, and starts the threads that make it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Final
 
 from qtool.errors import QtoolError, SetupError, UsageError
 
-# Writes output files and puts the finished folder in place. A folder appears under its name only when it is complete
-# and on the disk; until then it is called `NAME.partial`.
+# A folder appears under its name only when it is complete and on the disk; until then it is called `NAME.partial`.
 
 
 PARTIAL: Final = ".partial"
@@ -25,16 +24,17 @@ _OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def staged_folder(target: Path, *, force: bool = False) -> AbstractContextManager[Path]:
-    """Gives `TARGET.partial`, to be filled; renamed to `target` afterwards, or removed when the block fails.
+    """A folder `TARGET.partial` to fill, renamed to `target` when the block ends and removed when it fails.
 
-    Raises UsageError when `target` exists (`force` replaces what qtool made) or another run is filling it.
+    Raises UsageError when `target` exists (`force` replaces what qtool made) or another run is filling the folder, and
+    SetupError for what the system refuses.
     """
     check_target(target, force=force)
     return _staged(target, _put_in_place)
 
 
 def staged_files(target: Path, *, force: bool = False) -> AbstractContextManager[Path]:
-    """Likewise for a file: what is put into the folder `TARGET.partial` moves beside `target`, that one last."""
+    """The same for a file: what the folder `TARGET.partial` holds is moved beside `target`, and `target` itself last."""
     check_target_file(target, force=force)
     return _staged(target, _move_out)
 
@@ -43,25 +43,29 @@ def check_target_file(target: Path, *, force: bool) -> None:
     """Raise UsageError unless the file `target` may be written."""
     if _exists(target, force=force) and not (target.is_file() and manifest_of(target).is_file()):
         raise UsageError(
-            f"{target} was not made by qtool (no {manifest_of(target).name} beside it), so --force does not replace it."
+            f"{target} was not made by qtool (no {manifest_of(target).name} beside it), so --force does not replace it.",
+            "Choose another --output, or remove the file.",
         )
 
 
 def manifest_of(target: Path) -> Path:
-    """Where the manifest of a single output file lies."""
+    """The path of the manifest of a single output file."""
     return target.with_name(f"{target.name}.{_MARKER}")
 
 
 def check_target(target: Path, *, force: bool) -> None:
     """Raise UsageError unless `target` may be written."""
     if _exists(target, force=force) and not _is_replaceable(target):
-        raise UsageError(f"{target} was not made by qtool (no {_MARKER} in it), so --force does not replace it.")
+        raise UsageError(
+            f"{target} was not made by qtool (no {_MARKER} in it), so --force does not replace it.",
+            "Choose another --output, or remove the folder.",
+        )
 
 
 def _exists(target: Path, *, force: bool) -> bool:
     there = target.exists() or target.is_symlink()
     if there and not force:
-        raise UsageError(f"{target} exists.", "Choose another --output, or pass --force to replace it.")
+        raise UsageError(f"{target} already exists.", "Choose another --output, or pass --force to replace it.")
     return there
 
 
@@ -75,7 +79,8 @@ def require_space(target: Path, nbytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < nbytes:
         raise SetupError(
-            f"{target} needs {nbytes:,} bytes; {existing} has {free:,} free.", "Free some space or choose another disk."
+            f"{target} needs {nbytes:,} bytes; {existing} has {free:,} free.",
+            "Free some space, or choose an --output on another disk.",
         )
 
 
@@ -97,14 +102,16 @@ def _staged(target: Path, finish: Callable[[Path, Path], None]) -> Iterator[Path
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    # The lock dies with its process, so what a killed run left behind can be told from a run that is still going on.
+    # The lock ends with its process: the folder of a killed run can be told from that of a run that still goes on.
     partial.mkdir(exist_ok=True)
     descriptor = os.open(partial, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"Another run is writing {partial}.", "Wait for it, or choose another --output.") from None
+            raise UsageError(
+                f"Another run is writing {partial}.", "Wait until it has ended, or choose another --output."
+            ) from None
         _empty(partial)
         yield
     finally:
@@ -141,27 +148,21 @@ def _move_out(partial: Path, target: Path) -> None:
 def _explained(error: OSError, target: Path) -> QtoolError:
     if error.errno in _OUT_OF_SPACE:
         return SetupError(
-            f"The disk filled up while {target} was written.", "Nothing was kept. Free some space and run again."
+            f"The disk filled up while {target} was written.",
+            "Nothing was kept. Free some space, and run the command again.",
         )
     return SetupError(f"{target} could not be written: {error}.")
 
 
-# What the system refuses while a file or folder of answers is written, as an error that names the place. One sentence
-# for all of them; a full disk and a forbidden folder are matters of the machine.
-
-
 @contextmanager
 def named_write_errors(place: Path) -> Iterator[None]:
-    """Raise SetupError for an OSError in the block."""
+    """Raise a SetupError that names `place` for an OSError in the block."""
     try:
         yield
     except OSError as error:
         raise SetupError(
-            f"{place} cannot be written: {error.strerror}.", "Choose another place, or free some space."
+            f"{place} cannot be written: {error.strerror}.", "Choose another path, or free some space."
         ) from error
-
-
-# The threads that read, encode, write and hash.
 
 
 WORKERS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

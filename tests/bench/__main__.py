@@ -11,19 +11,22 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.bench.against import against_goals, against_jobs
 from tests.bench.checkpoints import make_checkpoint
 from tests.bench.goals import Goal, Jobs, Measured, source_bytes
 from tests.bench.processes import Measurement, middle, run
 from tests.bench.suites import SUITES
 
 
-def measure(folder: Path, jobs: Jobs, rounds: int) -> dict[str, list[Measurement]]:
-    """All jobs, round by round; a first, unmeasured run of qtool's compiles the kernels into numba's cache."""
-    clear(folder)
-    run(next(command for command in jobs.values() if command[2:3] == ["qtool"]), folder / "log")
+def measure(folder: Path, jobs: Jobs, rounds: int, unmeasured: Sequence[str]) -> dict[str, list[Measurement]]:
+    """All jobs, round by round, after those that are `unmeasured`, which compile the kernels into numba's cache."""
+    for name in unmeasured:
+        clear(folder)
+        run(jobs[name], folder / "log")
     runs: dict[str, list[Measurement]] = {name: [] for name in jobs}
     for number in range(1, rounds + 1):
         for name, command in jobs.items():
@@ -66,7 +69,13 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=["2B", "8B"])
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
     parser.add_argument("--folder", type=Path, default=Path("bench-out"))
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="jobs whose names hold one of these words")
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="compare with another checkout of qtool, on the 2B shape"
+    )
     options = parser.parse_args()
+    if options.against:
+        options.shapes = ["2B"]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for all jobs alike; qtool sets it by itself
     for shape in options.shapes:
         if not (options.folder / shape).exists():
@@ -75,13 +84,25 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {options.rounds} rounds; {sizes}"
     )
+    if options.against:
+        jobs = against_jobs(options.folder, options.against)
+        report(options.folder, "against", measure(options.folder, jobs, options.rounds, list(jobs)), against_goals())
+        return
     for suite in options.suites:
-        jobs, goals = SUITES[suite]
-        runs = measure(options.folder, jobs(options.folder, options.shapes), options.rounds)
-        measured = {name: middle(each) for name, each in runs.items()}
-        print(f"\n## {suite}\n\n{table(measured)}\n\n{judged(goals(options.folder), measured)}", flush=True)
-        record = {name: [asdict(each) for each in every] for name, every in runs.items()}
-        (options.folder / f"{suite}.json").write_text(json.dumps(record, indent=2))
+        make_jobs, goals = SUITES[suite]
+        jobs = make_jobs(options.folder, options.shapes)
+        if options.only:
+            jobs = {name: command for name, command in jobs.items() if any(word in name for word in options.only)}
+        first = next(name for name, command in jobs.items() if command[2:3] == ["qtool"])
+        report(options.folder, suite, measure(options.folder, jobs, options.rounds, [first]), goals(options.folder))
+
+
+def report(folder: Path, suite: str, runs: Mapping[str, Sequence[Measurement]], goals: list[Goal]) -> None:
+    """Print the tables of a suite, and keep every measurement in `folder`/SUITE.json."""
+    measured = {name: middle(each) for name, each in runs.items()}
+    print(f"\n## {suite}\n\n{table(measured)}\n\n{judged(goals, measured)}", flush=True)
+    record = {name: [asdict(each) for each in every] for name, every in runs.items()}
+    (folder / f"{suite}.json").write_text(json.dumps(record, indent=2))
 
 
 main()

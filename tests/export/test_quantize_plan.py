@@ -102,7 +102,7 @@ REFUSED = {
     ),
     "a width that 16 does not divide": (
         lambda folder: write_checkpoint(folder, text_config({**TEXT, "intermediate_size": 120})),
-        r"down_proj\.weight \[64, 120\]: 120 columns are no multiple of the block size 16",
+        r"down_proj\.weight \[64, 120\]: has 120 columns; expected a multiple of the block size 16",
     ),
     "no architectures": (without("architectures"), "no `architectures`"),
     "an unknown architecture": (with_config(), "Unknown architecture 'LlamaForCausalLM'"),
@@ -132,7 +132,7 @@ def keeping(*modules):
 
 RECIPES = {
     "claims a module twice": (keeping("model.layers.0.mlp.up_proj"), "2 rules claim model.layers.0.mlp.up_proj"),
-    "claims a module not at all": (recipe_with(keep=RECIPE.keep[1:]), "No rule claims lm_head"),
+    "claims a module not at all": (recipe_with(keep=RECIPE.keep[1:]), "no rule claims lm_head"),
     "has a pattern that means nothing": (keeping("model.layers.*.mlp.upproj"), "matches no module of any known"),
     "quantizes what engines read unquantized": (
         recipe_with(quantize=[*RECIPE.quantize, "lm_head"], keep=RECIPE.keep[1:]),
