@@ -6,12 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 
 from qtool.errors import ModelError
 from qtool.formats.floats import FLOAT_FORMATS, FloatFormat
@@ -20,6 +17,7 @@ from qtool.formats.ggml_kernels import F16_MAX, U8, encode_run, repack_nvfp4
 from qtool.formats.nvfp4_kernels import largest_magnitude
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, iter_chunks
 from qtool.storage.gguf import GgufTensor
+from qtool.storage.gguf_model import GgufModel, decode
 from qtool.storage.packed import PackedWeight
 
 # Where the bytes of a GGUF tensor come from. A source yields its bytes in pieces of a few megabytes, each with its
@@ -184,7 +182,7 @@ _COPY_CHUNK: Final = 4 << 20
 class StoredTensor:
     """A tensor of a GGUF file, byte for byte."""
 
-    path: Path
+    model: GgufModel
     tensor: GgufTensor
 
     @property
@@ -195,26 +193,20 @@ class StoredTensor:
     def pieces(self, target: GgmlType) -> Iterator[Piece]:  # noqa: ARG002 - its own
         """See TensorSource."""
         for start, length in iter_chunks(self.tensor.nbytes, _COPY_CHUNK):
-            yield start, length, partial(self._read, start, length)
-
-    def _read(self, start: int, length: int) -> U8:
-        return np.fromfile(self.path, np.uint8, length, offset=self.tensor.offset + start)
+            yield start, length, partial(self.model.read, self.tensor, start, length)
 
 
 @dataclass(frozen=True)
 class StoredRows(Small):
     """Some rows of a matrix in a GGUF file: as they are, or dequantized to float32."""
 
-    path: Path
+    model: GgufModel
     tensor: GgufTensor
     rows: tuple[int, ...]
 
     def encode(self, target: GgmlType) -> U8:
         """See Small."""
-        width = self.tensor.nbytes // self.tensor.shape[0]
-        stored = [np.fromfile(self.path, np.uint8, width, offset=self.tensor.offset + row * width) for row in self.rows]
-        data = np.stack(stored)
+        data = self.model.read_rows(self.tensor, self.rows)
         if self.tensor.type is target:
             return data.reshape(-1)
-        weights = dequantize(data, GGMLQuantizationType(self.tensor.type.number))
-        return np.ascontiguousarray(weights, np.float32).reshape(-1).view(np.uint8)
+        return np.ascontiguousarray(decode(data, self.tensor.type)).reshape(-1).view(np.uint8)
