@@ -13,19 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from qtool.arch.detect import Detection, detect
-from qtool.arch.prompts import FILE_NAME, NO, YES, Truncation, rerank_template, reranker_prompt
+from qtool.arch.detect import Detection
+from qtool.arch.families import SEEN_IN
+from qtool.arch.prompts import FILE_NAME, Truncation, rerank_template
 from qtool.arch.spec import Task
+from qtool.artefact import CONFIG, CheckpointArtefact, GgufArtefact, open_artefact, require_fit
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import OFFICIAL_LIMITS
-from qtool.scoring.llama_cpp.model import check_projector, read_model, repairing, stored_tensors
-from qtool.scoring.runtime import gguf_file, projector_beside
-from qtool.storage.head_rows import SEEN_IN, ignored_scales
-
-if TYPE_CHECKING:
-    from qtool.scoring.llama_cpp.model import GgufModel
+from qtool.scoring.llama_cpp.model import LlamaCppModel, repair_command, scoring_model
+from qtool.storage.gguf_model import is_gguf
+from qtool.storage.location import LocalLocation
 
 _PIXELS: Final = {"min_pixels": OFFICIAL_LIMITS.min_pixels, "max_pixels": OFFICIAL_LIMITS.max_pixels}
 _LM_HEAD: Final = "lm_head"
@@ -72,22 +71,22 @@ def serve_command(
 
     `mmproj` is a GGUF embedder's projector, by default the fitting one beside it.
     """
-    gguf = gguf_file(artefact)
-    if gguf is not None:
-        made = _llama_server(gguf, engine, mmproj)
-    elif mmproj is not None:
-        raise UsageError(f"{artefact} is no GGUF file and takes no projector.", "Leave out --mmproj.")
+    path = Path(artefact)
+    if not (path.is_file() or (path / CONFIG).is_file() or any(map(is_gguf, LocalLocation(path).names))):
+        raise UsageError(f"{artefact} is neither a checkpoint's folder nor a GGUF file.", "Download it first.")
+    opened = open_artefact(artefact, task=task, mmproj=mmproj)
+    if isinstance(opened, GgufArtefact):
+        made = _llama_server(opened, engine)
     else:
-        if not (Path(artefact) / "config.json").is_file():
-            raise UsageError(f"{artefact} is neither a checkpoint's folder nor a GGUF file.", "Download it first.")
-        made = _of_checkpoint(Path(artefact), engine, task, template)
+        made = _of_checkpoint(opened, engine, template)
     return made if port is None else replace(made, argv=(*made.argv, "--port", str(port)))
 
 
 def parse_engine(name: str) -> ServingEngine:
     """The engine that --engine names."""
     if name not in {engine.value for engine in ServingEngine}:
-        raise UsageError(f"--engine is {', '.join(engine.value for engine in ServingEngine)}, not {name!r}.")
+        known = ", ".join(engine.value for engine in ServingEngine)
+        raise UsageError(f"Unknown engine {name!r}.", f"Pass one of {known} as --engine.")
     return ServingEngine(name)
 
 
@@ -110,49 +109,47 @@ def with_template(command: ServeCommand, *, write: bool) -> ServeCommand:
     return replace(command, notes=(*command.notes, f"{path} is not the template of the official prompt."))
 
 
-def _llama_server(gguf: Path, engine: ServingEngine, mmproj: Path | None) -> ServeCommand:
+def _llama_server(artefact: GgufArtefact, engine: ServingEngine) -> ServeCommand:
+    gguf = artefact.path
     if engine is not ServingEngine.LLAMA_SERVER:
         raise UsageError(f"{gguf} is a GGUF file, which {engine.value} does not serve.", "Use --engine llama-server.")
-    model = read_model(gguf)
+    model = scoring_model(artefact.model)
     _require_served_rightly(model)
     length = str(_room(model.prompt.truncation))
     argv = ["llama-server", "--model", str(gguf), "--ctx-size", length]
     if model.task is Task.RERANK:
-        if mmproj is not None:
-            raise UsageError(f"{gguf} is a reranker: llama-server ranks texts only and takes no projector.")
+        if artefact.mmproj is not None:
+            raise UsageError(
+                f"{gguf} is a reranker: llama-server ranks texts only and takes no projector.", "Leave out --mmproj."
+            )
         # A rank-pooled prompt must fit into one physical batch.
         return ServeCommand((*argv, "--batch-size", length, "--ubatch-size", length, "--rerank"), _rank_notes(model))
     argv += ["--embedding", "--pooling", "last"]
-    projector = _projector(model, mmproj)
+    projector = artefact.projector
     if projector is not None:
+        require_fit(projector, model.file, model.family)
         low, high = _TOKENS_OF_PICTURES
-        argv += ["--mmproj", str(projector), "--image-min-tokens", low, "--image-max-tokens", high]
+        argv += ["--mmproj", str(projector.path), "--image-min-tokens", low, "--image-max-tokens", high]
     missing = model.prompt.sees_pictures and projector is None
     notes = (f"No projector that fits lies beside {gguf.name}, so this serves texts only.",) if missing else ()
     return ServeCommand(tuple(argv), notes)
 
 
-def _require_served_rightly(model: GgufModel) -> None:
+def _require_served_rightly(model: LlamaCppModel) -> None:
     """Raise ModelError for what llama.cpp would load and score wrongly without an error."""
-    if ignored_scales(model.architecture, stored_tensors(model.path)):
+    scales = [name for name in model.file.nvfp4_scales if name in model.file.tensors]
+    if model.family.scales_ignored_among(scales):
         raise ModelError(
-            f"{model.path}: llama.cpp (seen up to {SEEN_IN}) ignores the feed-forward scales of {model.architecture} in NVFP4, so "
-            "scores would be wrong or no numbers.",
+            f"{model.path}: llama.cpp (seen up to {SEEN_IN}) ignores the feed-forward scales of "
+            f"{model.family.gguf_architecture} in NVFP4, so scores would be wrong or not finite.",
             "Serve another type: qtool convert-gguf MODEL -o OUT --outtype q8_0",
         )
-    if model.has_prompt_of_other_family:
-        whose = "text" if model.prompt.sees_pictures else "vision"
+    if (other := model.other_familys_prompt) is not None:
+        whose = "vision" if other.sees_pictures else "text"
         raise ModelError(
             f"{model.path} has the prompt of the {whose} family baked in: its scores would drift from the official ones.",
-            f"Repair it: {repairing(model.path)}",
+            f"Repair it: {repair_command(model.file)}",
         )
-
-
-def _projector(model: GgufModel, mmproj: Path | None) -> Path | None:
-    if mmproj is None:
-        return projector_beside(model)
-    check_projector(mmproj, model)
-    return mmproj
 
 
 def _room(rule: Truncation) -> int:
@@ -160,24 +157,25 @@ def _room(rule: Truncation) -> int:
     return rule.max_length + (rule.kept_tail if rule.tail_is_extra else 0) + 1
 
 
-def _rank_notes(model: GgufModel) -> tuple[str, ...]:
+def _rank_notes(model: LlamaCppModel) -> tuple[str, ...]:
     notes = [] if not model.prompt.sees_pictures else ["llama-server's /v1/rerank takes texts only."]
     if model.baked_instruction is None:
         notes.append(
-            f"The prompt baked into the file is not the official one, which this puts in: {repairing(model.path)}"
+            f"The prompt baked into the file is not the official one, which this puts in: {repair_command(model.file)}"
         )
     return tuple(notes)
 
 
-def _of_checkpoint(folder: Path, engine: ServingEngine, task: Task | None, template: Path | None) -> ServeCommand:
+def _of_checkpoint(artefact: CheckpointArtefact, engine: ServingEngine, template: Path | None) -> ServeCommand:
+    folder = artefact.path
     if engine is ServingEngine.LLAMA_SERVER:
         raise UsageError(f"{folder} is no GGUF file, which llama-server needs.", "Convert it: qtool convert-gguf.")
-    found = detect(folder, task)
+    found = artefact.detection
     command = (_vllm if engine is ServingEngine.VLLM else _sglang)(folder, found)
     if found.require_task() is Task.EMBED:
         return command
     path = template or folder / FILE_NAME
-    official = rerank_template(reranker_prompt(is_vision=found.architecture.is_vision))
+    official = rerank_template(found.family.reranker)
     return replace(command, argv=(*command.argv, "--chat-template", str(path)), template=(path, official))
 
 
@@ -185,13 +183,7 @@ def _vllm(folder: Path, found: Detection) -> ServeCommand:
     argv = ["vllm", "serve", str(folder), "--runner", "pooling"]
     argv += ["--quantization", "modelopt"] if _is_quantized(found) else []
     if found.require_task() is Task.RERANK and found.architecture.head == _LM_HEAD:
-        scorer = found.architecture.name.replace("ForCausalLM", "").replace("ForConditionalGeneration", "")
-        overrides = {
-            "architectures": [f"{scorer}ForSequenceClassification"],
-            "classifier_from_token": [NO, YES],
-            "is_original_qwen3_reranker": True,
-        }
-        argv += ["--hf-overrides", json.dumps(overrides)]
+        argv += ["--hf-overrides", json.dumps(found.family.vllm_overrides)]
     if found.architecture.is_vision:
         argv += ["--mm-processor-kwargs", json.dumps(_PIXELS)]
     return ServeCommand(tuple(argv))

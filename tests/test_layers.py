@@ -15,6 +15,7 @@ ROWS = (
     ("verify",),
     ("checks",),
     ("scoring", "export"),
+    ("artefact",),
     ("storage", "inputs"),
     ("arch", "recipe"),
     ("formats", "doctor", "console", "manifest", "jsonfile"),

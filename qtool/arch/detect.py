@@ -1,7 +1,4 @@
-"""Reads from a checkpoint's declared fields which architecture it is and what task it is for.
-
-Rule: only config.json and the sentence-transformers side files speak; a README or a folder's name never does.
-"""
+"""Reads from config.json and the sentence-transformers side files which architecture a checkpoint is, and for which task."""
 
 from __future__ import annotations
 
@@ -10,20 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from qtool.arch import qwen3, qwen3_vl
-from qtool.arch.spec import Architecture, Task
+from qtool.arch.families import FAMILIES, architectures
+from qtool.arch.family import Family
+from qtool.arch.spec import Architecture, Config, Task, section
 from qtool.errors import ModelError, UsageError
 from qtool.jsonfile import read_json
-
-ARCHITECTURES: Final[Mapping[str, Architecture]] = {
-    architecture.name: architecture
-    for architecture in (
-        qwen3.CAUSAL_LM,
-        qwen3.SEQUENCE_CLASSIFICATION,
-        qwen3_vl.CONDITIONAL_GENERATION,
-        qwen3_vl.SEQUENCE_CLASSIFICATION,
-    )
-}
 
 _TASK_OF_MODULE: Final = {"LogitScore": Task.RERANK, "Pooling": Task.EMBED}
 _TASK_OF_MODEL_TYPE: Final = {"CrossEncoder": Task.RERANK, "SentenceTransformer": Task.EMBED}
@@ -37,6 +25,21 @@ class Detection:
     config: Mapping[str, Any]
     task: Task | None
     task_source: str
+
+    @property
+    def family(self) -> Family:
+        """What is known of the architecture's family."""
+        return FAMILIES[self.architecture.family]
+
+    @property
+    def text(self) -> Config:
+        """The part of the config that describes the decoder."""
+        return section(self.config, "text_config") if self.architecture.is_vision else self.config
+
+    @property
+    def vision(self) -> Config:
+        """The part of the config that describes the vision tower; empty of a text model."""
+        return section(self.config, "vision_config") if self.architecture.is_vision else {}
 
     def require_task(self) -> Task:
         """The task, or an error that asks for it."""
@@ -59,13 +62,13 @@ def detect(directory: Path, task: Task | None = None) -> Detection:
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """The architecture that `architectures` names, or a ModelError listing the known ones."""
-    known = ", ".join(ARCHITECTURES)
+    known = architectures()
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
-        raise ModelError("config.json has no `architectures`.", f"Add the model's class name; known are {known}.")
-    architecture = ARCHITECTURES.get(str(names[0]))
+        raise ModelError("config.json has no `architectures`.", f"Add the model's class name: {', '.join(known)}.")
+    architecture = known.get(str(names[0]))
     if architecture is None:
-        raise ModelError(f"Unknown architecture {names[0]!r} in config.json.", f"Known are {known}.")
+        raise ModelError(f"Unknown architecture {names[0]!r} in config.json.", f"Known are {', '.join(known)}.")
     return architecture
 
 
@@ -86,9 +89,10 @@ def _declared_task(directory: Path, architecture: Architecture) -> tuple[Task | 
 
 def known_modules() -> frozenset[str]:
     """Every module name that some known architecture has, for one layer each: what a recipe's patterns may mean."""
-    text = dict.fromkeys(
-        ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-         "head_dim", "vocab_size", "depth", "num_position_embeddings", "out_hidden_size", "num_labels"), 1,
+    fields = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "vocab_size", "depth", "num_position_embeddings", "out_hidden_size", "num_labels",
     )  # fmt: skip
-    config = {**text, "text_config": text, "vision_config": {**text, "deepstack_visual_indexes": [0]}}
-    return frozenset(spec.module for known in ARCHITECTURES.values() for spec in known.tensors(config))
+    sizes = dict.fromkeys(fields, 1)
+    config = {**sizes, "text_config": sizes, "vision_config": {**sizes, "deepstack_visual_indexes": [0]}}
+    return frozenset(spec.module for known in architectures().values() for spec in known.tensors(config))

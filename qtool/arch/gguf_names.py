@@ -1,78 +1,56 @@
-"""What llama.cpp calls each tensor of the family.
-
-Rule: names are data; a tensor without a name here is an error where the plan is made.
-"""
+"""How a family's tensors are called in GGUF files."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-RANK_HEAD: Final = "cls.output.weight"
-TOKEN_EMBEDDING: Final = "token_embd.weight"
-OUTPUT: Final = "output.weight"
 POSITION_EMBEDDING: Final = "v.position_embd.weight"
 PATCH_EMBEDDINGS: Final = ("v.patch_embd.weight", "v.patch_embd.weight.1")
 """One for each of the two frames that a patch spans."""
-
-_DECODER: Final[Mapping[str, str]] = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-}
-_LAYER: Final[Mapping[str, str]] = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_VISION: Final[Mapping[str, str]] = {
-    "patch_embed.proj": "v.patch_embd",
-    "pos_embed": "v.position_embd",
-    "merger.norm": "v.post_ln",
-    "merger.linear_fc1": "mm.0",
-    "merger.linear_fc2": "mm.2",
-}
-_VISION_BLOCK: Final[Mapping[str, str]] = {
-    "norm1": "ln1",
-    "norm2": "ln2",
-    "attn.qkv": "attn_qkv",
-    "attn.proj": "attn_out",
-    "mlp.linear_fc1": "ffn_up",
-    "mlp.linear_fc2": "ffn_down",
-}
-_DEEPSTACK: Final[Mapping[str, str]] = {"norm": "norm", "linear_fc1": "fc1", "linear_fc2": "fc2"}
+FUSED_GROUPS: Final = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
+"""The modules of a layer that vLLM merges into one matrix product."""
+FUSED_QKV: Final = "attn_qkv"
+"""What stands for the first group in a file whose converter has merged it already."""
 
 _NUMBERED: Final = re.compile(r"(layers|blocks|deepstack_merger_list)\.(\d+)\.(.+)")
 _PREFIXES: Final = ("model.language_model.", "model.visual.", "model.")
+_VISION_PREFIX: Final = "model.visual."
 
 
-def gguf_name_of(hf_name: str, deepstack_layers: Sequence[int] = ()) -> str | None:
-    """llama.cpp's name of a canonical tensor name; None where it has none.
+@dataclass(frozen=True, kw_only=True)
+class GgufNames:
+    """llama.cpp's names of the modules of a family.
 
-    `deepstack_layers`: the vision layers (`deepstack_visual_indexes`) after which the deepstack mergers read.
+    `decoder` and `vision` are the modules outside of layers, `layer` and `block` those of one decoder layer and one vision
+    block, `deepstack` those of one deepstack merger.
     """
-    prefix = next((p for p in _PREFIXES if hf_name.startswith(p)), "")
-    module, _, parameter = hf_name.removeprefix(prefix).rpartition(".")
-    name = _module_name(module, deepstack_layers, is_vision=prefix == "model.visual.")
-    return f"{name}.{parameter}" if name else None
 
+    decoder: Mapping[str, str]
+    layer: Mapping[str, str]
+    vision: Mapping[str, str] = field(default_factory=dict)
+    block: Mapping[str, str] = field(default_factory=dict)
+    deepstack: Mapping[str, str] = field(default_factory=dict)
 
-def _module_name(module: str, deepstack_layers: Sequence[int], *, is_vision: bool) -> str | None:
-    match = _NUMBERED.fullmatch(module)
-    if match is None:
-        return (_VISION if is_vision else _DECODER).get(module)
-    kind, number, rest = match[1], int(match[2]), match[3]
-    if kind == "deepstack_merger_list":  # numbered by vision layer, not by its place in the list
-        stem, table = f"v.deepstack.{deepstack_layers[number]}", _DEEPSTACK
-    else:
-        stem, table = (f"v.blk.{number}", _VISION_BLOCK) if is_vision else (f"blk.{number}", _LAYER)
-    return f"{stem}.{table[rest]}" if rest in table else None
+    def of(self, hf_name: str, deepstack_layers: Sequence[int] = ()) -> str | None:
+        """The name of a canonical tensor name; None where it has none.
+
+        `deepstack_layers`: the vision layers (`deepstack_visual_indexes`) after which the deepstack mergers read.
+        """
+        prefix = next((each for each in _PREFIXES if hf_name.startswith(each)), "")
+        module, _, parameter = hf_name.removeprefix(prefix).rpartition(".")
+        name = self._module(module, deepstack_layers, is_vision=prefix == _VISION_PREFIX)
+        return f"{name}.{parameter}" if name else None
+
+    def _module(self, module: str, deepstack_layers: Sequence[int], *, is_vision: bool) -> str | None:
+        match = _NUMBERED.fullmatch(module)
+        if match is None:
+            return (self.vision if is_vision else self.decoder).get(module)
+        kind, number, rest = match[1], int(match[2]), match[3]
+        if kind == "deepstack_merger_list":  # numbered by vision layer, not by its place in the list
+            stem, table = f"v.deepstack.{deepstack_layers[number]}", self.deepstack
+        else:
+            stem, table = (f"v.blk.{number}", self.block) if is_vision else (f"blk.{number}", self.layer)
+        return f"{stem}.{table[rest]}" if rest in table else None

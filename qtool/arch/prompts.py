@@ -1,4 +1,4 @@
-"""The official prompts of the family, as data, and the chat template that makes vLLM and SGLang send them."""
+"""The official prompts of all families, and the chat templates that make vLLM and SGLang send them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-# The official prompts of the family, as data. A prompt is copied from the model's publisher and nowhere else; whoever
-# scores with it adds nothing to it. Sources: QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_reranker.py` and
+# Each prompt is copied from the model's publisher: QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_reranker.py` and
 # `qwen3_vl_embedding.py`; the model cards of Qwen3-Reranker and Qwen3-Embedding.
-
 
 VISION_START: Final = "<|vision_start|>"
 VISION_END: Final = "<|vision_end|>"
@@ -19,6 +17,8 @@ VIDEO_PAD: Final = "<|video_pad|>"
 
 YES: Final = "yes"
 NO: Final = "no"
+ANSWERS: Final = (YES, NO)
+"""The words by which rerankers judge, in the order of a GGUF file's rank head."""
 
 _JUDGE: Final = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -63,6 +63,12 @@ class PromptSpec:
     punctuate: bool = False
     sees_pictures: bool = False
 
+    def instruction_in(self, text: str) -> str | None:
+        """The instruction in a text that is otherwise this template; None where it is another one."""
+        before, after = self.template.split("{instruction}")
+        is_this = text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)
+        return text[len(before) : len(text) - len(after)] if is_this else None
+
 
 VL_RERANKER: Final = PromptSpec(
     template=_JUDGE + "<Instruct>: {instruction}<Query>:{query}\n<Document>:{document}" + _ANSWER,
@@ -100,20 +106,9 @@ TEXT_EMBEDDER: Final = PromptSpec(
 )
 
 
-def reranker_prompt(*, is_vision: bool) -> PromptSpec:
-    """The prompt that the publisher scores query and document with."""
-    return VL_RERANKER if is_vision else TEXT_RERANKER
-
-
-def embedder_prompt(*, is_vision: bool) -> PromptSpec:
-    """The prompt that the publisher embeds one item with."""
-    return VL_EMBEDDER if is_vision else TEXT_EMBEDDER
-
-
 # The chat template with which vLLM and SGLang render a reranker's official prompt: their `--chat-template`. It is
 # derived from the prompt's data, so that template and scorer cannot drift apart. Without such a template vLLM warns
 # once and scores the bare concatenation of query and document.
-
 
 FILE_NAME: Final = "rerank_template.jinja"
 

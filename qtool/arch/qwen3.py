@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
+from qtool.arch.family import Family, RopeSpec, TokenizerSpec
+from qtool.arch.gguf_names import GgufNames
+from qtool.arch.prompts import NO, TEXT_EMBEDDER, TEXT_RERANKER, YES
 from qtool.arch.spec import Architecture, Config, Presence, TensorSpec, dimension
 
-DEFAULT_HEAD_DIM = 128  # transformers' default for both Qwen3 configs
+DEFAULT_HEAD_DIM: Final = 128  # transformers' defaults for both configs, Qwen3's and Qwen3-VL's
+DEFAULT_ROPE_THETA: Final = 10_000.0
 
 
 def decoder_tensors(config: Config, prefix: str) -> Iterator[TensorSpec]:
@@ -69,11 +74,72 @@ def _classifier(config: Config) -> Iterator[TensorSpec]:
     yield score_head(config, config)
 
 
-CAUSAL_LM = Architecture(
-    "Qwen3ForCausalLM", "qwen3", is_vision=False, head="lm_head",
-    unquantized=("lm_head", "model.embed_tokens"), prefix="model.", tensors=_causal,
-)  # fmt: skip
-SEQUENCE_CLASSIFICATION = Architecture(
-    "Qwen3ForSequenceClassification", "qwen3", is_vision=False, head="score",
-    unquantized=("model.embed_tokens", "score"), prefix="model.", tensors=_classifier,
-)  # fmt: skip
+DECODER_NAMES: Final = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+}
+LAYER_NAMES: Final = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+TOKENIZER: Final = TokenizerSpec(
+    gguf_model="gpt2",
+    gguf_pre="qwen2",
+    split_pattern=(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+)
+
+
+def vllm_overrides(scorer: str) -> dict[str, object]:
+    """What vLLM is told to rank with the yes and no rows of a causal model; `scorer` is its class for that."""
+    return {"architectures": [scorer], "classifier_from_token": [NO, YES], "is_original_qwen3_reranker": True}
+
+
+QWEN3: Final = Family(
+    key="qwen3",
+    name="Qwen3",
+    gguf_architecture="qwen3",
+    architectures=(
+        Architecture(
+            name="Qwen3ForCausalLM",
+            family="qwen3",
+            is_vision=False,
+            head="lm_head",
+            unquantized=("lm_head", "model.embed_tokens"),
+            prefix="model.",
+            tensors=_causal,
+        ),
+        Architecture(
+            name="Qwen3ForSequenceClassification",
+            family="qwen3",
+            is_vision=False,
+            head="score",
+            unquantized=("model.embed_tokens", "score"),
+            prefix="model.",
+            tensors=_classifier,
+        ),
+    ),
+    decoder=decoder_tensors,
+    gguf_names=GgufNames(decoder=DECODER_NAMES, layer=LAYER_NAMES),
+    reranker=TEXT_RERANKER,
+    embedder=TEXT_EMBEDDER,
+    rope=RopeSpec(theta=1e6, default_theta=DEFAULT_ROPE_THETA),
+    default_head_dim=DEFAULT_HEAD_DIM,
+    tokenizer=TOKENIZER,
+    model_class="Qwen3Model",
+    config_class="Qwen3Config",
+    sizes={(1024, 28): "0.6B", (2560, 36): "4B", (4096, 36): "8B"},
+    vllm_overrides=vllm_overrides("Qwen3ForSequenceClassification"),
+)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
-from qtool.arch.qwen3 import decoder_tensors, lm_head, score_head
+from qtool.arch.family import Family, RopeSpec, VisionSpec
+from qtool.arch.gguf_names import GgufNames
+from qtool.arch.prompts import VL_EMBEDDER, VL_RERANKER
+from qtool.arch.qwen3 import (
+    DECODER_NAMES,
+    DEFAULT_HEAD_DIM,
+    DEFAULT_ROPE_THETA,
+    LAYER_NAMES,
+    TOKENIZER,
+    decoder_tensors,
+    lm_head,
+    score_head,
+    vllm_overrides,
+)
 from qtool.arch.spec import Architecture, Config, TensorSpec, dimension, section
 
-VISUAL = "model.visual."
+VISUAL: Final = "model.visual."
 
 
 def _linear(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
@@ -72,11 +87,68 @@ def _classifier(config: Config) -> Iterator[TensorSpec]:
     yield score_head(config, section(config, "text_config"))
 
 
-CONDITIONAL_GENERATION = Architecture(
-    "Qwen3VLForConditionalGeneration", "qwen3_vl", is_vision=True, head="lm_head",
-    unquantized=("lm_head", "model.language_model.embed_tokens", "model.visual*"), prefix="model.", tensors=_conditional,
-)  # fmt: skip
-SEQUENCE_CLASSIFICATION = Architecture(
-    "Qwen3VLForSequenceClassification", "qwen3_vl", is_vision=True, head="score",
-    unquantized=("model.language_model.embed_tokens", "model.visual*", "score"), prefix="model.", tensors=_classifier,
-)  # fmt: skip
+QWEN3_VL: Final = Family(
+    key="qwen3_vl",
+    name="Qwen3-VL",
+    gguf_architecture="qwen3vl",
+    architectures=(
+        Architecture(
+            name="Qwen3VLForConditionalGeneration",
+            family="qwen3_vl",
+            is_vision=True,
+            head="lm_head",
+            unquantized=("lm_head", "model.language_model.embed_tokens", "model.visual*"),
+            prefix="model.",
+            tensors=_conditional,
+        ),
+        Architecture(
+            name="Qwen3VLForSequenceClassification",
+            family="qwen3_vl",
+            is_vision=True,
+            head="score",
+            unquantized=("model.language_model.embed_tokens", "model.visual*", "score"),
+            prefix="model.",
+            tensors=_classifier,
+        ),
+    ),
+    decoder=decoder_tensors,
+    gguf_names=GgufNames(
+        decoder=DECODER_NAMES,
+        layer=LAYER_NAMES,
+        vision={
+            "patch_embed.proj": "v.patch_embd",
+            "pos_embed": "v.position_embd",
+            "merger.norm": "v.post_ln",
+            "merger.linear_fc1": "mm.0",
+            "merger.linear_fc2": "mm.2",
+        },
+        block={
+            "norm1": "ln1",
+            "norm2": "ln2",
+            "attn.qkv": "attn_qkv",
+            "attn.proj": "attn_out",
+            "mlp.linear_fc1": "ffn_up",
+            "mlp.linear_fc2": "ffn_down",
+        },
+        deepstack={"norm": "norm", "linear_fc1": "fc1", "linear_fc2": "fc2"},
+    ),
+    reranker=VL_RERANKER,
+    embedder=VL_EMBEDDER,
+    rope=RopeSpec(theta=5e6, default_theta=DEFAULT_ROPE_THETA, sections=(24, 20, 20)),
+    default_head_dim=DEFAULT_HEAD_DIM,
+    tokenizer=TOKENIZER,
+    model_class="Qwen3VLModel",
+    config_class="Qwen3VLConfig",
+    vision=VisionSpec(
+        tensors=vision_tensors,
+        prefix=VISUAL,
+        patch_embedding=f"{VISUAL}patch_embed.proj.weight",
+        deepstack_layers=3,
+        projector_type="qwen3vl_merger",
+    ),
+    sizes={(2048, 28): "2B", (2560, 36): "4B", (4096, 36): "8B"},
+    vllm_overrides=vllm_overrides("Qwen3VLForSequenceClassification"),
+    # Found by running llama.cpp: its graph of qwen3 applies these scales, that of qwen3vl loads and ignores them.
+    # A test that is expected to fail tells when that changes.
+    ignored_scales=re.compile(r"blk\.\d+\.ffn_(up|gate|down)\.scale"),
+)

@@ -1,7 +1,4 @@
-"""The vocabulary in which an architecture is declared.
-
-Rule: an architecture states every tensor it may have, with its shape; what it does not state does not belong to it.
-"""
+"""The vocabulary in which an architecture is declared: tasks, tensors and their shapes."""
 
 from __future__ import annotations
 
@@ -49,11 +46,11 @@ class TensorSpec:
         return self.hf_name.rpartition(".")[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One value of `architectures` in config.json.
+    """One value of `architectures` in config.json. `tensors` states every tensor that such a checkpoint may have.
 
-    `prefix` is what canonical names start with and base-model checkpoints (Qwen3-Embedding) leave out.
+    `family` is the key of its family, `head` the module that ranks: `lm_head` or `score`. `prefix` is what canonical names start with and base-model checkpoints (Qwen3-Embedding) leave out.
     `unquantized` are the modules, or one pattern for many, that no engine reads quantized: `exclude_modules`.
     """
 
@@ -70,7 +67,7 @@ def dimension(config: Config, field: str, default: int | None = None) -> int:
     """The positive integer `field` of a config, or a ModelError that names it."""
     value = config.get(field, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"config.json: {field} is {value!r}, not a positive integer.")
+        raise ModelError(f"config.json: {field} is {value!r}, expected a positive integer.")
     return value
 
 

@@ -7,22 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import isfinite, prod
-from pathlib import Path
 from typing import Any, Final
 
-from qtool.arch.detect import ARCHITECTURES, detect
-from qtool.arch.prompts import NO, YES, rerank_template, reranker_prompt
+from qtool.arch.families import architectures
+from qtool.arch.prompts import ANSWERS, rerank_template
 from qtool.arch.spec import Presence, Task
+from qtool.artefact import CheckpointArtefact
 from qtool.checks.checkpoint_model import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE, TOKENIZER, CheckpointModel, as_mapping
 from qtool.checks.findings import Finding, finding, listed, listed_are
-from qtool.checks.report import Artefact, StoredTensor, tensor_classes
-from qtool.export.gguf_metadata import QWEN2_SPLIT
+from qtool.checks.report import InspectedArtefact, StoredTensor, tensor_classes
 from qtool.formats.floats import FLOAT_FORMATS
 from qtool.formats.nvfp4 import BLOCK
 from qtool.jsonfile import read_json
 from qtool.progress import StageProgress
-from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo, open_checkpoint
-from qtool.storage.location import ArtefactLocation
+from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
+from qtool.storage.hub import Source
+from qtool.storage.location import ArtefactLocation, LocalLocation
 
 # The files beside a checkpoint's weights, and what breaks without each. Presence is judged by name, contents only
 # where they decide how the model pools.
@@ -55,7 +55,7 @@ def side_file_findings(model: CheckpointModel) -> Iterator[Finding]:
 
 def chat_template(model: CheckpointModel) -> str:
     """Whose the chat template is, for people: vLLM renders a reranker's prompt with it."""
-    official = rerank_template(reranker_prompt(is_vision=model.family.is_vision))
+    official = rerank_template(model.family.reranker)
     path = model.checkpoint.directory / _CHAT_TEMPLATE
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace").strip() == official.strip():
         return "official"
@@ -69,7 +69,7 @@ def _has_chat_template(model: CheckpointModel) -> bool:
 
 
 def _needs_chat_template(model: CheckpointModel) -> bool:
-    """Only the text embedder's prompt is plain text."""
+    """Only an embedder of texts has a prompt that is plain text."""
     return model.family.is_vision or model.detection.task is not Task.EMBED
 
 
@@ -114,7 +114,7 @@ def tokenizer_findings(model: CheckpointModel) -> Iterator[Finding]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         return
-    if _split_pattern(tokenizer) != QWEN2_SPLIT:
+    if _split_pattern(tokenizer) != model.family.tokenizer.split_pattern:
         yield model.found("safetensors-pre-tokenizer", name=TOKENIZER)
     if model.detection.task is Task.RERANK:
         yield from _answer_findings(model, tokenizer)
@@ -124,7 +124,8 @@ def pre_tokenizer(model: CheckpointModel) -> str:
     """How text is split, for people."""
     if model.tokenizer is None:
         return "not read" if TOKENIZER in model.names else "missing"
-    return "qwen2" if _split_pattern(model.tokenizer) == QWEN2_SPLIT else "other"
+    official = model.family.tokenizer
+    return official.gguf_pre if _split_pattern(model.tokenizer) == official.split_pattern else "other"
 
 
 def _split_pattern(tokenizer: Mapping[str, Any]) -> str | None:
@@ -137,13 +138,16 @@ def _split_pattern(tokenizer: Mapping[str, Any]) -> str | None:
 
 def _answer_findings(model: CheckpointModel, tokenizer: Mapping[str, Any]) -> Iterator[Finding]:
     vocabulary = as_mapping(as_mapping(tokenizer.get("model")).get("vocab"))
-    missing = [word for word in (YES, NO) if word not in vocabulary]
+    missing = [word for word in ANSWERS if word not in vocabulary]
     for word in missing:
         yield model.found("safetensors-no-yes-no-token", word=word, name=TOKENIZER)
     for name in () if missing else model.names:
         if name.endswith(f"_{_HEAD}/config.json"):
             head = read_json(model.checkpoint.directory / name)
-            found, expected = [head.get("true_token_id"), head.get("false_token_id")], [vocabulary[YES], vocabulary[NO]]
+            found, expected = (
+                [head.get("true_token_id"), head.get("false_token_id")],
+                [vocabulary[word] for word in ANSWERS],
+            )
             if found != expected:
                 yield model.found("safetensors-answer-ids", path=name, found=found, expected=expected, name=name)
 
@@ -170,7 +174,7 @@ def excluded(model: CheckpointModel) -> list[str]:
     return _patterns(_hf_quant_config(model), "exclude_modules")
 
 
-def quantization_findings(place: ArtefactLocation, model: CheckpointModel) -> Iterator[Finding]:
+def quantization_findings(model: CheckpointModel) -> Iterator[Finding]:
     """Everything that keeps the packed weights from being read as they were meant."""
     yield from _declaration_findings(model)
     yield from _quantized_module_findings(model)
@@ -178,7 +182,7 @@ def quantization_findings(place: ArtefactLocation, model: CheckpointModel) -> It
     problems = list(_scale_findings(model))
     yield from problems
     if not problems:
-        yield from _value_findings(place, model)
+        yield from _value_findings(model)
 
 
 def _declaration_findings(model: CheckpointModel) -> Iterator[Finding]:
@@ -283,8 +287,8 @@ def _scales_of(model: CheckpointModel, hf_name: str) -> Mapping[str, tuple[int, 
     return {module + BLOCK_SCALE: (*shape[:-1], shape[-1] // BLOCK), module + GLOBAL_SCALE: ()}
 
 
-def _value_findings(place: ArtefactLocation, model: CheckpointModel) -> Iterator[Finding]:
-    values = _global_scales(place, model)
+def _value_findings(model: CheckpointModel) -> Iterator[Finding]:
+    values = _global_scales(model)
     if values is None:
         yield model.found("nvfp4-scales-unread")
         return
@@ -299,7 +303,7 @@ def _value_findings(place: ArtefactLocation, model: CheckpointModel) -> Iterator
             return
 
 
-def _global_scales(place: ArtefactLocation, model: CheckpointModel) -> dict[str, float] | None:
+def _global_scales(model: CheckpointModel) -> dict[str, float] | None:
     """Every global scale by name; None where the hub would be asked too often."""
     by_file: dict[str, list[tuple[str, TensorInfo]]] = {}
     for name, info in model.companions.items():
@@ -307,40 +311,45 @@ def _global_scales(place: ArtefactLocation, model: CheckpointModel) -> dict[str,
             by_file.setdefault(info.file.name, []).append((name, info))
     values: dict[str, float] = {}
     for file, scales in by_file.items():
-        data = place.read_spans(file, [(info.offset, info.nbytes) for _, info in scales])
+        data = model.location.read_spans(file, [(info.offset, info.nbytes) for _, info in scales])
         if data is None:
             return None
         values |= {name: struct.unpack("<f", raw)[0] for (name, _), raw in zip(scales, data, strict=True)}
     return values
 
 
-# The safetensors checkpoint of a place: what it is and what is wrong with it. An unreadable header or config.json is
-# an error; a readable one of another family is a note.
-
+# The checkpoint as a whole. An unreadable header or config.json is an error; a readable one of another family is a note.
 
 _KIND: Final = "safetensors"
 
 
-def checkpoint_artefacts(place: ArtefactLocation, task: Task | None, progress: StageProgress) -> Iterator[Artefact]:
-    """The one checkpoint of `place`, or none."""
-    if not {SINGLE, INDEX} & set(place.names):
+def inspect_checkpoint(
+    location: ArtefactLocation, task: Task | None, progress: StageProgress
+) -> Iterator[InspectedArtefact]:
+    """The one checkpoint of `location`, or none."""
+    if not {SINGLE, INDEX} & set(location.names):
         return
     progress("safetensors headers", 0, 1)
-    with place.checkpoint() as folder:
-        checkpoint = open_checkpoint(folder)
-        what = _foreign(checkpoint.config)
-        if what:
-            yield _foreign_artefact(place, checkpoint, what)
-        else:
-            yield _artefact(place, checkpoint, folder, task)
+    with location.checkpoint() as folder:
+        yield _inspected(CheckpointArtefact(Source(folder, location.path_of("")), task), location)
     progress("safetensors headers", 1, 1)
+
+
+def checkpoint_findings(artefact: CheckpointArtefact) -> list[Finding]:
+    """What is wrong with an opened checkpoint of this disk by itself."""
+    return list(_inspected(artefact, LocalLocation(artefact.path)).findings)
+
+
+def _inspected(artefact: CheckpointArtefact, location: ArtefactLocation) -> InspectedArtefact:
+    what = _foreign(artefact.checkpoint.config)
+    return _foreign_artefact(artefact.checkpoint, location, what) if what else _artefact(artefact, location)
 
 
 def _foreign(config: Mapping[str, Any]) -> str:
     """What a checkpoint is of which qtool knows nothing; empty if it does."""
     names = config.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else "unnamed"
-    if architecture not in ARCHITECTURES:
+    if architecture not in architectures():
         return f"a checkpoint of the architecture {architecture}"
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping):
@@ -351,33 +360,44 @@ def _foreign(config: Mapping[str, Any]) -> str:
     return f"a checkpoint quantized by {method}" + (f" ({algorithm})" if algorithm else "")
 
 
-def _artefact(place: ArtefactLocation, checkpoint: Checkpoint, folder: Path, task: Task | None) -> Artefact:
-    detection = detect(folder, task)
-    model = CheckpointModel(checkpoint, detection, place.path_of(""), place.names)
-    is_quantized = bool(model.packed or declared(model) or HF_QUANT_CONFIG in place.names)
+def _artefact(artefact: CheckpointArtefact, location: ArtefactLocation) -> InspectedArtefact:
+    model, detection = CheckpointModel(artefact, location), artefact.detection
+    is_quantized = bool(model.packed or declared(model) or HF_QUANT_CONFIG in model.names)
     findings = [
         *(() if detection.task else [model.found("safetensors-task-undeclared")]),
         *_tensor_findings(model),
         *_position_findings(model),
-        *(quantization_findings(place, model) if is_quantized else ()),
+        *(quantization_findings(model) if is_quantized else ()),
         *tokenizer_findings(model),
         *side_file_findings(model),
     ]
-    return Artefact(
-        place.path_of(""), _KIND, f"{model.family.name} {model.positions.size}".rstrip(), detection.architecture.name,
-        detection.task.value if detection.task else "unknown", detection.task_source, _format(model),
-        tensor_classes(model.stored_tensors()), dict(_markers(model)), tuple(findings),
-    )  # fmt: skip
+    return InspectedArtefact(
+        name=model.target,
+        kind=_KIND,
+        family=model.positions.model,
+        architecture=detection.architecture.name,
+        task=detection.task.value if detection.task else "unknown",
+        task_source=detection.task_source,
+        format=_format(model),
+        classes=tensor_classes(model.stored_tensors()),
+        markers=dict(_markers(model)),
+        findings=tuple(findings),
+    )
 
 
-def _foreign_artefact(place: ArtefactLocation, checkpoint: Checkpoint, what: str) -> Artefact:
+def _foreign_artefact(checkpoint: Checkpoint, location: ArtefactLocation, what: str) -> InspectedArtefact:
     names = checkpoint.config.get("architectures")
     stored = [StoredTensor(n, i.dtype, prod(i.shape), i.nbytes) for n, i in checkpoint.tensors.items()]
-    found = finding("safetensors-foreign", place.path_of(""), what=what)
-    return Artefact(
-        place.path_of(""), _KIND, "unknown", str(names[0]) if isinstance(names, list) and names else "unknown", "", "",
-        "unknown", tensor_classes(stored), {}, (found,),
-    )  # fmt: skip
+    target = location.path_of("")
+    return InspectedArtefact(
+        name=target,
+        kind=_KIND,
+        family="unknown",
+        architecture=str(names[0]) if isinstance(names, list) and names else "unknown",
+        format="unknown",
+        classes=tensor_classes(stored),
+        findings=(finding("safetensors-foreign", target, what=what),),
+    )
 
 
 def _format(model: CheckpointModel) -> str:

@@ -1,7 +1,4 @@
-"""A safetensors checkpoint of a known family: its tensors by what its architecture calls them.
-
-Rule: a packed weight and its scales go together under the weight's canonical name.
-"""
+"""A safetensors checkpoint of a known family: its tensors, packed weights with their scales, by canonical name."""
 
 from __future__ import annotations
 
@@ -10,17 +7,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from math import prod
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qtool.arch.detect import Detection
-from qtool.arch.families import QWEN3, QWEN3_VL, Family, Positions
-from qtool.arch.gguf_names import RANK_HEAD, gguf_name_of
-from qtool.arch.spec import TensorSpec, dimension, section
+from qtool.arch.family import Family
+from qtool.arch.spec import TensorSpec, dimension
+from qtool.artefact import CheckpointArtefact
 from qtool.checks.findings import Finding, finding
+from qtool.checks.positions import Positions
 from qtool.checks.report import StoredTensor
 from qtool.errors import ModelError
-from qtool.jsonfile import read_json
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
+from qtool.storage.gguf_model import RANK_HEAD
+from qtool.storage.location import ArtefactLocation, LocalLocation
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MOST_MISSING: Final = 10_000
 """A config.json that promises many more tensors than there are is not listed to its end."""
@@ -34,21 +36,44 @@ _WEIGHT: Final = ".weight"
 
 @dataclass(frozen=True)
 class CheckpointModel:
-    """A checkpoint, what it declares, and the names of all its files."""
+    """An opened checkpoint and where all its files lie."""
 
-    checkpoint: Checkpoint
-    detection: Detection
-    target: str
-    names: Sequence[str]
+    artefact: CheckpointArtefact
+    location: ArtefactLocation
+
+    @classmethod
+    def of(cls, artefact: CheckpointArtefact) -> Self:
+        """The model in a folder of this disk."""
+        return cls(artefact, LocalLocation(artefact.path))
+
+    @property
+    def target(self) -> str:
+        """How a command names it."""
+        return self.location.path_of("")
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The paths of all its files."""
+        return self.location.names
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Its config and headers."""
+        return self.artefact.checkpoint
+
+    @property
+    def detection(self) -> Detection:
+        """Its architecture and task."""
+        return self.artefact.detection
 
     def found(self, code: str, **facts: Any) -> Finding:
         """A finding about this checkpoint."""
-        return finding(code, self.target, maker="quantize", **facts)
+        return finding(code, self.target, **facts)
 
     @property
     def family(self) -> Family:
         """The family of the architecture."""
-        return QWEN3_VL if self.detection.architecture.is_vision else QWEN3
+        return self.detection.family
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -88,31 +113,31 @@ class CheckpointModel:
     @cached_property
     def tokenizer(self) -> Mapping[str, Any] | None:
         """tokenizer.json where it lies on this disk: over the network its 11 MB would be most of what is fetched."""
-        path = self.checkpoint.directory / TOKENIZER
-        return read_json(path) if path.is_file() else None
+        return self.artefact.tokenizer if (self.artefact.path / TOKENIZER).is_file() else None
 
     @property
     def positions(self) -> Positions:
         """Rotary embedding and deepstack as config.json declares them."""
-        config = self.detection.config
-        text = section(config, "text_config") if self.family.is_vision else config
+        text = self.detection.text
         rope = as_mapping(text.get("rope_parameters") or text.get("rope_scaling"))
         theta, sections = rope.get("rope_theta", text.get("rope_theta")), rope.get("mrope_section")
         norm = next(spec for name, spec in self.specs.items() if name.endswith("q_norm.weight"))
         return Positions(
-            self.family, dimension(text, "hidden_size"), dimension(text, "num_hidden_layers"), norm.shape[0],
-            float(theta) if isinstance(theta, int | float) else None,
-            sections if isinstance(sections, list) and all(isinstance(each, int) for each in sections) else (),
-            len(self.deepstack_layers),
-        )  # fmt: skip
+            family=self.family,
+            hidden_size=dimension(text, "hidden_size"),
+            layers=dimension(text, "num_hidden_layers"),
+            head_dim=norm.shape[0],
+            rope_theta=float(theta) if isinstance(theta, int | float) else None,
+            sections=sections if isinstance(sections, list) and all(isinstance(each, int) for each in sections) else (),
+            deepstack_layers=len(self.deepstack_layers),
+        )
 
     @property
-    def deepstack_layers(self) -> Sequence[int]:
+    def deepstack_layers(self) -> list[int]:
         """The vision layers that feed the decoder's first layers."""
-        vision = section(self.detection.config, "vision_config") if self.family.is_vision else {}
-        layers = vision.get("deepstack_visual_indexes", [])
+        layers = self.detection.vision.get("deepstack_visual_indexes", [])
         if not isinstance(layers, list) or not all(isinstance(layer, int) for layer in layers):
-            raise ModelError(f"config.json: deepstack_visual_indexes is {layers!r}, not a list of layers.")
+            raise ModelError(f"config.json: deepstack_visual_indexes is {layers!r}, expected a list of layers.")
         return layers
 
     def stored_tensors(self) -> Iterator[StoredTensor]:
@@ -122,18 +147,15 @@ class CheckpointModel:
             is_scale = canonical in self.companions
             weights = 0 if is_scale else prod(info.shape) * (2 if canonical in self.packed else 1)
             kind = "NVFP4" if canonical in self.packed else info.dtype
-            yield StoredTensor(
-                _gguf_name(canonical, self.deepstack_layers), None if is_scale else kind, weights, info.nbytes
-            )
+            yield StoredTensor(self._gguf_name(canonical), None if is_scale else kind, weights, info.nbytes)
 
-
-def _gguf_name(canonical: str, deepstack: Sequence[int]) -> str:
-    if canonical == "score.weight":
-        return RANK_HEAD
-    try:
-        return gguf_name_of(canonical, deepstack) or canonical
-    except IndexError:  # a merger that config.json does not have
-        return canonical
+    def _gguf_name(self, canonical: str) -> str:
+        if canonical == "score.weight":
+            return RANK_HEAD
+        try:
+            return self.family.gguf_names.of(canonical, self.deepstack_layers) or canonical
+        except IndexError:  # a merger that config.json does not have
+            return canonical
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

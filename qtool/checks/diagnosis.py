@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from qtool.arch.gguf_names import RANK_HEAD
-from qtool.arch.prompts import NO, YES
+from qtool.arch.prompts import ANSWERS
+from qtool.artefact import CheckpointArtefact
 from qtool.checks.findings import Finding, finding
-from qtool.checks.weight_pairs import Blocks, InGguf, Packed, WeightError, distance
-from qtool.export.gguf_metadata import read_tokenizer
+from qtool.checks.weight_pairs import Blocks, Nvfp4Store, WeightError, distance
 from qtool.export.sources import Rows, Whole, encode_rows, float32_runs
 from qtool.formats.floats import Float32
 from qtool.formats.ggml import F32
 from qtool.formats.nvfp4 import BLOCK
+from qtool.storage.gguf_model import RANK_HEAD
 
 # NVFP4 weights whose bytes are right and in the wrong place, and weights of any format under a wrong factor. Each
 # known mistake is undone on the beginning of the tensor; the one that makes it fit is the diagnosis.
@@ -33,7 +33,7 @@ def misread(each: WeightError, artefact: Path) -> Finding | None:
     """What was done to the tensor, if undoing it makes it fit."""
     name, stored = each.pair.name, each.pair.stored
     blocks = None
-    if stored.format == "NVFP4" and isinstance(stored, Packed | InGguf):
+    if isinstance(stored, Nvfp4Store):
         blocks = stored.blocks(0, each.expected.size)
         for code, undone in _undone(blocks, each.pair.shape[-1]):
             if each.matches(undone.values(), each.expected):
@@ -78,7 +78,7 @@ _SAME: Final = 0.05
 _MOST: Final = 8
 
 
-def head_finding(each: WeightError, artefact: Path, reference: Path) -> Finding | None:
+def head_finding(each: WeightError, artefact: Path, reference: CheckpointArtefact) -> Finding | None:
     """Which rows of the vocabulary the rank head holds, if they are others than yes and no."""
     source = each.pair.source
     if not isinstance(source, Rows):
@@ -86,15 +86,15 @@ def head_finding(each: WeightError, artefact: Path, reference: Path) -> Finding 
     rows = each.found.reshape(each.pair.shape)
     expected = each.expected.reshape(each.pair.shape)
     if all(_is_same(rows[place], expected[1 - place]) for place in (0, 1)):
-        return finding("head-rows-exchanged", artefact, tensor=each.pair.name, maker="convert-gguf")
+        return finding("head-rows-exchanged", artefact, tensor=each.pair.name)
     numbers = _numbers_of(rows, Whole(source.checkpoint, source.info, each.pair.name, F32), each.pair.shape[1])
     if None in numbers:
         return None
     words = " and ".join(_word(number, reference) for number in numbers)
-    return finding("head-other-rows", artefact, found=words, maker="convert-gguf")
+    return finding("head-other-rows", artefact, found=words)
 
 
-def row_finding(each: WeightError, artefact: Path, reference: Path) -> Finding | None:
+def row_finding(each: WeightError, artefact: Path, reference: CheckpointArtefact) -> Finding | None:
     """Two rows of the vocabulary that have changed places."""
     places = _wrong_rows(each)
     if len(places) != 2:
@@ -106,7 +106,7 @@ def row_finding(each: WeightError, artefact: Path, reference: Path) -> Finding |
     if not (_is_same(found[0], expected[1]) and _is_same(found[1], expected[0])):
         return None
     words = {_word(place, reference) for place in places}
-    if words == {YES, NO}:
+    if words == set(ANSWERS):
         return finding("head-rows-exchanged", artefact, tensor=each.pair.name)
     return finding("rows-exchanged", artefact, tensor=each.pair.name, first=first, second=second)
 
@@ -149,8 +149,8 @@ def _rows_of(each: WeightError, places: Sequence[int]) -> list[Float32]:
     return list(rows.view(np.float32).reshape(len(places), -1))
 
 
-def _word(number: int | None, reference: Path) -> str:
-    vocabulary = read_tokenizer(reference).get("model", {}).get("vocab", {})
+def _word(number: int | None, reference: CheckpointArtefact) -> str:
+    vocabulary = reference.tokenizer.get("model", {}).get("vocab", {})
     return next((word for word, place in vocabulary.items() if place == number), f"token {number}")
 
 
@@ -164,7 +164,7 @@ _VOCABULARY: Final = ("embed_tokens.weight", "lm_head.weight", "token_embd.weigh
 
 
 def explain(
-    bad: Sequence[WeightError], measured: Sequence[WeightError], artefact: Path, reference: Path
+    bad: Sequence[WeightError], measured: Sequence[WeightError], artefact: Path, reference: CheckpointArtefact
 ) -> list[Finding]:
     """One finding for each cause that the `bad` tensors among the `measured` have."""
     findings: list[Finding] = []
@@ -180,7 +180,7 @@ def explain(
     return findings + list(_unexplained(left, measured, artefact))
 
 
-def _own_finding(each: WeightError, artefact: Path, reference: Path) -> list[Finding]:
+def _own_finding(each: WeightError, artefact: Path, reference: CheckpointArtefact) -> list[Finding]:
     """What can be said of the tensor by itself."""
     name = each.pair.name
     if not each.is_finite:

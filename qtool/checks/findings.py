@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from qtool.storage.head_rows import SEEN_IN
+from qtool.storage.gguf_model import is_gguf
 
 # One thing that an inspection has to say. A code to look up, one sentence to read, and where there is one the command
 # that mends it.
@@ -158,6 +158,7 @@ _GGUF_POSITIONS: Final[Mapping[str, Code]] = {
 }
 _PROJECTOR: Final[Mapping[str, Code]] = {
     "mmproj-missing": warning("No vision projector lies beside it: text works, pictures do not.", _CONVERT),
+    "mmproj-unreadable": broken("The projector {projector} cannot be read: {problem}", _CONVERT),
     "mmproj-type": broken("{projector} is a projector of type {found}, not {expected}.", _CONVERT),
     "mmproj-width": broken("{projector} gives vectors of {found}, the language model takes {expected}.", _CONVERT),
     "mmproj-deepstack": broken(
@@ -181,8 +182,8 @@ _NVFP4: Final[Mapping[str, Code]] = {
         _CONVERT,
     ),
     "nvfp4-scales-ignored": warning(
-        f"llama.cpp (seen up to {SEEN_IN}) ignores the feed-forward scales of qwen3vl: there, scores of this file are wrong "
-        "or no numbers.",
+        "llama.cpp (seen up to {build}) ignores the feed-forward scales of {architecture}: scores of this file are wrong "
+        "there, or not finite.",
         _CONVERT + " --outtype q8_0",
     ),
     "nvfp4-scale-type": broken("{tensor} is stored as {found}, NVFP4 needs {expected}.", _QUANTIZE),
@@ -411,4 +412,5 @@ CODES: Final[Mapping[str, Code]] = {**INSPECTION_CODES, **COMPARISON_CODES}
 
 def finding(code: str, target: object, **facts: Any) -> Finding:
     """What `code` says of the artefact at `target`."""
-    return _stated(code, str(target), **{"maker": "quantize", "name": "'*'", **facts})
+    maker = "convert-gguf" if is_gguf(str(target)) else "quantize"
+    return _stated(code, str(target), **{"maker": maker, "name": "'*'", **facts})

@@ -10,26 +10,15 @@ from typing import Any, Final
 
 from gguf.constants import PoolingType, TokenType
 
-from qtool.arch.families import Family, Positions
-from qtool.arch.gguf_names import RANK_HEAD
-from qtool.arch.prompts import (
-    NO,
-    TEXT_EMBEDDER,
-    TEXT_RERANKER,
-    VL_RERANKER,
-    YES,
-    PromptSpec,
-    embedder_prompt,
-    reranker_prompt,
-)
+from qtool.arch.families import UPSTREAM_RERANKER, reranker_prompts
+from qtool.arch.family import Family
+from qtool.arch.prompts import ANSWERS, PromptSpec
 from qtool.arch.spec import Task
+from qtool.artefact import declared_task
 from qtool.checks.findings import Finding, finding, printable
-from qtool.export.gguf_metadata import RERANK_KEY, baked_instruction
+from qtool.checks.positions import Positions
 from qtool.formats.ggml import BF16, F16, F32
-from qtool.storage.gguf_model import GgufModel
-
-# The language model of a GGUF file: what it is and what it is for. The task is what the file's own fields declare, or
-# what the caller says; a name never counts.
+from qtool.storage.gguf_model import RANK_HEAD, RERANK_KEY, GgufModel
 
 
 @dataclass(frozen=True)
@@ -41,17 +30,13 @@ class LanguageModel:
     task: Task | None
     task_source: str
 
-    def key(self, name: str) -> str:
-        """The full key of one of the architecture's fields."""
-        return f"{self.family.gguf_architecture}.{name}"
-
     def integer(self, name: str) -> int | None:
         """A whole number among the architecture's fields."""
-        return self.file.integer(self.key(name))
+        return self.file.integer(self.file.key(name))
 
     def found(self, code: str, **facts: Any) -> Finding:
         """A finding about this file."""
-        return finding(code, self.file.target, task=(self.task or Task.RERANK).value, maker="convert-gguf", **facts)
+        return finding(code, self.file.target, task=(self.task or Task.RERANK).value, **facts)
 
     @property
     def head_dim(self) -> int:
@@ -63,42 +48,26 @@ class LanguageModel:
     def positions(self) -> Positions:
         """Rotary embedding and deepstack as the fields declare them."""
         return Positions(
-            self.family,
-            self.integer("embedding_length") or 0,
-            self.integer("block_count") or 0,
-            self.head_dim,
-            self.file.number(self.key("rope.freq_base")),
-            self.file.integers(self.key("rope.dimension_sections")),
-            self.integer("n_deepstack_layers"),
+            family=self.family,
+            hidden_size=self.integer("embedding_length") or 0,
+            layers=self.integer("block_count") or 0,
+            head_dim=self.head_dim,
+            rope_theta=self.file.number(self.file.key("rope.freq_base")),
+            sections=self.file.integers(self.file.key("rope.dimension_sections")),
+            deepstack_layers=self.integer("n_deepstack_layers"),
         )
 
 
 def language_model(file: GgufModel, family: Family, task: Task | None) -> LanguageModel:
     """What `file` is; `task` overrides what it declares."""
-    if task is not None:
-        return LanguageModel(file, family, task, "--task")
-    declared, source = next(_declared_tasks(file, family), (None, "nothing declares it"))
-    return LanguageModel(file, family, declared, source)
-
-
-def _declared_tasks(file: GgufModel, family: Family) -> Iterator[tuple[Task, str]]:
-    """Every sign of a task, the surest first: only a reranker has a head, embedders have nothing but a pooling type."""
-    labels, pooling = (f"{family.gguf_architecture}.{name}" for name in ("classifier.output_labels", "pooling_type"))
-    for sign, holder in ((RANK_HEAD, file.tensors), (RERANK_KEY, file.metadata), (labels, file.metadata)):
-        if sign in holder:
-            yield Task.RERANK, sign
-    declared = file.integer(pooling)
-    if declared == PoolingType.RANK:
-        yield Task.RERANK, f"{pooling} = {declared} (RANK)"
-    elif declared in (PoolingType.MEAN, PoolingType.CLS, PoolingType.LAST):
-        yield Task.EMBED, f"{pooling} = {declared} ({PoolingType(declared).name})"
+    return LanguageModel(file, family, *((task, "--task") if task is not None else declared_task(file)))
 
 
 def position_findings(model: LanguageModel) -> Iterator[Finding]:
     """Rotary embedding and deepstack against what the published models have."""
     for problem in model.positions.rope_problems():
         yield model.found("gguf-rope", problem=problem)
-    scaling = model.file.text(model.key("rope.scaling.type"))
+    scaling = model.file.text(model.file.key("rope.scaling.type"))
     if scaling not in (None, "none"):
         yield model.found("gguf-rope-scaling", found=scaling)
     for problem in model.positions.deepstack_problems():
@@ -106,7 +75,7 @@ def position_findings(model: LanguageModel) -> Iterator[Finding]:
 
 
 # What makes llama.cpp rank or embed with a file: pooling type, rank head, labels and rerank template. Each marker is
-# compared with what the convert room writes for the same family and task.
+# compared with what `convert-gguf` writes for the same family and task.
 
 
 _POOLING: Final = {Task.RERANK: PoolingType.RANK, Task.EMBED: PoolingType.LAST}
@@ -183,12 +152,12 @@ def _head_findings(model: LanguageModel) -> Iterator[Finding]:
 
 
 def _labels(model: LanguageModel) -> list[str]:
-    return list(model.file.texts(model.key("classifier.output_labels")))
+    return list(model.file.texts(model.file.key("classifier.output_labels")))
 
 
 def _label_findings(model: LanguageModel) -> Iterator[Finding]:
     labels = _labels(model)
-    if labels != [YES, NO]:
+    if labels != list(ANSWERS):
         yield model.found("gguf-labels", found=f"[{', '.join(labels)}]" if labels else "missing")
 
 
@@ -198,13 +167,13 @@ def _template_findings(model: LanguageModel) -> Iterator[Finding]:
         yield model.found("gguf-no-rerank-template")
         return
     owner, instruction = _owner(template)
-    official = reranker_prompt(is_vision=model.family.is_vision)
+    official = model.family.reranker
     missing = [side for side in _SIDES if f"{{{side}}}" not in template]
     if missing:
         yield model.found("gguf-incomplete-rerank-template", side=missing[0])
     elif owner is None:
         yield model.found("gguf-unknown-rerank-template")
-    elif owner is not official:
+    elif owner != official:
         yield model.found("gguf-wrong-rerank-template", whose=_whose(owner))
     elif instruction != official.default_instruction:
         yield model.found("gguf-own-instruction", instruction=instruction)
@@ -212,17 +181,17 @@ def _template_findings(model: LanguageModel) -> Iterator[Finding]:
 
 def _owner(template: str) -> tuple[PromptSpec | None, str]:
     """Whose official prompt `template` is, and the instruction baked into it."""
-    for prompt in (VL_RERANKER, TEXT_RERANKER):
-        instruction = baked_instruction(template, prompt)
+    for prompt in reranker_prompts():
+        instruction = prompt.instruction_in(template)
         if instruction is not None:
             return prompt, instruction
     return None, ""
 
 
 def _whose(owner: PromptSpec) -> str:
-    if owner is TEXT_RERANKER:
+    if owner == UPSTREAM_RERANKER:
         return "the text family's, which llama.cpp's converter gives to every reranker"
-    return "the vision family's"
+    return "the vision family's" if owner.sees_pictures else "another family's"
 
 
 def _template_name(model: LanguageModel) -> str:
@@ -230,21 +199,18 @@ def _template_name(model: LanguageModel) -> str:
     if template is None:
         return "missing"
     owner, instruction = _owner(template)
-    official = reranker_prompt(is_vision=model.family.is_vision)
+    official = model.family.reranker
     if owner is None:
         return "other"
-    if owner is not official:
-        return "upstream's text template" if owner is TEXT_RERANKER else "the vision family's"
+    if owner != official:
+        return "llama.cpp's text template" if owner == UPSTREAM_RERANKER else _whose(owner)
     return "official" if instruction == official.default_instruction else f"official, instruction {instruction!r}"
 
 
 # The tokenizer inside a GGUF file against the family's. What counts is what llama.cpp will do with the fields: which
 # tokens it knows, where it splits, what it adds.
 
-
 _PREFIX: Final = "tokenizer.ggml."
-_MODEL: Final = "gpt2"
-_PRE: Final = "qwen2"
 _MARKUP: Final = re.compile(r"<\|\w+\|>|</?think>")
 _PARSED: Final = (TokenType.CONTROL, TokenType.USER_DEFINED)
 """The types that llama.cpp finds in a text before it splits it."""
@@ -255,13 +221,16 @@ def tokenizer_findings(model: LanguageModel) -> Iterator[Finding]:
     tokens = model.file.texts(f"{_PREFIX}tokens")
     kinds = model.file.integers(f"{_PREFIX}token_type")
     kind, pre = model.file.text(f"{_PREFIX}model"), model.file.text(f"{_PREFIX}pre")
-    if kind != _MODEL:
-        yield model.found("gguf-tokenizer", field=f"{_PREFIX}model", found=kind or "missing", expected=_MODEL)
-    for field, length in (("tokens", len(tokens)), ("token_type", len(kinds)), ("merges", _merges(model))):
-        if not length:
+    official = model.family.tokenizer
+    if kind != official.gguf_model:
+        facts = {"field": f"{_PREFIX}model", "expected": official.gguf_model}
+        yield model.found("gguf-tokenizer", found=kind or "missing", **facts)
+    merges = model.file.texts(f"{_PREFIX}merges")
+    for field, values in (("tokens", tokens), ("token_type", kinds), ("merges", merges)):
+        if not values:
             yield model.found("gguf-tokenizer", field=f"{_PREFIX}{field}", found="missing", expected="a list")
-    if pre != _PRE:
-        yield model.found("gguf-pre-tokenizer", found=pre or "missing")
+    if pre != official.gguf_pre:
+        yield model.found("gguf-pre-tokenizer", found=pre or "missing", expected=official.gguf_pre)
     if tokens:
         yield from _word_findings(model, frozenset(tokens))
         yield from _special_findings(model, dict(zip(tokens, kinds, strict=False)))
@@ -277,27 +246,18 @@ def tokenizer_markers(model: LanguageModel) -> Iterator[tuple[str, str]]:
     yield "pre-tokenizer", pre
 
 
-def _merges(model: LanguageModel) -> int:
-    return len(model.file.texts(f"{_PREFIX}merges"))
-
-
 def _word_findings(model: LanguageModel, tokens: frozenset[str]) -> Iterator[Finding]:
     if model.task is Task.RERANK:
-        for word in (YES, NO):
+        for word in ANSWERS:
             if word not in tokens:
                 yield model.found("gguf-no-yes-no-token", word=word)
 
 
 def _special_findings(model: LanguageModel, kinds: dict[str, int]) -> Iterator[Finding]:
-    wanted = dict.fromkeys(_MARKUP.findall(_prompt(model).template)) if model.task else {}
-    for token in wanted:
+    template = model.family.prompt(model.task).template if model.task else ""
+    for token in dict.fromkeys(_MARKUP.findall(template)):
         if kinds.get(token) not in _PARSED:
             yield model.found("gguf-prompt-token", token=token)
-
-
-def _prompt(model: LanguageModel) -> PromptSpec:
-    choose = reranker_prompt if model.task is Task.RERANK else embedder_prompt
-    return choose(is_vision=model.family.is_vision)
 
 
 def _end_findings(model: LanguageModel, tokens: Sequence[str]) -> Iterator[Finding]:
@@ -307,10 +267,10 @@ def _end_findings(model: LanguageModel, tokens: Sequence[str]) -> Iterator[Findi
     adds = bool(model.file.flag(f"{_PREFIX}add_eos_token"))
     number = model.file.integer(f"{_PREFIX}eos_token_id")
     last = tokens[number] if number is not None and 0 <= number < len(tokens) else "no token"
-    wanted = TEXT_EMBEDDER.end_token
-    if model.family.is_vision and adds:
-        yield model.found("gguf-end-token", problem=f"{last} is put behind every text")
-    elif not model.family.is_vision and not adds:
-        yield model.found("gguf-end-token", problem=f"{wanted} is not put behind every text")
-    elif not model.family.is_vision and last != wanted:
-        yield model.found("gguf-end-token", problem=f"{last} is put behind every text instead of {wanted}")
+    wanted = model.family.embedder.end_token
+    if adds and not wanted:
+        yield model.found("gguf-end-token", problem=f"llama.cpp appends {last} to every text")
+    elif wanted and not adds:
+        yield model.found("gguf-end-token", problem=f"llama.cpp does not append {wanted} to every text")
+    elif wanted and last != wanted:
+        yield model.found("gguf-end-token", problem=f"llama.cpp appends {last} instead of {wanted} to every text")

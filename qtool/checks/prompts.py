@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from qtool.arch.detect import detect
-from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER, PromptSpec, embedder_prompt, reranker_prompt
+from qtool.arch.families import reranker_prompts
+from qtool.arch.prompts import PromptSpec
+from qtool.artefact import CheckpointArtefact
 from qtool.checks.findings import Finding, finding
 from qtool.checks.stage import PROMPT, Stage, concluded, skipped
 from qtool.inputs.items import Item, Pair
@@ -31,16 +31,16 @@ _BARE_PAIRS: Final = ("{query}{document}", "{query} {document}", "{query}\n{docu
 
 
 class KnownPrompts:
-    """The official prompts of the reference in `folder`, and the known wrong ones, as ids of its tokenizer."""
+    """The official prompts of the reference, and the known wrong ones, as ids of its tokenizer."""
 
-    def __init__(self, folder: Path, *, is_vision: bool) -> None:
-        self.reranker, self.embedder = reranker_prompt(is_vision=is_vision), embedder_prompt(is_vision=is_vision)
-        self._tokenizer = PromptTokenizer.read(folder)
-        self._words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    def __init__(self, reference: CheckpointArtefact) -> None:
+        self._family = reference.family
+        self._tokenizer = PromptTokenizer.read(reference.path)
+        self._words = Tokenizer.from_file(str(reference.path / "tokenizer.json"))
 
     def official(self, question: Question) -> PromptSpec:
         """The official prompt for a question of this kind."""
-        return self.reranker if isinstance(question, Pair) else self.embedder
+        return self._family.reranker if isinstance(question, Pair) else self._family.embedder
 
     def wrong(self, question: Question) -> Iterator[tuple[str, PromptSpec]]:
         """Code and prompt of each known mistake."""
@@ -48,16 +48,15 @@ class KnownPrompts:
         if not isinstance(question, Pair):
             yield "prompt-missing-template", replace(official, template="{content}", bare_template="{content}")
             return
-        other, code = (
-            (TEXT_RERANKER, "prompt-text-template")
-            if official is VL_RERANKER
-            else (VL_RERANKER, "prompt-vision-template")
-        )
-        for instruction in dict.fromkeys((other.default_instruction, official.default_instruction)):
-            yield code, replace(official, template=other.template, default_instruction=instruction)
+        others = [each for each in reranker_prompts() if each.template != official.template]
+        for other in others:
+            code = "prompt-vision-template" if other.sees_pictures else "prompt-text-template"
+            for instruction in dict.fromkeys((other.default_instruction, official.default_instruction)):
+                yield code, replace(official, template=other.template, default_instruction=instruction)
         for template in _BARE_PAIRS:
             yield "prompt-missing-template", replace(official, template=template)
-        yield "prompt-other-instruction", replace(official, default_instruction=other.default_instruction)
+        for other in others:
+            yield "prompt-other-instruction", replace(official, default_instruction=other.default_instruction)
 
     def seen(self, question: Question, prompt: PromptSpec) -> PromptSeen:
         """What the reference would read under `prompt`."""
@@ -179,14 +178,14 @@ class Rereader(Protocol):
 
 
 def compare_prompts(
-    reference: Scorer, artefact: Scorer, questions: Sequence[Question], folder: Path, target: str
+    reference: Scorer, artefact: Scorer, questions: Sequence[Question], opened: CheckpointArtefact, target: str
 ) -> Stage:
-    """Compare what both read of a few `questions`.
+    """Compare what both scorers read of a few `questions`.
 
-    `folder` is the reference's, whose tokenizer names what differs; `target` is the artefact as the user named it.
+    `opened` is the reference, whose tokenizer names what differs; `target` is the artefact as the user named it.
     """
     started = time.monotonic()
-    known = KnownPrompts(folder, is_vision=detect(folder).architecture.is_vision)
+    known = KnownPrompts(opened)
     findings: list[Finding] = []
     untold: list[Pair] = []
     told = 0

@@ -1,6 +1,6 @@
-"""Stage 2, to the byte: make the artefact again from the reference and compare.
+"""Stage 2, to the byte: make the artefact again from the reference, by the artefact's own recipe, and compare.
 
-Rule: bytes of tensors decide, since the same tensors may lie in other shards; the recipe is the artefact's own.
+The bytes of tensors decide, since the same tensors may lie in other shards.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from qtool.arch.spec import Task
+from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
 from qtool.checks.findings import Finding, finding, listed
-from qtool.checks.sides import GgufFiles, GgufSide, gguf_files, open_reference, read_side
+from qtool.checks.reference import Reference
 from qtool.checks.stage import REDERIVE, RederivedFile, Stage, concluded, skipped
 from qtool.errors import ModelError
 from qtool.export.convert import convert_gguf
@@ -23,90 +23,86 @@ from qtool.export.quantize import QuantizeOptions, quantize
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.progress import Progress, ignore
-from qtool.storage.checkpoint import INDEX, Checkpoint, open_checkpoint
+from qtool.storage.checkpoint import INDEX, Checkpoint
+from qtool.storage.gguf import GgufTensor
+from qtool.storage.gguf_model import GgufModel
 from qtool.storage.hashing import sha256_of, sha256_of_part
+from qtool.storage.hub import Source
 from qtool.storage.packed import is_quantized
 
 _DEFAULT_RECIPE: Final = "nvfp4-w4a16"
-_NAMES: Final = "general."
+_NAMES: Final = ("general.", "split.")
+"""How the fields begin that say what a file is called and how it is split, not what the model computes."""
 
 Made = tuple[list[Finding], list[RederivedFile], str]
 """What is to be said, the table, and by which recipe."""
 
 
 def rederive(
-    artefact: Path,
-    reference: Path,
-    workfolder: Path,
-    task: Task | None = None,
-    mmproj: Path | None = None,
-    progress: Progress = ignore,
+    artefact: Artefact, reference: Reference, workfolder: Path, progress: Progress = ignore
 ) -> tuple[Stage, tuple[RederivedFile, ...]]:
     """Make the artefact again in `workfolder` (which needs room for it) and compare hashes of files, else of tensors.
 
     Skipped for what llama.cpp quantized. Raises ModelError if the reference is broken.
     """
     started = time.monotonic()
-    _, detection = open_reference(reference, task)
-    rebuilder = _Rebuilder(reference, workfolder, detection.task, progress)
-    files = gguf_files(artefact, mmproj)
+    reference.require_unquantized()
+    rebuilder = _Rebuilder(reference, workfolder, progress)
     try:
-        made = rebuilder.gguf(files) if files else rebuilder.checkpoint(artefact)
+        made = rebuilder.gguf(artefact) if isinstance(artefact, GgufArtefact) else rebuilder.checkpoint(artefact)
     except ModelError as error:
-        made = [finding("unreadable", artefact, problem=str(error))], [], ""
+        made = [finding("unreadable", artefact.path, problem=str(error))], [], ""
     if made is None:
         return skipped(REDERIVE, "llama.cpp quantized the file, and its bytes depend on the machine."), ()
     findings, table, how = made
     equal = sum(each.is_equal for each in table)
-    good = f"{artefact.name} is exactly {reference.name} {how}: {equal} of {len(table)} hashes are equal."
+    good = f"{artefact.path.name} is exactly {reference.path.name} {how}: {equal} of {len(table)} hashes are equal."
     return concluded(REDERIVE, started, findings, good), tuple(table)
 
 
 @dataclass(frozen=True)
 class _Rebuilder:
-    reference: Path
+    reference: Reference
     folder: Path
-    task: Task | None
     progress: Progress
 
-    def checkpoint(self, artefact: Path) -> Made:
-        found = open_checkpoint(artefact)
-        if not is_quantized(found.config):
-            return _compared(artefact, found, self.reference, "as it is")
-        recipe, name, findings = _recipe(artefact, self.folder)
-        again = self._quantized(recipe)
-        others, table, how = _compared(artefact, found, again, f"under the recipe {name}")
-        shutil.rmtree(again)
+    def checkpoint(self, artefact: CheckpointArtefact) -> Made:
+        if not is_quantized(artefact.checkpoint.config):
+            return _compared(artefact, self.reference, "as it is")
+        recipe, name, findings = _recipe(artefact.path, self.folder)
+        again = CheckpointArtefact(Source(self._quantized(recipe), recipe))
+        others, table, how = _compared(artefact, again, f"under the recipe {name}")
+        shutil.rmtree(again.path)
         return [*findings, *others], table, how
 
-    def gguf(self, files: GgufFiles) -> Made | None:
-        sides = [read_side(path) for path in files.paths]
-        kind = _type_of(sides[0])
+    def gguf(self, artefact: GgufArtefact) -> Made | None:
+        kind = _type_of(artefact.model)
         if kind is None:
             return None
-        source = self._quantized(_DEFAULT_RECIPE) if kind == "nvfp4" else self.reference
+        source = self._quantized(_DEFAULT_RECIPE) if kind == "nvfp4" else self.reference.path
         output = self.folder / "converted"
-        projector = (_type_of(sides[1]) or "f16") if len(sides) > 1 else NO_PROJECTOR
-        options = ConvertOptions(str(source), output, (kind,), projector, self.task)
-        convert_gguf(options, self.progress)
-        made = gguf_files(output)
+        projector = (_type_of(artefact.projector) or "f16") if artefact.projector else NO_PROJECTOR
+        task = self.reference.detection.task
+        convert_gguf(ConvertOptions(str(source), output, (kind,), projector, task), self.progress)
+        made = open_artefact(str(output))
         findings: list[Finding] = []
         table: list[RederivedFile] = []
-        for mine, again in zip(sides, made.paths if made else (), strict=False):
-            findings += _compare_file(mine.path, mine, read_side(again), table)
+        for mine, again in zip(artefact.models, made.models if isinstance(made, GgufArtefact) else (), strict=False):
+            findings += _compare_model(mine, again, table)
         shutil.rmtree(output)
         return findings, table, f"as {kind.upper()}"
 
     def _quantized(self, recipe: str) -> Path:
         output = self.folder / "rederived"
-        quantize(QuantizeOptions(str(self.reference), output, recipe, "streaming", self.task), self.progress)
+        task = self.reference.detection.task
+        quantize(QuantizeOptions(str(self.reference.path), output, recipe, "streaming", task), self.progress)
         return output
 
 
-def _type_of(side: GgufSide) -> str | None:
+def _type_of(model: GgufModel) -> str | None:
     """The type that `convert-gguf` calls the file's; None of one that llama.cpp makes."""
-    label = side.metadata.get("general.file_type")
-    return next((name for name, each in FILE_TYPES.items() if label and each.number == label.data), None)
+    number = model.integer("general.file_type")
+    return next((name for name, each in FILE_TYPES.items() if each.number == number), None)
 
 
 def _recipe(artefact: Path, folder: Path) -> tuple[str, str, list[Finding]]:
@@ -120,20 +116,20 @@ def _recipe(artefact: Path, folder: Path) -> tuple[str, str, list[Finding]]:
     return _DEFAULT_RECIPE, _DEFAULT_RECIPE, [finding("recipe-assumed", artefact, recipe=_DEFAULT_RECIPE)]
 
 
-def _compared(artefact: Path, found: Checkpoint, again: Path, how: str) -> Made:
+def _compared(artefact: CheckpointArtefact, again: CheckpointArtefact, how: str) -> Made:
     """Files first; tensors where the weight files are not the same."""
-    table = list(_file_rows(artefact, again))
+    found, table = artefact.checkpoint, list(_file_rows(artefact.path, again.path))
     weights = [row for row in table if row.name.endswith(".safetensors")]
     findings: list[Finding] = []
     if not all(row.is_equal for row in weights):
-        made = open_checkpoint(again)
+        made = again.checkpoint
         table = [row for row in table if row not in weights and row.name != INDEX]
         tensors = list(_tensor_rows(found, made))
         table += tensors
-        findings += _tensor_findings(artefact, [row.name for row in tensors if not row.is_equal], made, found)
-    others = [row.name for row in table if not row.is_equal and (again / row.name).is_file()]
+        findings += _tensor_findings(artefact.path, [row.name for row in tensors if not row.is_equal], made, found)
+    others = [row.name for row in table if not row.is_equal and (again.path / row.name).is_file()]
     if others:
-        findings.append(finding("files-not-rederived", artefact, names=_have(others)))
+        findings.append(finding("files-not-rederived", artefact.path, names=_have(others)))
     return findings, table, how
 
 
@@ -165,20 +161,21 @@ def _file_rows(artefact: Path, again: Path) -> Iterator[RederivedFile]:
 def _tensor_rows(found: Checkpoint, made: Checkpoint) -> Iterator[RederivedFile]:
     for name, info in found.tensors.items():
         again = made.tensors.get(name)
-        digest = sha256_of_part(info.file, info.offset, info.nbytes)
         same_kind = again is not None and (again.dtype, again.shape) == (info.dtype, info.shape)
         other = sha256_of_part(again.file, again.offset, again.nbytes) if again and same_kind else None
         if other is None and not _counts(name, found):
             continue
-        yield RederivedFile(name, digest, other)
+        yield RederivedFile(name, sha256_of_part(info.file, info.offset, info.nbytes), other)
 
 
-def _compare_file(path: Path, mine: GgufSide, again: GgufSide, table: list[RederivedFile]) -> Iterator[Finding]:
+def _compare_model(mine: GgufModel, again: GgufModel, table: list[RederivedFile]) -> Iterator[Finding]:
     """One row if the file is the same; otherwise one for each tensor."""
-    whole = RederivedFile(path.name, *sha256_of([path, again.path]))
-    if whole.is_equal:
-        table.append(whole)
-        return
+    path = mine.path
+    if len(mine.parts) == len(again.parts) == 1:
+        whole = RederivedFile(path.name, *sha256_of([path, again.path]))
+        if whole.is_equal:
+            table.append(whole)
+            return
     rows = list(_stored_rows(mine, again))
     table += rows
     unequal = [row.name for row in rows if not row.is_equal] + [n for n in again.tensors if n not in mine.tensors]
@@ -189,10 +186,14 @@ def _compare_file(path: Path, mine: GgufSide, again: GgufSide, table: list[Reder
         yield finding("fields-not-rederived", path, fields=listed([k for k in fields if not k.startswith(_NAMES)]))
 
 
-def _stored_rows(mine: GgufSide, again: GgufSide) -> Iterator[RederivedFile]:
-    for name, (path, tensor) in mine.tensors.items():
-        source, other = again.tensors.get(name, (path, None))
+def _stored_rows(mine: GgufModel, again: GgufModel) -> Iterator[RederivedFile]:
+    for name, tensor in mine.tensors.items():
+        other = again.tensors.get(name)
         # The same bytes are other numbers in another type, and other rows in another shape.
         same_kind = other is not None and (other.type, other.shape) == (tensor.type, tensor.shape)
-        digest = sha256_of_part(source, other.offset, other.nbytes) if other and same_kind else None
-        yield RederivedFile(name, sha256_of_part(path, tensor.offset, tensor.nbytes), digest)
+        digest = _sha256(again, other) if other and same_kind else None
+        yield RederivedFile(name, _sha256(mine, tensor), digest)
+
+
+def _sha256(model: GgufModel, tensor: GgufTensor) -> str:
+    return sha256_of_part(Path(model.location.path_of(model.part_of[tensor.gguf_name])), tensor.offset, tensor.nbytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Group
@@ -102,20 +102,23 @@ SCHEMA_VERSION: Final = 1
 _LONGEST_MARKER: Final = 1000
 
 
-@dataclass(frozen=True)
-class Artefact:
-    """One model or one projector. `markers` are the facts by which engines decide what to do with it, for people."""
+@dataclass(frozen=True, kw_only=True)
+class InspectedArtefact:
+    """One model or one projector, which has no task.
+
+    `markers` are the facts by which engines decide what to do with it, for people.
+    """
 
     name: str
     kind: str
     family: str
     architecture: str
-    task: str
-    task_source: str
     format: str
     classes: tuple[TensorClass, ...]
-    markers: Mapping[str, str]
     findings: tuple[Finding, ...]
+    task: str = ""
+    task_source: str = ""
+    markers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -143,7 +146,7 @@ class Artefact:
         }  # fmt: skip
 
 
-def shown(artefact: Artefact) -> Artefact:
+def shown(artefact: InspectedArtefact) -> InspectedArtefact:
     """The artefact with all that its file says of itself made fit for a terminal."""
     markers = {name: printable(value, _LONGEST_MARKER) for name, value in artefact.markers.items()}
     name, kind, architecture = map(printable, (artefact.name, artefact.kind, artefact.architecture))
@@ -157,7 +160,7 @@ class InspectionReport:
     target: str
     revision: str | None
     fetched_bytes: int
-    artefacts: tuple[Artefact, ...]
+    artefacts: tuple[InspectedArtefact, ...]
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -205,7 +208,7 @@ def render_inspection(report: InspectionReport) -> RenderableType:
     return Group(*parts, _verdict(report))
 
 
-def _artefact(artefact: Artefact) -> Iterator[RenderableType]:
+def _artefact(artefact: InspectedArtefact) -> Iterator[RenderableType]:
     yield Text(artefact.name, style="bold")
     task = f", task {artefact.task} ({artefact.task_source})" if artefact.task else ""
     yield Text(f"{artefact.kind}: {artefact.family}, {artefact.architecture}{task}")
@@ -234,7 +237,7 @@ def _classes(classes: tuple[TensorClass, ...]) -> Table:
     return table
 
 
-def _markers(artefact: Artefact) -> Table:
+def _markers(artefact: InspectedArtefact) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

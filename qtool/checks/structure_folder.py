@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from qtool.arch.detect import Detection
 from qtool.arch.prompts import FILE_NAME as RERANK_TEMPLATE
-from qtool.arch.prompts import rerank_template, reranker_prompt
-from qtool.arch.spec import Presence, Task, section
+from qtool.arch.prompts import rerank_template
+from qtool.arch.spec import Presence, Task
+from qtool.artefact import CheckpointArtefact
 from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.findings import Finding, finding, listed, listed_are
-from qtool.export.gguf_metadata import decoder_metadata
+from qtool.export.gguf_metadata import decoder_fields
 from qtool.formats.floats import FLOAT_FORMATS
 from qtool.jsonfile import read_json
 from qtool.storage.checkpoint import Checkpoint, find_sidecars
@@ -111,10 +112,9 @@ _VISION: Final[Mapping[str, Any]] = {
 
 def config_facts(detection: Detection) -> Facts:
     """Everything in config.json that a score depends on."""
-    config, is_vision = detection.config, detection.architecture.is_vision
-    text = section(config, "text_config") if is_vision else config
+    config, text = detection.config, detection.text
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    facts = {key.removeprefix("."): value.data for key, value in decoder_metadata("", text).items()}
+    facts = {key: value.data for key, value in decoder_fields(detection.family, text).items()}
     facts |= {
         "hidden_act": text.get("hidden_act", "silu"),
         "attention_bias": bool(text.get("attention_bias")),
@@ -122,14 +122,14 @@ def config_facts(detection: Detection) -> Facts:
         "vocab_size": text.get("vocab_size"),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
     }
-    return facts | _vision_facts(config, rope) if is_vision else facts
+    return facts | _vision_facts(detection, rope) if detection.family.is_vision else facts
 
 
-def _vision_facts(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
-    vision = section(config, "vision_config")
+def _vision_facts(detection: Detection, rope: Mapping[str, Any]) -> dict[str, Any]:
+    config = detection.config
     return {
         "mrope_interleaved": bool(rope.get("mrope_interleaved", True)),
-        **{f"vision.{field}": vision.get(field, default) for field, default in _VISION.items()},
+        **{f"vision.{field}": detection.vision.get(field, default) for field, default in _VISION.items()},
         **{field: config.get(field) for field in _TOKEN_IDS},
     }
 
@@ -173,27 +173,25 @@ _EFFECTS: Final[Mapping[str, str]] = {
 """By the beginning of a side file's path: what depends on it. Others matter to nobody's scores."""
 
 
-def folder_findings(
-    folder: Path, checkpoint: Checkpoint, detection: Detection, reference: Checkpoint, expected: Detection
-) -> Iterator[Finding]:
-    """Everything in which `folder` is not what quantizing or copying the reference gives."""
+def folder_findings(artefact: CheckpointArtefact, reference: CheckpointArtefact) -> Iterator[Finding]:
+    """Everything in which the artefact is not what quantizing or copying the reference gives."""
+    folder, detection, expected = artefact.path, artefact.detection, reference.detection
     if detection.architecture != expected.architecture:
         names = detection.architecture.name, expected.architecture.name
         yield finding("other-architecture", folder, found=names[0], expected=names[1])
         return
     yield from fact_findings(folder, config_facts(detection), config_facts(expected))
-    mine = CheckpointModel(checkpoint, detection, str(folder), ())
-    yield from _tensor_findings(folder, mine, CheckpointModel(reference, expected, "", ()))
+    mine = CheckpointModel.of(artefact)
+    yield from _tensor_findings(folder, mine, CheckpointModel.of(reference))
     yield from _packing_findings(folder, mine)
-    yield from _tokenizer_findings(folder, reference.directory)
-    yield from _side_file_findings(folder, reference.directory)
+    yield from _tokenizer_findings(artefact, reference)
+    yield from _side_file_findings(folder, reference.path)
     yield from _template_findings(folder, expected)
 
 
-def size_ratio(checkpoint: Checkpoint, reference: Checkpoint) -> float:
-    """Bytes of all tensors over the reference's."""
-    mine, theirs = (sum(info.nbytes for info in each.tensors.values()) for each in (checkpoint, reference))
-    return mine / theirs if theirs else 0.0
+def nbytes_of(checkpoint: Checkpoint) -> int:
+    """Bytes of all tensors."""
+    return sum(info.nbytes for info in checkpoint.tensors.values())
 
 
 def _tensor_findings(folder: Path, mine: CheckpointModel, theirs: CheckpointModel) -> Iterator[Finding]:
@@ -241,11 +239,12 @@ def _packing_findings(folder: Path, mine: CheckpointModel) -> Iterator[Finding]:
         yield finding("mostly-unquantized", folder, found=packed, expected=len(quantizable))
 
 
-def _tokenizer_findings(folder: Path, reference: Path) -> Iterator[Finding]:
-    if (folder / _TOKENIZER).is_file() and not _is_same(folder / _TOKENIZER, reference / _TOKENIZER):
-        yield from tokenizer_findings(folder, read_json(folder / _TOKENIZER), read_json(reference / _TOKENIZER))
-    if (folder / _TOKENIZER_CONFIG).is_file() and (reference / _TOKENIZER_CONFIG).is_file():
-        found, expected = read_json(folder / _TOKENIZER_CONFIG), read_json(reference / _TOKENIZER_CONFIG)
+def _tokenizer_findings(artefact: CheckpointArtefact, reference: CheckpointArtefact) -> Iterator[Finding]:
+    folder, theirs = artefact.path, reference.path
+    if (folder / _TOKENIZER).is_file() and not _is_same(folder / _TOKENIZER, theirs / _TOKENIZER):
+        yield from tokenizer_findings(folder, artefact.tokenizer, reference.tokenizer)
+    if (folder / _TOKENIZER_CONFIG).is_file() and (theirs / _TOKENIZER_CONFIG).is_file():
+        found, expected = read_json(folder / _TOKENIZER_CONFIG), read_json(theirs / _TOKENIZER_CONFIG)
         yield from _declared_findings(folder, found, expected)
 
 
@@ -297,6 +296,6 @@ def _template_findings(folder: Path, expected: Detection) -> Iterator[Finding]:
     path = folder / RERANK_TEMPLATE
     if expected.task is not Task.RERANK or expected.architecture.head != "lm_head" or not path.is_file():
         return
-    official = rerank_template(reranker_prompt(is_vision=expected.architecture.is_vision))
+    official = rerank_template(expected.family.reranker)
     if path.read_text(encoding="utf-8", errors="replace").strip() != official.strip():
         yield finding("other-rerank-template", folder)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite, prod
-from pathlib import Path
-from typing import Final, Protocol
+from pathlib import PurePath
+from typing import Final
 
 import numpy as np
+from typing_extensions import override
 
-from qtool.arch.detect import Detection, detect
 from qtool.arch.spec import Presence
+from qtool.artefact import CheckpointArtefact, GgufArtefact
 from qtool.checks.checkpoint_model import CheckpointModel
-from qtool.checks.sides import GgufFiles, GgufSide, Planned, plan_conversion, read_side
+from qtool.checks.reference import Planned, Reference
 from qtool.export.engine import TensorSource
 from qtool.export.sources import Frame, Rows, Whole, float32_runs
 from qtool.formats.floats import FLOAT_FORMATS, Float32
 from qtool.formats.ggml import F32, NVFP4
 from qtool.formats.nvfp4 import BLOCK, U8
 from qtool.formats.nvfp4_kernels import dequantize, misrounded_blocks
-from qtool.storage.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf import GgufTensor
+from qtool.storage.gguf_model import GgufModel, decode, scale_of
 from qtool.storage.packed import PackedWeight, is_quantized, packed_weights, read_global_scale
 
 # What each number format may lose, and which values or blocks lost more. A bound is derived from the format's
@@ -100,50 +103,37 @@ def misfits(stored: str, source: str, expected: Float32, found: Float32) -> int:
 # can be read by itself, so that memory does not grow with the model.
 
 
-class WeightStore(Protocol):
-    """One tensor of an artefact; `format` names its type and `file` the file that it lies in."""
+class WeightStore(ABC):
+    """One tensor of an artefact; `format` names its type, such as BF16, NVFP4 or Q4_K, and `file` the file it lies in."""
 
-    @property
-    def format(self) -> str:
-        """Such as BF16, NVFP4 or Q4_K."""
+    format: str
+    file: str
 
-    @property
-    def file(self) -> str:
-        """The file's name."""
-
+    @abstractmethod
     def values(self, start: int, count: int) -> Float32:
-        """`count` values from `start` on, both multiples of the block."""
+        """`count` values from `start` on, both multiples of the block. Raises NotImplementedError for an unknown type."""
 
+    @abstractmethod
     def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
         """The values beside `expected`, and how many of them, or blocks, are not what rounding that (a `source`) gives."""
 
 
-@dataclass(frozen=True)
-class Plain:
+class Plain(WeightStore):
     """An unquantized tensor of a checkpoint."""
 
-    checkpoint: Checkpoint
-    info: TensorInfo
+    def __init__(self, checkpoint: Checkpoint, info: TensorInfo) -> None:
+        self.format, self.file = info.dtype, info.file.name
+        self._checkpoint, self._info = checkpoint, info
 
-    @property
-    def format(self) -> str:
-        """See Stored."""
-        return self.info.dtype
-
-    @property
-    def file(self) -> str:
-        """See Stored."""
-        return self.info.file.name
-
+    @override
     def values(self, start: int, count: int) -> Float32:
-        """See Stored."""
-        element = FLOAT_FORMATS[self.info.dtype]
+        element = FLOAT_FORMATS[self._info.dtype]
         data = np.empty(count * element.itemsize, np.uint8)
-        self.checkpoint.read_into(self.info, start * element.itemsize, data)
+        self._checkpoint.read_into(self._info, start * element.itemsize, data)
         return element.widen(data.view(element.bits_dtype))
 
+    @override
     def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
-        """See Stored."""
         found = self.values(start, expected.size)
         return found, misfits(self.format, source, expected, found)
 
@@ -165,83 +155,83 @@ class Blocks:
         return self.values(), misrounded_blocks(expected, self.packed, self.block_scales, self.scale)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """An NVFP4 weight of a checkpoint."""
+class Nvfp4Store(WeightStore):
+    """A tensor of NVFP4 blocks, wherever it is stored. They are rounded alike whatever the source's type."""
 
-    checkpoint: Checkpoint
-    weight: PackedWeight
-    format: str = "NVFP4"
+    format = "NVFP4"
 
-    @property
-    def file(self) -> str:
-        """See Stored."""
-        return self.weight.packed.file.name
-
-    @cached_property
-    def _scale(self) -> np.float32:
-        return read_global_scale(self.checkpoint, self.weight)
-
+    @abstractmethod
     def blocks(self, start: int, count: int) -> Blocks:
-        """The codes of `count` values from `start` on."""
-        packed, scales = np.empty(count // 2, np.uint8), np.empty(count // BLOCK, np.uint8)
-        self.checkpoint.read_into(self.weight.packed, start // 2, packed)
-        self.checkpoint.read_into(self.weight.block_scales, start // BLOCK, scales)
-        return Blocks(packed, scales, self._scale)
+        """The codes of `count` values from `start` on, in ModelOpt's order."""
 
+    @override
     def values(self, start: int, count: int) -> Float32:
-        """See Stored."""
         return self.blocks(start, count).values()
 
-    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:  # noqa: ARG002 - any rounds alike
-        """See Stored."""
+    @override
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
         return self.blocks(start, expected.size).compare(expected)
 
 
-@dataclass(frozen=True)
-class InGguf:
-    """A tensor of a GGUF file; `scale` is what llama.cpp multiplies an NVFP4 product with."""
+class Packed(Nvfp4Store):
+    """An NVFP4 weight of a checkpoint."""
 
-    path: Path
-    tensor: GgufTensor
-    scale: np.float32 = np.float32(1)  # noqa: RUF009 - a number like any other
+    def __init__(self, checkpoint: Checkpoint, weight: PackedWeight) -> None:
+        self.file = weight.packed.file.name
+        self._checkpoint, self._weight = checkpoint, weight
 
-    @property
-    def format(self) -> str:
-        """See Stored."""
-        return self.tensor.type.name
+    @cached_property
+    def _scale(self) -> np.float32:
+        return read_global_scale(self._checkpoint, self._weight)
 
-    @property
-    def file(self) -> str:
-        """See Stored."""
-        return self.path.name
-
-    def _bytes(self, start: int, count: int) -> U8:
-        kind = self.tensor.type
-        return np.fromfile(self.path, np.uint8, kind.nbytes(count), offset=self.tensor.offset + kind.nbytes(start))
-
+    @override
     def blocks(self, start: int, count: int) -> Blocks:
-        """The codes of `count` NVFP4 values from `start` on, in ModelOpt's order."""
-        groups = self._bytes(start, count).reshape(-1, 36)
+        packed, scales = np.empty(count // 2, np.uint8), np.empty(count // BLOCK, np.uint8)
+        self._checkpoint.read_into(self._weight.packed, start // 2, packed)
+        self._checkpoint.read_into(self._weight.block_scales, start // BLOCK, scales)
+        return Blocks(packed, scales, self._scale)
+
+
+class Nvfp4InGguf(Nvfp4Store):
+    """An NVFP4 tensor of a GGUF file with the scale that llama.cpp multiplies its product with, 1 where there is none."""
+
+    def __init__(self, model: GgufModel, tensor: GgufTensor) -> None:
+        self.file = PurePath(model.part_of[tensor.gguf_name]).name
+        self._model, self._tensor = model, tensor
+
+    @cached_property
+    def _scale(self) -> np.float32:
+        scale = self._model.tensors.get(scale_of(self._tensor.gguf_name))
+        if scale is None or scale.type is not F32:
+            return np.float32(1)
+        return np.float32(self._model.read(scale, 0, 4).view("<f4")[0])
+
+    @override
+    def blocks(self, start: int, count: int) -> Blocks:
+        kind = self._tensor.type
+        groups = self._model.read(self._tensor, kind.nbytes(start), kind.nbytes(count)).reshape(-1, 36)
         halves = groups[:, 4:].reshape(-1, 8)  # byte j holds the elements j and j + 8
         low, high = halves & 15, halves >> 4
         packed = np.concatenate([low[:, ::2] | low[:, 1::2] << 4, high[:, ::2] | high[:, 1::2] << 4], axis=1)
-        return Blocks(packed.reshape(-1), np.ascontiguousarray(groups[:, :4]).reshape(-1), self.scale)
+        return Blocks(packed.reshape(-1), np.ascontiguousarray(groups[:, :4]).reshape(-1), self._scale)
 
+
+class InGguf(WeightStore):
+    """A tensor of a GGUF file that is not NVFP4."""
+
+    def __init__(self, model: GgufModel, tensor: GgufTensor) -> None:
+        self.format = tensor.type.name
+        self.file = PurePath(model.part_of[tensor.gguf_name]).name
+        self._model, self._tensor = model, tensor
+
+    @override
     def values(self, start: int, count: int) -> Float32:
-        """See Stored. Raises NotImplementedError for a type that the gguf package cannot read."""
-        from gguf.constants import GGMLQuantizationType
-        from gguf.quants import dequantize as dequantized
+        kind = self._tensor.type
+        data = self._model.read(self._tensor, kind.nbytes(start), kind.nbytes(count))
+        return decode(data.reshape(1, -1), kind).reshape(-1)
 
-        if self.format == "NVFP4":
-            return self.blocks(start, count).values()
-        data = self._bytes(start, count).reshape(1, -1)
-        return np.asarray(dequantized(data, GGMLQuantizationType(self.tensor.type.number)), np.float32).reshape(-1)
-
+    @override
     def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
-        """See Stored."""
-        if self.format == "NVFP4":
-            return self.blocks(start, expected.size).compare(expected)
         found = self.values(start, expected.size)
         return found, misfits(self.format, source, expected, found)
 
@@ -270,49 +260,41 @@ class TensorPair:
         return float32_runs(self.source)
 
 
-def checkpoint_pairs(folder: Path, reference: Checkpoint, expected: Detection) -> list[TensorPair]:
-    """The tensors of a checkpoint's folder, in the reference's order."""
-    checkpoint = open_checkpoint(folder)
-    mine = CheckpointModel(checkpoint, detect(folder, expected.task), str(folder), ())
-    theirs = CheckpointModel(reference, expected, "", ())
+def checkpoint_pairs(artefact: CheckpointArtefact, reference: CheckpointArtefact) -> list[TensorPair]:
+    """The tensors of a checkpoint, in the reference's order."""
+    mine, theirs = CheckpointModel.of(artefact), CheckpointModel.of(reference)
+    checkpoint = artefact.checkpoint
     packed = packed_weights(checkpoint) if is_quantized(checkpoint.config) else {}
     pairs = []
     for name, info in theirs.weights.items():
         stored = mine.weights.get(name)
         if stored is None or theirs.specs[name].presence is Presence.DUPLICATE:
             continue
-        is_packed = stored.hf_name in packed
-        if not is_packed and (stored.dtype not in FLOAT_FORMATS or stored.shape != info.shape):
+        weight = packed.get(stored.hf_name)
+        if weight is None and (stored.dtype not in FLOAT_FORMATS or stored.shape != info.shape):
             continue
-        found = Packed(checkpoint, packed[stored.hf_name]) if is_packed else Plain(checkpoint, stored)
-        if not is_packed or packed[stored.hf_name].shape == info.shape:
-            pairs.append(TensorPair(name, info.shape, Whole(reference, info, name, F32), info.dtype, found))
+        found = Plain(checkpoint, stored) if weight is None else Packed(checkpoint, weight)
+        if weight is None or weight.shape == info.shape:
+            source = Whole(reference.checkpoint, info, name, F32)
+            pairs.append(TensorPair(name, info.shape, source, info.dtype, found))
     return pairs
 
 
-def gguf_pairs(files: GgufFiles, reference: Path, detection: Detection) -> list[TensorPair]:
+def gguf_pairs(artefact: GgufArtefact, reference: Reference) -> list[TensorPair]:
     """The tensors of the GGUF files, as converting the reference orders them."""
-    is_vision = detection.architecture.is_vision
-    language, projector = plan_conversion(reference, detection.task, projector=is_vision and bool(files.projector))
-    pairs = list(_file_pairs(read_side(files.language), language))
-    if projector and files.projector:
-        pairs += _file_pairs(read_side(files.projector), projector)
+    pairs = list(_file_pairs(artefact.model, reference.language))
+    if artefact.projector is not None and reference.family.is_vision:
+        pairs += _file_pairs(artefact.projector, reference.projector)
     return pairs
 
 
-def _file_pairs(side: GgufSide, planned: Planned) -> Iterator[TensorPair]:
-    for tensor in planned.file.tensors:
-        name, shape, source = tensor.output.gguf_name, tensor.output.shape, tensor.source
-        if name in side.tensors and side.tensors[name][1].shape == shape and isinstance(source, Whole | Rows | Frame):
-            yield TensorPair(name, shape, replace(source, target=F32), source.info.dtype, _in_gguf(side, name))
-
-
-def _in_gguf(side: GgufSide, name: str) -> InGguf:
-    path, tensor = side.tensors[name]
-    scale = side.tensors.get(name.removesuffix(".weight") + ".scale")
-    if tensor.type is not NVFP4 or scale is None or scale[1].type is not F32:
-        return InGguf(path, tensor)
-    return InGguf(path, tensor, np.fromfile(scale[0], "<f4", 1, offset=scale[1].offset)[0])
+def _file_pairs(model: GgufModel, planned: Planned) -> Iterator[TensorPair]:
+    for each in planned.file.tensors:
+        name, shape, source = each.output.gguf_name, each.output.shape, each.source
+        tensor = model.tensors.get(name)
+        if tensor is not None and tensor.shape == shape and isinstance(source, Whole | Rows | Frame):
+            stored = Nvfp4InGguf(model, tensor) if tensor.type is NVFP4 else InGguf(model, tensor)
+            yield TensorPair(name, shape, replace(source, target=F32), source.info.dtype, stored)
 
 
 # What was measured of one tensor, and samples by which tensors are recognised. A sample is the beginning of a tensor;

@@ -1,7 +1,7 @@
 """Stage 2: every weight of the artefact, dequantized, against the reference's.
 
-Rule: a few megabytes of one tensor and thread are in memory. A tensor passes if its relative error is within its format's
-bound and no value or block lost more than rounding can; what fails is diagnosed.
+A tensor passes if its relative error is within its format's bound and no value or block lost more than rounding can; what
+fails is diagnosed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from qtool.arch.spec import Task
+from qtool.artefact import Artefact, GgufArtefact
 from qtool.checks.diagnosis import explain
 from qtool.checks.findings import Finding, finding, listed_are
-from qtool.checks.sides import gguf_files, open_reference
+from qtool.checks.reference import Reference
 from qtool.checks.stage import WEIGHTS, Outcome, Stage, TensorError, concluded
 from qtool.checks.weight_pairs import TensorPair, WeightError, bound, checkpoint_pairs, gguf_pairs
 from qtool.errors import ModelError
@@ -30,25 +30,23 @@ _ROUNDING: Final = 1e-5
 
 
 def compare_weights(
-    artefact: Path,
-    reference: Path,
-    task: Task | None = None,
-    mmproj: Path | None = None,
-    progress: StageProgress = ignore,
+    artefact: Artefact, reference: Reference, progress: StageProgress = ignore
 ) -> tuple[Stage, tuple[TensorError, ...]]:
     """Compare every tensor that both hold, worst first; reads both models whole.
 
     Raises ModelError if the reference is broken, UsageError if it is quantized.
     """
     started = time.monotonic()
-    checkpoint, detection = open_reference(reference, task)
-    files = gguf_files(artefact, mmproj)
+    reference.require_unquantized()
     try:
-        pairs = gguf_pairs(files, reference, detection) if files else checkpoint_pairs(artefact, checkpoint, detection)
-        measured, findings = _measure_all(pairs, artefact, progress)
+        if isinstance(artefact, GgufArtefact):
+            pairs = gguf_pairs(artefact, reference)
+        else:
+            pairs = checkpoint_pairs(artefact, reference)
+        measured, findings = _measure_all(pairs, artefact.path, progress)
     except ModelError as error:
-        return concluded(WEIGHTS, started, [finding("unreadable", artefact, problem=str(error))], ""), ()
-    findings += explain([each for each in measured if not each.is_sound], measured, artefact, reference)
+        return concluded(WEIGHTS, started, [finding("unreadable", artefact.path, problem=str(error))], ""), ()
+    findings += explain([each for each in measured if not each.is_sound], measured, artefact.path, reference)
     errors = sorted((_tensor_error(each) for each in measured), key=lambda each: -each.relative_error)
     stage = concluded(WEIGHTS, started, findings, _summary(errors))
     if not errors and stage.outcome is Outcome.PASS:

@@ -12,9 +12,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qtool.arch.detect import Detection, detect
-from qtool.arch.prompts import reranker_prompt
+from qtool.arch.detect import Detection
+from qtool.arch.families import SEEN_IN
 from qtool.arch.spec import Task
+from qtool.artefact import CheckpointArtefact
 from qtool.console import human_size, written
 from qtool.errors import UsageError
 from qtool.export.engine import write_tensors
@@ -33,9 +34,7 @@ from qtool.formats.ggml import NVFP4
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.progress import Meter, Progress, ignore
-from qtool.storage.checkpoint import open_checkpoint
 from qtool.storage.hashing import sha256_of
-from qtool.storage.head_rows import SEEN_IN
 from qtool.storage.hub import Source, resolve
 from qtool.storage.output import (
     check_target,
@@ -66,13 +65,18 @@ def prepare_conversion(options: ConvertOptions) -> ConvertJob:
     """Resolve, open, plan and lay out."""
     options.check()
     source = resolve(options.model, options.revision, options.token)
-    detection = detect(source.directory, options.task)
+    return plan_conversion(options, CheckpointArtefact(source, options.task))
+
+
+def plan_conversion(options: ConvertOptions, opened: CheckpointArtefact) -> ConvertJob:
+    """Plan and lay out the conversion of a checkpoint that has been opened."""
+    source, detection = opened.source, opened.detection
     task = detection.require_task()
     require_rankable(detection)
-    inventory = take_inventory(open_checkpoint(source.directory), detection)
+    inventory = take_inventory(opened.checkpoint, detection)
     namer = Namer(options.output, source)
     template = _rank_template(options, detection, task)
-    files = list(language_files(options, source, inventory, task, template, namer))
+    files = list(language_files(options, opened, inventory, task, template, namer))
     if detection.architecture.is_vision and options.mmproj != NO_PROJECTOR:
         files.append(projector_file(options.mmproj, source, inventory, namer))
     quantized = {name: namer.language(name.upper()) for name in options.outtypes if name in LLAMA_QUANTIZE_TYPES}
@@ -81,8 +85,7 @@ def prepare_conversion(options: ConvertOptions) -> ConvertJob:
 
 def _rank_template(options: ConvertOptions, detection: Detection, task: Task) -> str | None:
     if task is Task.RERANK:
-        official = reranker_prompt(is_vision=detection.architecture.is_vision)
-        return rank_prompt(official, options.prompt, options.instruction)
+        return rank_prompt(detection.family.reranker, options.prompt, options.instruction)
     if options.instruction is not None:
         raise UsageError("--instruction is baked into a reranker's prompt; an embedder gets it with each request.")
     return None
@@ -95,10 +98,9 @@ def _rank_template(options: ConvertOptions, detection: Detection, task: Task) ->
 SCHEMA_VERSION: Final = 1
 
 _SCALES_DROPPED: Final = (
-    f"llama.cpp (seen in {SEEN_IN}) ignores the NVFP4 scales of the feed-forward matrices in the qwen3vl architecture: there this "
+    "llama.cpp (seen up to {build}) ignores the NVFP4 scales of the feed-forward matrices of {architecture}: there this "
     "file scores wrong. Verify it with the llama.cpp that will serve it, or serve Q8_0."
 )
-"""See `gguf_file.ignored_scales`."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,10 @@ def summarize_conversion(job: ConvertJob, made: Mapping[str, int] | None = None)
 
 def _warnings(job: ConvertJob) -> tuple[str, ...]:
     is_nvfp4 = any(file.type.matrices is NVFP4 for file in job.files)
-    return (_SCALES_DROPPED,) if is_nvfp4 and job.inventory.detection.architecture.is_vision else ()
+    family = job.inventory.detection.family
+    if not is_nvfp4 or family.ignored_scales is None:
+        return ()
+    return (_SCALES_DROPPED.format(build=SEEN_IN, architecture=family.gguf_architecture),)
 
 
 def _summary(file: PlannedFile, number: int) -> FileSummary:

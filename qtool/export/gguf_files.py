@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from qtool.arch.prompts import NO, YES
-from qtool.arch.spec import Task, section
-from qtool.export.gguf_metadata import ARCHITECTURE as PROJECTOR
+from qtool.arch.spec import Task
+from qtool.artefact import CheckpointArtefact
 from qtool.export.gguf_metadata import (
     Origin,
     decoder_metadata,
     deepstack_metadata,
     general_metadata,
-    read_tokenizer,
     sampling_metadata,
     task_metadata,
     template_metadata,
@@ -44,6 +43,7 @@ from qtool.export.gguf_plan import (
 from qtool.formats.ggml import NVFP4
 from qtool.storage.gguf import Kind, Value, array
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
+from qtool.storage.gguf_model import PROJECTOR
 from qtool.storage.hub import Source
 from qtool.storage.output_files import FileLayout
 
@@ -102,16 +102,22 @@ class Namer:
 
 
 def language_files(
-    options: ConvertOptions, source: Source, inventory: Inventory, task: Task, template: str | None, namer: Namer
+    options: ConvertOptions,
+    opened: CheckpointArtefact,
+    inventory: Inventory,
+    task: Task,
+    template: str | None,
+    namer: Namer,
 ) -> Iterator[PlannedFile]:
     """The language files that qtool writes; what llama.cpp quantizes gets a lossless one as its source."""
-    tokenizer, answers = read_tokenizer(source.directory), None
+    source, answers = opened.source, None
     if task is Task.RERANK:
-        answers = (token_id(tokenizer, YES), token_id(tokenizer, NO))
-    shared = _shared_metadata(source, tokenizer, inventory, task, template)
+        answers = (token_id(opened.tokenizer, YES), token_id(opened.tokenizer, NO))
+    shared = _shared_metadata(source, opened.tokenizer, inventory, task, template)
     for role, file_type in _own_types(options.outtypes, inventory):
         tensors = plan_language(inventory, file_type, answers)
-        general = _general(_architecture(inventory), "model", source, tensors, file_type)
+        architecture = inventory.detection.family.gguf_architecture
+        general = _general(architecture, "model", source, tensors, file_type)
         namer.add_size(general["general.size_label"].data)
         is_kept = role == MODEL
         file_name = namer.language(file_type.label) if is_kept else f"{INTERMEDIATE}-{file_type.label}{SUFFIX}"
@@ -126,7 +132,7 @@ def projector_file(mmproj: str, source: Source, inventory: Inventory, namer: Nam
     tensors = plan_projector(inventory, file_type)
     metadata = {
         **_general(PROJECTOR, "mmproj", source, tensors, file_type),
-        **vision_metadata(inventory.detection.config, source.directory),
+        **vision_metadata(inventory.detection, source.directory),
     }
     layouts = lay_out(namer.projector(file_type.label), metadata, _outputs(tensors))
     return PlannedFile(PROJECTOR_ROLE, file_type, tuple(tensors), tuple(layouts))
@@ -145,27 +151,18 @@ def _own_types(outtypes: Sequence[str], inventory: Inventory) -> Iterator[tuple[
         yield INTERMEDIATE, automatic
 
 
-def _architecture(inventory: Inventory) -> str:
-    return "qwen3vl" if inventory.detection.architecture.is_vision else "qwen3"
-
-
-def _text_config(inventory: Inventory) -> Mapping[str, object]:
-    config = inventory.detection.config
-    return section(config, "text_config") if inventory.detection.architecture.is_vision else config
-
-
 def _shared_metadata(
     source: Source, tokenizer: Mapping[str, Any], inventory: Inventory, task: Task, template: str | None
 ) -> dict[str, Value]:
     """What all language files of a checkpoint say alike."""
-    architecture, text = _architecture(inventory), _text_config(inventory)
-    fields = {**decoder_metadata(architecture, text), **task_metadata(architecture, task)}
-    if inventory.detection.architecture.is_vision:
-        fields |= deepstack_metadata(architecture, section(inventory.detection.config, "vision_config"))
+    detection, family = inventory.detection, inventory.detection.family
+    fields = {**decoder_metadata(family, detection.text), **task_metadata(family.gguf_architecture, task)}
+    if family.is_vision:
+        fields |= deepstack_metadata(family.gguf_architecture, detection.vision)
     vocab_size = next(info.shape[0] for spec, info in inventory.tensors.items() if spec.module.endswith("embed_tokens"))
     return {
         **fields,
-        **tokenizer_metadata(source.directory, tokenizer, vocab_size),
+        **tokenizer_metadata(source.directory, tokenizer, vocab_size, family.tokenizer),
         **template_metadata(source.directory, template),
     }
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gguf.constants import GGML_QUANT_VERSION, PoolingType, TokenType, VisionProjectorType
+from gguf.constants import GGML_QUANT_VERSION, PoolingType, TokenType
 from gguf.utility import size_label
 
-from qtool.arch.prompts import NO, TEXT_RERANKER, YES, PromptSpec
-from qtool.arch.qwen3 import DEFAULT_HEAD_DIM
-from qtool.arch.spec import Config, Task, dimension, section
+from qtool.arch.detect import Detection
+from qtool.arch.families import UPSTREAM_RERANKER
+from qtool.arch.family import Family, TokenizerSpec
+from qtool.arch.prompts import NO, YES, PromptSpec
+from qtool.arch.spec import Config, Task, dimension
 from qtool.errors import ModelError, UsageError
 from qtool.jsonfile import read_json
 from qtool.storage.gguf import Kind, Value, array, boolean, float32, int32, string, uint32
@@ -22,7 +24,6 @@ from qtool.storage.gguf import Kind, Value, array, boolean, float32, int32, stri
 
 
 _PLAIN_ROPE: Final = ("default", None)
-DEFAULT_ROPE_THETA: Final = 10_000.0  # transformers' default for both Qwen3 configs
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,17 @@ def sampling_metadata(directory: Path) -> dict[str, Value]:
     return {f"general.sampling.{field}": value for field, value in named.items()}
 
 
-def decoder_metadata(architecture: str, text: Config) -> dict[str, Value]:
+def decoder_metadata(family: Family, text: Config) -> dict[str, Value]:
     """Sizes, rotary embedding and norm of the decoder that `text`, the text config, describes."""
+    return {f"{family.gguf_architecture}.{key}": value for key, value in decoder_fields(family, text).items()}
+
+
+def decoder_fields(family: Family, text: Config) -> dict[str, Value]:
+    """The same by the keys without the architecture's name."""
     if text.get("is_causal") is False:
-        raise ModelError("config.json: is_causal is false; the Qwen3 rerankers and embedders attend causally.")
-    head_dim = dimension(text, "head_dim", DEFAULT_HEAD_DIM)
-    fields = {
+        raise ModelError(f"config.json: is_causal is false; {family.name} rerankers and embedders attend causally.")
+    head_dim = dimension(text, "head_dim", family.default_head_dim)
+    return {
         "block_count": uint32(dimension(text, "num_hidden_layers")),
         "context_length": uint32(dimension(text, "max_position_embeddings")),
         "embedding_length": uint32(dimension(text, "hidden_size")),
@@ -78,12 +84,11 @@ def decoder_metadata(architecture: str, text: Config) -> dict[str, Value]:
         "attention.layer_norm_rms_epsilon": float32(text.get("rms_norm_eps", 1e-6)),
         "attention.key_length": uint32(head_dim),
         "attention.value_length": uint32(head_dim),
-        **dict(_rope_fields(text)),
+        **dict(_rope_fields(family, text)),
     }
-    return {f"{architecture}.{key}": value for key, value in fields.items()}
 
 
-def _rope_fields(text: Config) -> Iterator[tuple[str, Value]]:
+def _rope_fields(family: Family, text: Config) -> Iterator[tuple[str, Value]]:
     rope: Mapping[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type"))
     if kind not in _PLAIN_ROPE:
@@ -91,7 +96,7 @@ def _rope_fields(text: Config) -> Iterator[tuple[str, Value]]:
     if "mrope_section" in rope:
         sections = [*rope["mrope_section"], 0, 0, 0, 0][:4]
         yield "rope.dimension_sections", array(Kind.INT32, sections)
-    yield "rope.freq_base", float32(rope.get("rope_theta", text.get("rope_theta", DEFAULT_ROPE_THETA)))
+    yield "rope.freq_base", float32(rope.get("rope_theta", text.get("rope_theta", family.rope.default_theta)))
 
 
 def task_metadata(architecture: str, task: Task) -> dict[str, Value]:
@@ -113,13 +118,14 @@ def deepstack_metadata(architecture: str, vision: Config) -> dict[str, Value]:
 # no other names.
 
 
-ARCHITECTURE: Final = "clip"
 _PREPROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
 
 
-def vision_metadata(config: Config, directory: Path) -> dict[str, Value]:
-    """The `clip.*` fields for config.json `config` and the image processor's files in `directory`."""
-    vision, text = section(config, "vision_config"), section(config, "text_config")
+def vision_metadata(detection: Detection, directory: Path) -> dict[str, Value]:
+    """The `clip.*` fields for a checkpoint's config and the image processor's files in `directory`."""
+    vision, text, tower = detection.vision, detection.text, detection.family.vision
+    if tower is None:
+        raise ModelError(f"{detection.architecture.name} has no vision tower.")
     if dimension(vision, "temporal_patch_size", 2) != 2:
         raise ModelError("config.json: temporal_patch_size is not 2; llama.cpp adds up two frames.")
     patch, positions = dimension(vision, "patch_size", 16), dimension(vision, "num_position_embeddings")
@@ -142,7 +148,7 @@ def vision_metadata(config: Config, directory: Path) -> dict[str, Value]:
     }
     return {
         "clip.has_vision_encoder": boolean(True),
-        "clip.projector_type": string(VisionProjectorType.QWEN3VL),
+        "clip.projector_type": string(tower.projector_type),
         "clip.use_gelu": boolean(True),
         **{f"clip.vision.{key}": value for key, value in vision_fields.items()},
     }
@@ -168,7 +174,6 @@ def _statistics(directory: Path, name: str) -> list[float]:
 PromptChoice = Literal["official", "llamacpp"]
 PROMPTS: Final[tuple[PromptChoice, ...]] = ("official", "llamacpp")
 
-RERANK_KEY: Final = "tokenizer.chat_template.rerank"
 NAMES_KEY: Final = "tokenizer.chat_templates"
 DEFAULT_KEY: Final = "tokenizer.chat_template"
 
@@ -177,18 +182,11 @@ _SIDES: Final = ("{query}", "{document}")
 
 def rank_prompt(official: PromptSpec, choice: PromptChoice, instruction: str | None) -> str:
     """The template to bake; `llamacpp` is what llama.cpp's converter gives to every reranker, the text family's."""
-    prompt = TEXT_RERANKER if choice == "llamacpp" else official
+    prompt = UPSTREAM_RERANKER if choice == "llamacpp" else official
     chosen = instruction or prompt.default_instruction
     if any(side in chosen for side in _SIDES):
         raise UsageError("--instruction contains {query} or {document}, which llama.cpp would replace.")
     return prompt.template.replace("{instruction}", chosen)
-
-
-def baked_instruction(template: str, prompt: PromptSpec) -> str | None:
-    """The instruction in a rank template that is otherwise `prompt`'s; None when it is another prompt."""
-    before, after = prompt.template.split("{instruction}")
-    is_this = template.startswith(before) and template.endswith(after) and len(template) >= len(before) + len(after)
-    return template[len(before) : len(template) - len(after)] if is_this else None
 
 
 def template_metadata(directory: Path, rank_template: str | None) -> Mapping[str, Value]:
@@ -221,14 +219,8 @@ def _named_templates(directory: Path) -> dict[str, str]:
 
 
 # The tokenizer of a checkpoint as GGUF metadata. Only what tokenizer.json and tokenizer_config.json declare; a pre-
-# tokenizer that is not Qwen2's is refused, since llama.cpp would split text otherwise than the model was trained
-# with, and say nothing.
-
-
-QWEN2_SPLIT: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""The pattern for which llama.cpp's pre-tokenizer `qwen2` stands."""
+# tokenizer that is not the family's is refused, since llama.cpp would split text otherwise than the model was trained
+# with, without an error.
 
 _ID_KEYS: Final = {
     "bos": "bos_token_id",
@@ -240,23 +232,19 @@ _ID_KEYS: Final = {
 }
 
 
-def read_tokenizer(directory: Path) -> Mapping[str, Any]:
-    """tokenizer.json, which is large enough to be read only once."""
-    tokenizer: Mapping[str, Any] = read_json(directory / "tokenizer.json")
-    return tokenizer
-
-
-def tokenizer_metadata(directory: Path, tokenizer: Mapping[str, Any], vocab_size: int) -> Mapping[str, Value]:
-    """The `tokenizer.*` fields, chat templates excepted; `vocab_size` rows has the embedding."""
+def tokenizer_metadata(
+    directory: Path, tokenizer: Mapping[str, Any], vocab_size: int, spec: TokenizerSpec
+) -> Mapping[str, Value]:
+    """The `tokenizer.*` fields, chat templates excepted; `vocab_size` is the number of rows of the embedding."""
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise ModelError(f"{directory / 'tokenizer.json'} holds no BPE model.")
-    _require_qwen2(directory, tokenizer)
+    _require_split(directory, tokenizer, spec)
     tokens, kinds = _tokens(directory, tokenizer, vocab_size)
     settings = read_json(directory / "tokenizer_config.json") if _has(directory, "tokenizer_config.json") else {}
     fields = {
-        "tokenizer.ggml.model": string("gpt2"),
-        "tokenizer.ggml.pre": string("qwen2"),
+        "tokenizer.ggml.model": string(spec.gguf_model),
+        "tokenizer.ggml.pre": string(spec.gguf_pre),
         "tokenizer.ggml.tokens": array(Kind.STRING, tokens),
         "tokenizer.ggml.token_type": array(Kind.INT32, kinds),
         "tokenizer.ggml.merges": array(Kind.STRING, map(_merge, model["merges"])),
@@ -276,13 +264,13 @@ def _has(directory: Path, name: str) -> bool:
     return (directory / name).is_file()
 
 
-def _require_qwen2(directory: Path, tokenizer: Mapping[str, Any]) -> None:
+def _require_split(directory: Path, tokenizer: Mapping[str, Any], spec: TokenizerSpec) -> None:
     split = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     patterns = [step.get("pattern", {}).get("Regex") for step in split if step.get("type") == "Split"]
-    if patterns != [QWEN2_SPLIT] or split[-1].get("type") != "ByteLevel":
+    if patterns != [spec.split_pattern] or split[-1].get("type") != "ByteLevel":
         raise ModelError(
-            f"{directory / 'tokenizer.json'} splits text otherwise than Qwen2's pre-tokenizer does.",
-            "llama.cpp has no name for it, and would score other tokens than the model knows.",
+            f"{directory / 'tokenizer.json'} does not split text as the pre-tokenizer {spec.gguf_pre} does.",
+            "llama.cpp has no other for this family and would read other tokens than the model was trained with.",
         )
 
 
@@ -314,7 +302,7 @@ def _kind(text: str, is_used: bool, added: Mapping[str, Any] | None) -> int:  # 
         return int(TokenType.UNUSED)
     if added is None:
         return int(TokenType.NORMAL)
-    looks_special = text.startswith("<|") and text.endswith("|>")  # Qwen leaves some of these unmarked
+    looks_special = text.startswith("<|") and text.endswith("|>")  # some of these are published unmarked
     return int(TokenType.CONTROL if added["special"] or looks_special else TokenType.USER_DEFINED)
 
 
@@ -333,7 +321,7 @@ def _special_tokens(
     appended = _appended_token(tokenizer)
     if any(step.get("type") == "ByteLevel" for step in _steps(tokenizer.get("post_processor"), "processors")):
         adds = {"bos": False, "eos": False}
-    if appended and appended != named["eos"]:  # Qwen3-Embedding ends with <|endoftext|>, chats with <|im_end|>
+    if appended and appended != named["eos"]:  # an embedder ends with <|endoftext|>, chats with <|im_end|>
         named |= {"eot": named["eos"], "eos": appended}
     if appended:
         adds["eos"] = True

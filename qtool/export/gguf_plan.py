@@ -11,8 +11,8 @@ from typing import Final
 from gguf.constants import LlamaFileType
 
 from qtool.arch.detect import Detection
-from qtool.arch.gguf_names import PATCH_EMBEDDINGS, POSITION_EMBEDDING, RANK_HEAD, gguf_name_of
-from qtool.arch.spec import Presence, Task, TensorSpec, section
+from qtool.arch.gguf_names import PATCH_EMBEDDINGS, POSITION_EMBEDDING
+from qtool.arch.spec import Presence, Task, TensorSpec
 from qtool.errors import ModelError, UsageError
 from qtool.export.engine import TensorSource
 from qtool.export.gguf_metadata import PROMPTS, PromptChoice
@@ -20,6 +20,7 @@ from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, Whole
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
 from qtool.storage.gguf_layout import GgufOutputTensor
+from qtool.storage.gguf_model import RANK_HEAD
 from qtool.storage.packed import PackedWeight, is_quantized, packed_weights
 
 # Which element type each tensor gets in a file of a given type. As llama.cpp's own converter decides, but for the
@@ -130,9 +131,6 @@ def parse_prompt(word: str) -> PromptChoice:
 # or is left out for a stated reason.
 
 
-_FRAMES = ".patch_embed.proj.weight"
-
-
 @dataclass(frozen=True)
 class PlannedGgufTensor:
     """One output tensor and where its bytes come from."""
@@ -195,7 +193,7 @@ def plan_language(
             )
         )
     for spec, info in inventory.tensors.items():
-        if _is_written(spec, answers):
+        if _is_written(spec, inventory, answers):
             gguf_name = _name(spec, inventory)
             if info.hf_name in inventory.packed:
                 planned += _repacked(gguf_name, checkpoint, inventory.packed[info.hf_name])
@@ -207,11 +205,11 @@ def plan_language(
 def plan_projector(inventory: Inventory, file_type: FileType) -> list[PlannedGgufTensor]:
     """The tensors of the vision projector's file."""
     planned: list[PlannedGgufTensor] = []
-    checkpoint = inventory.checkpoint
+    checkpoint, tower = inventory.checkpoint, inventory.detection.family.vision
     for spec, info in inventory.tensors.items():
-        if not _is_vision(spec):
+        if not inventory.detection.family.is_vision_tensor(spec.hf_name):
             continue
-        if spec.hf_name.endswith(_FRAMES):
+        if tower is not None and spec.hf_name == tower.patch_embedding:
             shape = (*spec.shape[:2], *spec.shape[3:])
             planned += [
                 _planned(name, shape, file_type.matrices, partial(Frame, checkpoint, info, frame))
@@ -232,24 +230,20 @@ def automatic_type(inventory: Inventory) -> FileType:
     return FILE_TYPES[dtypes.pop().lower() if len(dtypes) == 1 else "f32"]
 
 
-def _is_vision(spec: TensorSpec) -> bool:
-    return ".visual." in spec.hf_name
-
-
-def _is_written(spec: TensorSpec, answers: tuple[int, int] | None) -> bool:
+def _is_written(spec: TensorSpec, inventory: Inventory, answers: tuple[int, int] | None) -> bool:
     """Not the vision tower, nor a head that is tied, nor the vocabulary head that the rank head's rows replace."""
     is_replaced = spec.module == "lm_head" and answers is not None
-    return not _is_vision(spec) and spec.presence is not Presence.DUPLICATE and not is_replaced
+    is_vision = inventory.detection.family.is_vision_tensor(spec.hf_name)
+    return not is_vision and spec.presence is not Presence.DUPLICATE and not is_replaced
 
 
 def _name(spec: TensorSpec, inventory: Inventory) -> str:
-    config = inventory.detection.config
-    layers: Sequence[int] = ()
-    if inventory.detection.architecture.is_vision:
-        layers = section(config, "vision_config").get("deepstack_visual_indexes", ())
-    gguf_name = gguf_name_of(spec.hf_name, layers)
+    detection = inventory.detection
+    gguf_name = detection.family.gguf_names.of(spec.hf_name, detection.vision.get("deepstack_visual_indexes", ()))
     if gguf_name is None:
-        raise ModelError(f"{spec.hf_name} {list(spec.shape)} has no place in llama.cpp's {config.get('model_type')}.")
+        raise ModelError(
+            f"{spec.hf_name} {list(spec.shape)} has no name in llama.cpp's {detection.family.gguf_architecture}."
+        )
     return gguf_name
 
 

@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from qtool.arch.gguf_names import RANK_HEAD, TOKEN_EMBEDDING
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES
 from qtool.formats.ggml import BF16, F16, F32, Q8_0
 from qtool.progress import Progress, ignore
 from qtool.storage.gguf import GgufFile, GgufTensor, read_gguf
+from qtool.storage.gguf_model import RANK_HEAD, TOKEN_EMBEDDING
 
 PROGRAM: Final = "llama-quantize"
 LIBRARY: Final = "llama_cpp"

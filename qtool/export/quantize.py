@@ -15,7 +15,7 @@ from rich.text import Text
 
 from qtool.arch.detect import Detection, detect
 from qtool.arch.prompts import FILE_NAME as RERANK_TEMPLATE
-from qtool.arch.prompts import rerank_template, reranker_prompt
+from qtool.arch.prompts import rerank_template
 from qtool.arch.spec import Task
 from qtool.console import human_size, written
 from qtool.export.quantize_plan import (
@@ -128,8 +128,7 @@ def _rerank_template(detection: Detection) -> Mapping[str, bytes]:
     """What vLLM needs as --chat-template; not for a `score` head, which may have been trained on another prompt."""
     if detection.task is not Task.RERANK or detection.architecture.head != "lm_head":
         return {}
-    prompt = reranker_prompt(is_vision=detection.architecture.is_vision)
-    return {RERANK_TEMPLATE: rerank_template(prompt).encode()}
+    return {RERANK_TEMPLATE: rerank_template(detection.family.reranker).encode()}
 
 
 # The summary of a quantization; a dry run computes its numbers by the same code as the real one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,18 +12,14 @@ from typing import Any, Final
 import numpy as np
 from gguf.constants import PoolingType
 
-from qtool.arch.detect import detect
-from qtool.arch.gguf_names import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING
-from qtool.arch.prompts import NO, YES, reranker_prompt
+from qtool.arch.prompts import ANSWERS, NO, YES, PromptSpec
 from qtool.arch.spec import Task
+from qtool.artefact import CheckpointArtefact, require_family
 from qtool.errors import ModelError, UsageError
 from qtool.export.engine import TensorSource, write_tensors
 from qtool.export.gguf_metadata import (
     NAMES_KEY,
-    RERANK_KEY,
-    baked_instruction,
     rank_prompt,
-    read_tokenizer,
     task_metadata,
     token_id,
 )
@@ -34,16 +29,24 @@ from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
 from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions
 from qtool.progress import Meter, Progress, ignore
-from qtool.storage.checkpoint import TensorInfo, open_checkpoint
-from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, array, encode_string, encode_value, read_gguf, string
+from qtool.storage.checkpoint import TensorInfo
+from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, array, encode_string, encode_value, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out_encoded
-from qtool.storage.head_rows import (
+from qtool.storage.gguf_model import (
+    OUTPUT,
+    RANK_HEAD,
+    RERANK_KEY,
+    TOKEN_EMBEDDING,
     TOKENS_KEY,
+    GgufModel,
+    open_gguf_file,
+)
+from qtool.storage.head_rows import (
     HeadOrder,
     answer_matrix,
+    decoded_rows,
     distance,
     head_order,
-    read_rows,
     tokens_of_head,
     tolerance,
 )
@@ -79,39 +82,29 @@ class _Base:
 
 @dataclass(frozen=True)
 class _File:
-    """The file under repair: its header, where it lies, and the base that it was made from."""
+    """The file under repair and the base that it was made from."""
 
-    gguf: GgufFile
-    path: Path
+    model: GgufModel
     base: _Base | None
     tokens: Sequence[str]
 
-    def read(self, tensor: GgufTensor, start: int, nbytes: int) -> bytes:
-        """Some bytes of a tensor."""
-        with self.path.open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), nbytes, tensor.offset + start)
 
-
-def repaired_head(gguf: GgufFile, path: Path, base: str | None) -> RepairedHead | None:
-    """The head that `gguf` needs; None where its own is right."""
-    file = _File(gguf, path, _open_base(base) if base is not None else None, gguf.get(TOKENS_KEY, []))
+def repaired_head(model: GgufModel, base: str | None) -> RepairedHead | None:
+    """The head that `model` needs; None where its own is right."""
+    file = _File(model, _open_base(base) if base is not None else None, model.texts(TOKENS_KEY))
     if file.base is not None:
         _require_its_base(file, file.base)
-    present = gguf.tensors.get(RANK_HEAD)
+    present = model.tensors.get(RANK_HEAD)
     if present is None:
         return _rebuilt(file, "was missing")
-    _require_rankable_width(gguf, present)
+    if present.shape[0] != 2:
+        raise ModelError(f"{model.target}: {RANK_HEAD} has {present.shape[0]} rows, expected 2 (yes and no).", _AGAIN)
     if file.base is not None and present.type not in _EXACT:
         return _rebuilt(file, f"was stored as {present.type.name}")
-    order = head_order(gguf.tensors, file.tokens, file.read)
+    order = head_order(model, ANSWERS)
     if order is HeadOrder.EXCHANGED:
         return _exchanged(file, present, "held the rows of no and yes")
     return None if order is HeadOrder.RIGHT else _of_its_own(file, present)
-
-
-def _require_rankable_width(gguf: GgufFile, head: GgufTensor) -> None:
-    if head.shape[0] != 2:
-        raise ModelError(f"{gguf.name}: {RANK_HEAD} has {head.shape[0]} rows; yes and no are two.", _AGAIN)
 
 
 def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
@@ -119,12 +112,12 @@ def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
     words = _words_of(file, head)
     if any(words):
         return _rebuilt(file, f"held the rows of {' and '.join(map(_named, words))}")
-    labels = file.gguf.get(f"{file.gguf.get('general.architecture')}.classifier.output_labels")
+    labels = list(file.model.texts(file.model.key("classifier.output_labels")))
     if labels == [NO, YES]:  # kept with its rows, so that the one that meant yes still does
         return _exchanged(file, head, "held no before yes, as its labels say")
-    if labels not in (None, [YES, NO]):
+    if labels not in ([], [YES, NO]):
         raise ModelError(
-            f"{file.gguf.name}: the rows of {RANK_HEAD} are labelled {labels} and are no rows of its vocabulary: nothing "
+            f"{file.model.target}: the rows of {RANK_HEAD} are labelled {labels} and are no rows of its vocabulary: nothing "
             "says which of them means yes.",
             _AGAIN,
         )
@@ -133,10 +126,10 @@ def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
 
 def _words_of(file: _File, head: GgufTensor) -> list[str | None]:
     """Of each row of the head the token that it is the row of."""
-    matrix = answer_matrix(file.gguf.tensors)
+    matrix = answer_matrix(file.model)
     if matrix is None:
         return [None, None]
-    return [None if t is None else _text(file.tokens, t) for t in tokens_of_head(head, matrix, file.read)]
+    return [None if t is None else _text(file.tokens, t) for t in tokens_of_head(file.model, head, matrix)]
 
 
 def _text(tokens: Sequence[str], token: int) -> str:
@@ -149,7 +142,7 @@ def _named(word: str | None) -> str:
 
 def _exchanged(file: _File, head: GgufTensor, problem: str) -> RepairedHead:
     """Its own rows in the other order: byte for byte, since they may be better than the vocabulary's."""
-    exchanged = _planned(head.type, head.shape[1], partial(StoredRows, file.path, head, (1, 0)))
+    exchanged = _planned(head.type, head.shape[1], partial(StoredRows, file.model, head, (1, 0)))
     return RepairedHead(exchanged, f"{RANK_HEAD} {problem}, and holds those of yes and no.")
 
 
@@ -167,29 +160,29 @@ def _rebuilt(file: _File, problem: str) -> RepairedHead:
 
 
 def _open_base(base: str) -> _Base:
-    directory = resolve(base).directory
-    declared = detect(directory)
+    source = resolve(base)
+    declared = CheckpointArtefact(source).detection
     if declared.task is Task.EMBED:
         raise UsageError(
             f"{base} is an embedder ({declared.task_source}), whose rows of yes and no answer nothing.",
             "Pass the reranker that the file was made from.",
         )
-    tokenizer = read_tokenizer(directory)
-    inventory = take_inventory(open_checkpoint(directory), detect(directory, Task.RERANK))
-    return _Base(base, inventory, (token_id(tokenizer, YES), token_id(tokenizer, NO)))
+    opened = CheckpointArtefact(source, Task.RERANK)
+    inventory = take_inventory(opened.checkpoint, opened.detection)
+    return _Base(base, inventory, (token_id(opened.tokenizer, YES), token_id(opened.tokenizer, NO)))
 
 
 def _require_its_base(file: _File, base: _Base) -> None:
     """Raise ModelError unless the file can have been made from the base: whose rows of yes and no it then still has."""
-    gguf, width = file.gguf, file.gguf.get(f"{file.gguf.get('general.architecture')}.embedding_length")
+    model, width = file.model, file.model.integer(file.model.key("embedding_length"))
     words = [file.tokens[token : token + 1] for token in base.answers]
     if base.inventory.head.shape[1] != width or words != [[YES], [NO]]:
-        raise ModelError(f"{base.name} is not what {gguf.name} was made from: width or vocabulary differ.")
+        raise ModelError(f"{base.name} is not what {model.target} was made from: width or vocabulary differ.")
     for gguf_name, info in ((TOKEN_EMBEDDING, base.inventory.embedding), (OUTPUT, base.inventory.head)):
-        stored = gguf.tensors.get(gguf_name)
+        stored = model.tensors.get(gguf_name)
         if stored is not None and not _agree(file, stored, base, info):
             raise ModelError(
-                f"{base.name} is not what {gguf.name} was made from: their rows of yes and no differ in {gguf_name}.",
+                f"{base.name} is not what {model.target} was made from: their rows of yes and no differ in {gguf_name}.",
                 "Pass the checkpoint it was made from, or leave --base out: the file has rows of its own.",
             )
 
@@ -198,7 +191,7 @@ def _agree(file: _File, stored: GgufTensor, base: _Base, info: TensorInfo) -> bo
     """Whether the answers' rows are the same, as far as the types in which they are stored can tell."""
     if stored.shape[1:] != info.shape[1:] or max(base.answers) >= stored.shape[0]:
         return False
-    found = read_rows(stored, base.answers, file.read)
+    found = decoded_rows(file.model, stored, base.answers)
     trained = encode_rows(base.inventory.checkpoint, info, base.answers, F32).view(np.float32).reshape(2, -1)
     return found is None or distance(found, trained) <= tolerance(stored.type, _type_of(info))
 
@@ -213,28 +206,25 @@ def _head_of_base(base: _Base) -> PlannedGgufTensor:
 
 
 def _head_of_file(file: _File) -> PlannedGgufTensor:
-    matrix = answer_matrix(file.gguf.tensors)
+    matrix = answer_matrix(file.model)
     if matrix is None:
         raise ModelError(
-            f"{file.gguf.name} has neither {OUTPUT} nor {TOKEN_EMBEDDING}: the answers' rows are not in it."
+            f"{file.model.target} has neither {OUTPUT} nor {TOKEN_EMBEDDING}: the answers' rows are not in it."
         )
     rows = tuple(_token_row(file, text, matrix.shape[0]) for text in (YES, NO))
     kind = matrix.type if matrix.type in _EXACT else F32
-    return _planned(kind, matrix.shape[1], partial(StoredRows, file.path, matrix, rows))
+    return _planned(kind, matrix.shape[1], partial(StoredRows, file.model, matrix, rows))
 
 
 def _token_row(file: _File, text: str, rows: int) -> int:
     if text not in file.tokens or file.tokens.index(text) >= rows:
-        raise ModelError(f"{file.gguf.name} has no single token {text!r}: such a model cannot answer with it.")
+        raise ModelError(f"{file.model.target} has no single token {text!r}: such a model cannot answer with it.")
     return int(file.tokens.index(text))
 
 
 # `repair_gguf`: gives a GGUF file what it lacks to rank, without the base weights. What is repaired is rebuilt from
 # the file itself or from the family's published data; every other byte stays.
 
-
-FAMILIES: Final[Mapping[str, bool]] = {"qwen3": False, "qwen3vl": True}
-"""Known architectures, and whether each sees pictures."""
 
 _SCHEMES: Final = ("hf:", "https:", "http:")
 _SHORTEST_ADDRESS: Final = 4  # hf://ORG/NAME/FILE
@@ -277,12 +267,12 @@ def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSu
     """Write `options.fixed`: the file `options.broken` with all that its task needs."""
     _require_file(options.broken)
     check_target_file(options.fixed, force=options.force)
-    gguf = read_gguf(options.broken)
-    repair = _plan(gguf, options)
+    model = open_gguf_file(options.broken)
+    repair = _plan(model, options)
     if not repair.changes:
-        raise UsageError(f"{options.broken} lacks nothing that it needs to {_task(gguf, options).value}.")
-    tensors = list(_tensors(gguf, options.broken, repair.head))
-    layout = _lay_out(gguf, repair.fields, options.fixed.name, tensors)
+        raise UsageError(f"{options.broken} lacks nothing that it needs to {_task(model, options).value}.")
+    tensors = list(_tensors(model, repair.head))
+    layout = _lay_out(model.header, repair.fields, options.fixed.name, tensors)
     require_space(options.fixed, layout.nbytes)
     with staged_files(options.fixed, force=options.force) as folder:
         sources = [tensor.source for tensor in tensors]
@@ -320,44 +310,40 @@ def _download(path: Path) -> str:
     return shlex.join(["hf", "download", repo, "/".join(path.parts[3:]), *at, "--local-dir", "."])
 
 
-def _plan(gguf: GgufFile, options: RepairOptions) -> _Repair:
-    architecture = gguf.get("general.architecture")
-    if architecture not in FAMILIES:
-        raise ModelError(f"{gguf.name} is a {architecture!r} model; qtool repairs {' and '.join(FAMILIES)} rankers.")
-    if gguf.get("split.count", 1) > 1:
-        raise ModelError(f"{gguf.name} is one part of several.", "Put them together: llama-gguf-split --merge.")
-    task = _task(gguf, options)
+def _plan(model: GgufModel, options: RepairOptions) -> _Repair:
+    if (model.integer("split.count") or 1) > 1 or len(model.parts) + len(model.missing_parts) > 1:
+        raise ModelError(f"{options.broken} is one part of several.", "Merge them: llama-gguf-split --merge.")
+    family, task = require_family(model), _task(model, options)
     if task is Task.EMBED and options.base is not None:
         raise UsageError("--base gives a rank head, and an embedder has none.", "Leave --base out, or --task embed.")
-    wanted = dict(task_metadata(architecture, task))
+    wanted = dict(task_metadata(family.gguf_architecture, task))
     head = None
     if task is Task.RERANK:
-        head = repaired_head(gguf, options.broken, options.base)
-        wanted |= _template_fields(gguf, options)
-    changed = {key: value for key, value in wanted.items() if gguf.metadata.get(key) != value}
-    changes = (*((head.change,) if head else ()), *_field_changes(gguf, changed))
+        head = repaired_head(model, options.base)
+        wanted |= _template_fields(model, family.reranker, options)
+    changed = {key: value for key, value in wanted.items() if model.metadata.get(key) != value}
+    changes = (*((head.change,) if head else ()), *_field_changes(model.metadata, changed))
     return _Repair(changed, head.tensor if head else None, changes)
 
 
-def _task(gguf: GgufFile, options: RepairOptions) -> Task:
+def _task(model: GgufModel, options: RepairOptions) -> Task:
     """What the file is to do: as asked, else as its pooling says, else to rank."""
     if options.task is not None:
         return options.task
-    pooling = gguf.get(f"{gguf.get('general.architecture')}.pooling_type")
-    return Task.EMBED if pooling == PoolingType.LAST and RANK_HEAD not in gguf.tensors else Task.RERANK
+    pooling = model.integer(model.key("pooling_type"))
+    return Task.EMBED if pooling == PoolingType.LAST and RANK_HEAD not in model.tensors else Task.RERANK
 
 
-def _template_fields(gguf: GgufFile, options: RepairOptions) -> dict[str, Value]:
-    official = reranker_prompt(is_vision=FAMILIES[gguf.get("general.architecture")])
-    names = sorted({*gguf.get(NAMES_KEY, []), "rerank"})
-    instruction = options.instruction or baked_instruction(gguf.get(RERANK_KEY, ""), official)
+def _template_fields(model: GgufModel, official: PromptSpec, options: RepairOptions) -> dict[str, Value]:
+    names = sorted({*model.texts(NAMES_KEY), "rerank"})
+    instruction = options.instruction or official.instruction_in(model.text(RERANK_KEY) or "")
     template = rank_prompt(official, "official", instruction)
     return {RERANK_KEY: string(template), NAMES_KEY: array(Kind.STRING, names)}
 
 
-def _field_changes(gguf: GgufFile, fields: Mapping[str, Value]) -> Iterator[str]:
+def _field_changes(present: Mapping[str, Value], fields: Mapping[str, Value]) -> Iterator[str]:
     for key, value in fields.items():
-        old = gguf.metadata.get(key)
+        old = present.get(key)
         was = "was missing" if old is None else f"was {_short(old.data)}"
         yield f"{key} {was}, is {_short(value.data)}."
 
@@ -367,16 +353,16 @@ def _short(data: object) -> str:
     return text if len(text) <= 60 else f"{text[:28]} … {text[-28:]}"
 
 
-def _tensors(gguf: GgufFile, path: Path, head: PlannedGgufTensor | None) -> Iterator[PlannedGgufTensor]:
+def _tensors(model: GgufModel, head: PlannedGgufTensor | None) -> Iterator[PlannedGgufTensor]:
     """All tensors as they were, but for the head: in its place, or before all others where there was none."""
-    if head is not None and RANK_HEAD not in gguf.tensors:
+    if head is not None and RANK_HEAD not in model.tensors:
         yield head
-    for tensor in gguf.tensors.values():
+    for tensor in model.tensors.values():
         if head is not None and tensor.gguf_name == RANK_HEAD:
             yield head
             continue
         output = GgufOutputTensor(tensor.gguf_name, tensor.type, tensor.shape, tensor.nbytes)
-        yield PlannedGgufTensor(output, StoredTensor(path, tensor))
+        yield PlannedGgufTensor(output, StoredTensor(model, tensor))
 
 
 def _lay_out(

@@ -6,11 +6,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 from typing_extensions import override
 
 from qtool.errors import ModelError
@@ -28,6 +25,7 @@ from qtool.formats.ggml import F16, F32, NVFP4, GgmlType
 from qtool.formats.ggml_kernels import F16_MAX, U8, encode_run, repack_nvfp4
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf import GgufTensor
+from qtool.storage.gguf_model import GgufModel, decode
 from qtool.storage.packed import PackedWeight
 
 # Tensors of a checkpoint. Each source has the name of its output and, as `target`, its type there.
@@ -178,7 +176,7 @@ def float32_runs(source: TensorSource) -> Iterator[tuple[int, Float32]]:
 class StoredTensor(TensorSource):
     """A tensor of a GGUF file, byte for byte."""
 
-    path: Path
+    model: GgufModel
     tensor: GgufTensor
 
     @property
@@ -192,15 +190,14 @@ class StoredTensor(TensorSource):
             yield TensorChunk(nbytes, partial(self._read, start, nbytes))
 
     def _read(self, start: int, nbytes: int) -> Sequence[Encoded]:
-        data = np.fromfile(self.path, np.uint8, nbytes, offset=self.tensor.offset + start)
-        return (Encoded(self.tensor.gguf_name, start, data),)
+        return (Encoded(self.tensor.gguf_name, start, self.model.read(self.tensor, start, nbytes)),)
 
 
 @dataclass(frozen=True)
 class StoredRows(_SmallTensor):
     """Some rows of a matrix in a GGUF file: as they are, or dequantized to float32."""
 
-    path: Path
+    model: GgufModel
     tensor: GgufTensor
     rows: tuple[int, ...]
     output: str
@@ -208,10 +205,7 @@ class StoredRows(_SmallTensor):
 
     @override
     def _encode(self) -> U8:
-        width = self.tensor.nbytes // self.tensor.shape[0]
-        stored = [np.fromfile(self.path, np.uint8, width, offset=self.tensor.offset + row * width) for row in self.rows]
-        data = np.stack(stored)
+        data = self.model.read_rows(self.tensor, self.rows)
         if self.tensor.type is self.target:
             return data.reshape(-1)
-        weights = dequantize(data, GGMLQuantizationType(self.tensor.type.number))
-        return np.ascontiguousarray(weights, np.float32).reshape(-1).view(np.uint8)
+        return np.ascontiguousarray(decode(data, self.tensor.type)).reshape(-1).view(np.uint8)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qtool.arch.spec import Architecture, Config, Presence, TensorSpec
 from qtool.errors import ModelError
 from qtool.jsonfile import read_json
+from qtool.storage.byte_source import read_exactly
 
 # Reads safetensors checkpoints: headers once and distrustfully, tensor bytes on demand. Every offset, size, name and
 # type is checked against the files before the first byte of a weight is read.
@@ -73,20 +74,7 @@ class Checkpoint:
 
     def read_into(self, info: TensorInfo, start: int, buffer: NDArray[np.uint8]) -> None:
         """Fill `buffer` with the tensor's bytes from `start` on; safe from several threads."""
-        descriptor = os.open(info.file, os.O_RDONLY)
-        try:
-            _read_exactly(descriptor, info.offset + start, buffer, info)
-        finally:
-            os.close(descriptor)
-
-
-def _read_exactly(descriptor: int, offset: int, buffer: NDArray[np.uint8], info: TensorInfo) -> None:
-    done = 0
-    while done < buffer.nbytes:
-        count = os.preadv(descriptor, [buffer[done:].data], offset + done)
-        if count == 0:
-            raise ModelError(f"{info.file} ended while {info.hf_name} was read: it changed during the run.")
-        done += count
+        read_exactly(info.file, info.offset + start, buffer, info.hf_name)
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

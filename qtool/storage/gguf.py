@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, TypeAlias
+
+from gguf.constants import GGUFValueType
 
 from qtool.errors import ModelError
 from qtool.formats.ggml import GGML_TYPES, GgmlType
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from qtool.storage.byte_source import ByteSource, FileBytes
 
 # Metadata values of a GGUF file, as the format types them. A value keeps its type; what was read is written back bit
 # for bit. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3).
 
 
-class Kind(IntEnum):
-    """Type of a metadata value."""
-
-    UINT8 = 0
-    INT8 = 1
-    UINT16 = 2
-    INT16 = 3
-    UINT32 = 4
-    INT32 = 5
-    FLOAT32 = 6
-    BOOL = 7
-    STRING = 8
-    ARRAY = 9
-    UINT64 = 10
-    INT64 = 11
-    FLOAT64 = 12
-
+Kind: TypeAlias = GGUFValueType
+"""Type of a metadata value."""
 
 CODES: Final = {
     Kind.UINT8: "B",
@@ -112,52 +95,6 @@ def _encode_elements(kind: Kind, elements: Sequence[Any]) -> bytes:
     if kind is Kind.STRING:
         return b"".join(map(encode_string, elements))
     return struct.pack(f"<{len(elements)}{CODES[kind]}", *elements)
-
-
-# Bytes that may lie anywhere and are fetched in parts. Only the parts that are asked for are read.
-
-
-class ByteSource(Protocol):
-    """A file of known size; `chunk` is how much to ask for at once."""
-
-    @property
-    def name(self) -> str:
-        """What to call it in messages."""
-
-    @property
-    def size(self) -> int:
-        """Its bytes in all."""
-
-    @property
-    def chunk(self) -> int:
-        """A good number of bytes to read ahead."""
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Up to `nbytes` bytes from `offset` on; fewer only at the end."""
-
-
-class FileBytes:
-    """A local file."""
-
-    chunk = 1 << 18
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
-        self.name = str(path)
-        self.size = os.fstat(self._file.fileno()).st_size
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """See ByteSource."""
-        return os.pread(self._file.fileno(), nbytes, offset)
 
 
 # Reads the header of a GGUF file: metadata and the whereabouts of the tensors. Nothing that a file claims is believed

@@ -1,7 +1,4 @@
-"""Where an artefact lies: a folder of this disk or a repository on the hub, seen alike.
-
-Rule: the rest of the inspection asks for names, headers and a few bytes, and never learns which of the two it is.
-"""
+"""Where an artefact lies: a folder of this disk or a repository on the hub, seen alike."""
 
 from __future__ import annotations
 
@@ -9,13 +6,18 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote
 
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
 from qtool import resources
 from qtool.errors import UsageError
-from qtool.storage.gguf import ByteSource, FileBytes
+from qtool.storage.byte_source import ByteSource, FileBytes, read_exactly
 from qtool.storage.hub import HubRepository, is_path, mirror_headers
 
 ByteSpan = tuple[int, int]
@@ -31,15 +33,15 @@ _HUB_ADDRESS: Final = re.compile(r"([^/@]+/[^/@]+)(?:@(refs/(?:pr|convert)/[^/]+
 
 
 class ArtefactLocation(Protocol):
-    """A folder, or one file of it."""
+    """A folder or, with `selected`, one file of it.
 
-    @property
-    def revision(self) -> str | None:
-        """The commit of a repository on the hub."""
+    `revision` is the commit of a repository on the hub. Of a model that `is_local` a few rows of weights may be read: from
+    the hub, where only headers are fetched, they would have to be transferred first.
+    """
 
-    @property
-    def selected(self) -> str | None:
-        """The one file that is asked for, None where all are."""
+    revision: str | None
+    selected: str | None
+    is_local: bool
 
     @property
     def names(self) -> Sequence[str]:
@@ -49,15 +51,14 @@ class ArtefactLocation(Protocol):
     def fetched(self) -> int:
         """Bytes that came over the network."""
 
-    @property
-    def is_local(self) -> bool:
-        """Whether a few rows of weights may be read: from the hub they would have to be fetched, and only headers are."""
-
     def path_of(self, name: str) -> str:
         """How to write a file's place on a command line; of the folder itself with the empty name."""
 
     def open(self, name: str) -> AbstractContextManager[ByteSource]:
         """A file to read a header from."""
+
+    def read_into(self, name: str, offset: int, buffer: NDArray[np.uint8], what: str) -> None:
+        """Fill `buffer` with the bytes of a file from `offset` on; errors name `what` was read."""
 
     def read_spans(self, name: str, spans: Sequence[ByteSpan]) -> list[bytes] | None:
         """The bytes of each span; None where that would take too many requests."""
@@ -66,69 +67,95 @@ class ArtefactLocation(Protocol):
         """A folder on this disk with the headers and configuration of the safetensors checkpoint."""
 
 
-class LocalLocation:
+class LocalLocation(ArtefactLocation):
     """A folder of this disk."""
 
-    revision: str | None = None
-    fetched: int = 0
-    is_local: bool = True
+    revision = None
+    is_local = True
 
     def __init__(self, folder: Path, selected: str | None = None) -> None:
         self._folder = folder
         self.selected = selected
-        found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
-        self.names = sorted(path.relative_to(folder).as_posix() for path in found)
 
+    @property
+    @override
+    def fetched(self) -> int:
+        return 0
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        found = (path for pattern in ("*", "*/*") for path in self._folder.glob(pattern) if path.is_file())
+        return sorted(path.relative_to(self._folder).as_posix() for path in found)
+
+    @property
+    @override
+    def names(self) -> Sequence[str]:
+        return self._names
+
+    @override
     def path_of(self, name: str) -> str:
-        """See Place."""
         return str(self._folder / name)
 
     @contextmanager
+    @override
     def open(self, name: str) -> Iterator[ByteSource]:
-        """See Place."""
         with FileBytes(self._folder / name) as source:
             yield source
 
+    @override
+    def read_into(self, name: str, offset: int, buffer: NDArray[np.uint8], what: str) -> None:
+        read_exactly(self._folder / name, offset, buffer, what)
+
+    @override
     def read_spans(self, name: str, spans: Sequence[ByteSpan]) -> list[bytes]:
-        """See Place."""
         with FileBytes(self._folder / name) as source:
             return [source.read(*span) for span in spans]
 
     @contextmanager
+    @override
     def checkpoint(self) -> Iterator[Path]:
-        """See Place."""
         yield self._folder
 
 
-class HubLocation:
+class HubLocation(ArtefactLocation):
     """A repository on the hub."""
 
-    is_local: bool = False
+    is_local = False
 
     def __init__(self, repository: HubRepository, selected: str | None = None) -> None:
         self._repository = repository
-        self.revision: str | None = repository.revision
+        self.revision = repository.revision
         self.selected = selected
-        self.names = [name for name in repository.names if name.count("/") < _DEPTH or name == selected]
+        self._names = [name for name in repository.names if name.count("/") < _DEPTH or name == selected]
         if selected is not None and selected not in repository.names:
             raise UsageError(f"{repository.repo} has no file {selected}.")
 
     @property
+    @override
+    def names(self) -> Sequence[str]:
+        return self._names
+
+    @property
+    @override
     def fetched(self) -> int:
-        """See Place."""
         return self._repository.fetched
 
+    @override
     def path_of(self, name: str) -> str:
-        """See Place."""
         return f"{_SCHEME}{self._repository.repo}" + (f"/{name}" if name else "")
 
     @contextmanager
+    @override
     def open(self, name: str) -> Iterator[ByteSource]:
-        """See Place."""
         yield self._repository.open(name, _HEADER_CHUNK)
 
+    @override
+    def read_into(self, name: str, offset: int, buffer: NDArray[np.uint8], what: str) -> None:
+        del what  # the repository's errors name the file
+        buffer[:] = np.frombuffer(self._repository.read_part(name, offset, buffer.nbytes).data, np.uint8)
+
+    @override
     def read_spans(self, name: str, spans: Sequence[ByteSpan]) -> list[bytes] | None:
-        """See Place."""
         runs = _merged(spans)
         if len(runs) > _MAX_REQUESTS:
             return None
@@ -136,8 +163,8 @@ class HubLocation:
         return [_cut(parts, offset, nbytes) for offset, nbytes in spans]
 
     @contextmanager
+    @override
     def checkpoint(self) -> Iterator[Path]:
-        """See Place."""
         with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
             mirror_headers(self._repository, Path(folder))
             yield Path(folder)
@@ -148,13 +175,13 @@ def open_location(target: str, revision: str | None = None, token: str | None = 
     path = Path(target)
     if not target.startswith(_SCHEME) and path.exists():
         if revision is not None:
-            raise UsageError(f"{target} lies on this disk and has no revisions.", "Leave --revision out.")
+            raise UsageError(f"{target} is on this disk and has no revisions.", "Leave out --revision.")
         return LocalLocation(path) if path.is_dir() else LocalLocation(path.parent, path.name)
     if target in resources.demo_models():
         return LocalLocation(resources.demo_model(target))
     repo, in_name, name = _hub_address(target)
     if in_name and revision not in (None, in_name):
-        raise UsageError(f"{target} names one revision and --revision another.")
+        raise UsageError(f"{target} names the revision {in_name}; --revision asks for {revision}.")
     return HubLocation(HubRepository(repo, in_name or revision, token), name)
 
 
@@ -162,7 +189,7 @@ def _hub_address(target: str) -> tuple[str, str | None, str | None]:
     match = _HUB_ADDRESS.fullmatch(target.removeprefix(_SCHEME))
     if match is None or is_path(target):
         raise UsageError(
-            f"{target} is no file or folder here and no repository.",
+            f"Not a local file, a local folder or a Hub repository: {target!r}.",
             "Pass a file, a folder, org/name or hf://org/name[@revision][/file].",
         )
     return match[1], unquote(match[2]) if match[2] else None, match[3]

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from qtool.arch.detect import Detection, detect
-from qtool.arch.prompts import embedder_prompt
+from qtool.arch.detect import Detection
 from qtool.arch.spec import Task
+from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
+from qtool.checks.reference import Reference, open_reference
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.inputs.builtin import default_panels, load_panels
 from qtool.inputs.panels import Panel, PanelShard
@@ -21,8 +22,7 @@ from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
 from qtool.scoring.ledger import may_be_ledger
-from qtool.scoring.runtime import RuntimeOptions, gguf_file, texts_only
-from qtool.storage.hub import resolve
+from qtool.scoring.runtime import RuntimeOptions, texts_only
 from qtool.storage.output import named_write_errors
 from qtool.verify.gates import check_names
 
@@ -147,16 +147,15 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class Case:
-    """A verification that may begin; `artefact` is None of a server, which shows no files.
+    """A verification that may begin; `artefact` is None of a server, which shows no files. Both models are opened once.
 
     An embedder's queries get `query_instruction`, the publisher's, where the panel gives none. `left_out` says which of
     the built-in panels the artefact's runtime cannot read, and why.
     """
 
     options: VerifyOptions
-    reference: Path
-    artefact: Path | None
-    family: str
+    reference: Reference
+    artefact: Artefact | None
     task: Task
     task_source: str
     query_instruction: str | None
@@ -179,10 +178,12 @@ class Case:
 
 def open_case(options: VerifyOptions) -> Case:
     """Find the models, read what they declare, check recipe and panels."""
-    reference = resolve(options.reference, options.revision, options.token).directory
-    declared = detect(reference, options.task)
-    artefact = _located(options)
-    task, task_source = _task(declared, artefact, options.task)
+    reference = open_reference(options.reference, options.task, options.revision, options.token)
+    declared = reference.detection
+    artefact = _opened(options)
+    task, task_source = _task(declared, artefact)
+    reference = replace(reference, asked_task=task)  # it, or the artefact, may declare none
+    artefact = None if artefact is None else replace(artefact, asked_task=task)
     recipe = _recipe(options, artefact)
     check_names(recipe.recipe.gates)
     left_out = ""
@@ -190,41 +191,37 @@ def open_case(options: VerifyOptions) -> Case:
         chosen, left_out = _default_panels(options, declared, artefact, task)
         options = replace(options, panels=chosen)
     panels = () if options.structure_only else tuple(_panels(options, declared))
-    instruction = embedder_prompt(is_vision=declared.architecture.is_vision).query_instruction or None
-    return Case(
-        options, reference, artefact, declared.architecture.family, task, task_source, instruction, recipe, panels,
-        left_out,
-    )  # fmt: skip
+    instruction = declared.family.embedder.query_instruction or None
+    return Case(options, reference, artefact, task, task_source, instruction, recipe, panels, left_out)
 
 
-def artefact_runtime(options: VerifyOptions, path: Path | None, task: Task, family: str) -> RuntimeOptions:
-    """How to open the artefact that lies at `path`, or behind an address for None."""
-    if path is None:
+def artefact_runtime(options: VerifyOptions, artefact: Artefact | None, task: Task, family: str) -> RuntimeOptions:
+    """How to open the artefact, or what answers at an address for None."""
+    if artefact is None:
         return RuntimeOptions(
             task, engine=options.engine, served_model=options.served_model, concurrency=options.concurrency,
             timeout=options.timeout, family=family,
         )  # fmt: skip
-    if gguf_file(str(path)) is not None:  # it runs as its file says
+    if isinstance(artefact, GgufArtefact):  # it runs as its file says
         return RuntimeOptions(task, mmproj=options.mmproj)
     return RuntimeOptions(task, options.dtype, options.device, mmproj=options.mmproj)
 
 
-def _located(options: VerifyOptions) -> Path | None:
+def _opened(options: VerifyOptions) -> Artefact | None:
     if options.artefact.startswith(_URL):
         if options.structure_only:
             raise UsageError(
                 f"{options.artefact} shows no files, so it has no structure to check.", "Leave out --structure-only."
             )
         return None
-    path = Path(options.artefact)
-    return path if path.is_file() else resolve(options.artefact, None, options.token).directory
+    return open_artefact(options.artefact, task=options.task, mmproj=options.mmproj, token=options.token)
 
 
-def _task(reference: Detection, artefact: Path | None, asked: Task | None) -> tuple[Task, str]:
+def _task(reference: Detection, artefact: Artefact | None) -> tuple[Task, str]:
     """The reference's task, else the artefact's; where both are checkpoints that say so, they must agree."""
-    if artefact is None or not (artefact / "config.json").is_file():
+    if not isinstance(artefact, CheckpointArtefact):
         return reference.require_task(), reference.task_source
-    found = detect(artefact, asked)
+    found = artefact.detection
     if reference.architecture.family != found.architecture.family:
         raise ModelError(f"The artefact is a {found.architecture.name}, the reference a {reference.architecture.name}.")
     if None not in (reference.task, found.task) and reference.task is not found.task:
@@ -236,11 +233,11 @@ def _task(reference: Detection, artefact: Path | None, asked: Task | None) -> tu
     return source.require_task(), source.task_source
 
 
-def _recipe(options: VerifyOptions, artefact: Path | None) -> LoadedRecipe:
+def _recipe(options: VerifyOptions, artefact: Artefact | None) -> LoadedRecipe:
     """What --recipe names, else the recipe that the artefact was made by, else the default's gates."""
     if options.recipe is not None:
         return load_recipe(options.recipe)
-    manifest = artefact / MANIFEST if artefact is not None else None
+    manifest = artefact.path / MANIFEST if isinstance(artefact, CheckpointArtefact) else None
     if manifest is None or not manifest.is_file():
         return load_recipe(DEFAULT_RECIPE)
     facts = read_json(manifest)
@@ -254,7 +251,7 @@ def _recipe(options: VerifyOptions, artefact: Path | None) -> LoadedRecipe:
 
 
 def _default_panels(
-    options: VerifyOptions, reference: Detection, artefact: Path | None, task: Task
+    options: VerifyOptions, reference: Detection, artefact: Artefact | None, task: Task
 ) -> tuple[tuple[str, ...], str]:
     """The built-in panels that both sides can read, and which others were left out and why."""
     panels, texts = (default_panels(is_vision=is_vision) for is_vision in (reference.architecture.is_vision, False))
@@ -263,7 +260,7 @@ def _default_panels(
     why = ""
     with suppress(ModelError):  # of a broken file, which is for the structure stage to say
         runtime = artefact_runtime(options, artefact, task, reference.architecture.family)
-        why = texts_only(str(artefact or options.artefact), runtime)
+        why = texts_only(artefact or options.artefact, runtime)
     left_out = ", ".join(panel for panel in panels if panel not in texts)
     return (texts, f"{left_out} left out: {why}") if why else (panels, "")
 

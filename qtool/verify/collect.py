@@ -123,10 +123,10 @@ def open_role(case: Case, role: Role) -> Scorer:
     """The runtime behind a role; no weight is read yet."""
     options = case.options
     if role is Role.ARTEFACT:
-        target = options.artefact if case.artefact is None else str(case.artefact)
-        return open_runtime(target, artefact_runtime(options, case.artefact, case.task, case.family))
+        runtime = artefact_runtime(options, case.artefact, case.task, case.reference.family.key)
+        return open_runtime(case.artefact or options.artefact, runtime)
     dtype = NOISE_DTYPE if role is Role.NOISE else options.dtype
-    return open_runtime(str(case.reference), RuntimeOptions(case.task, dtype, options.device))
+    return open_runtime(case.reference, RuntimeOptions(case.task, dtype, options.device))
 
 
 def collect_scores(case: Case, role: Role, panels: Sequence[Panel], progress: StageProgress) -> RoleScores:

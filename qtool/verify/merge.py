@@ -15,6 +15,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from qtool.arch.spec import Task
+from qtool.checks.reference import reference_in
 from qtool.checks.stage import Outcome, Stage
 from qtool.errors import UsageError
 from qtool.inputs.builtin import load_panels
@@ -28,6 +29,8 @@ from qtool.verify.conclude import SCORED, conclude, noise_panels
 from qtool.verify.report import SCHEMA_VERSION, Report
 from qtool.verify.stages import Checked
 
+_NO_MODEL: Final = reference_in(Path())
+"""A merge asks no model."""
 _OWN: Final = ("shard",)
 """Settings in which the parts of one verification differ."""
 
@@ -163,7 +166,7 @@ def _case(report: Report, output: Path) -> Case:
     _check_panels(panels, settings["panels"])
     recipe = parse_recipe(settings["recipe_text"], report.recipe)
     return Case(
-        options, Path(), None, "", Task(settings["task"]), report.task_source, settings["query_instruction"], recipe,
+        options, _NO_MODEL, None, Task(settings["task"]), report.task_source, settings["query_instruction"], recipe,
         tuple(panels),
     )  # fmt: skip
 

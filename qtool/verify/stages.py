@@ -52,13 +52,13 @@ def check_files(case: Case, progress: StageProgress) -> Checked:
     if case.artefact is None:
         return Checked((skipped(STRUCTURE, "a server shows no files"),))
     options, artefact = case.options, case.artefact
-    checked = Checked((check_structure(artefact, case.reference, case.task, options.mmproj),))
+    checked = Checked((check_structure(artefact, case.reference),))
     if options.weights and (options.keep_going or not checked.failed):
-        stage, errors = compare_weights(artefact, case.reference, case.task, options.mmproj, progress)
+        stage, errors = compare_weights(artefact, case.reference, progress)
         checked = replace(checked.with_stage(stage), weights=errors)
     if options.rederive and (options.keep_going or not checked.failed):
         with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-            stage, files = rederive(artefact, case.reference, Path(folder), case.task, options.mmproj)
+            stage, files = rederive(artefact, case.reference, Path(folder))
         checked = replace(checked.with_stage(stage), rederived=files)
     return checked
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
-from qtool.arch.gguf_names import RANK_HEAD
 from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
-from qtool.export.gguf_metadata import RERANK_KEY
 from qtool.formats.ggml import GGML_TYPES, Q8_0
+from qtool.storage.gguf_model import RANK_HEAD, RERANK_KEY
 from tests.checks import surgery
 from tests.checks.registry import STRUCTURE, case
 

@@ -11,16 +11,13 @@ import pytest
 from qtool.arch.spec import Task
 from qtool.checks.findings import COMPARISON_CODES, Severity
 from qtool.checks.findings import INSPECTION_CODES as INSPECTED
-from qtool.checks.prompts import compare_prompts
-from qtool.checks.rederive import rederive
 from qtool.checks.stage import Outcome
-from qtool.checks.structure import check_structure
-from qtool.checks.weights import compare_weights
 from qtool.formats.ggml import BF16
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from tests.checks import surgery
 from tests.checks.cases import CASES, PROMPT, REDERIVE, STRUCTURE, WEIGHTS
+from tests.checks.stages import check_structure, compare_prompts, compare_weights, rederive
 from tests.scoring import tiny
 
 IN_FILES = [case for case in CASES if case.step != PROMPT]

@@ -17,7 +17,7 @@ def test_every_code_is_tested():
 @pytest.mark.parametrize("code", INSPECTION_CODES)
 def test_every_code_is_one_plain_sentence(code):
     sentence = INSPECTION_CODES[code].sentence
-    assert sentence.endswith((".", "{instruction}"))
+    assert sentence.endswith((".", "{instruction}", "{problem}"))
     assert sentence.count(". ") == 0
     assert INSPECTION_CODES[code].remedy == "" or INSPECTION_CODES[code].remedy.split()[0] in ("qtool", "hf")
 

@@ -9,15 +9,14 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import quantize
 
-from qtool.arch.gguf_names import RANK_HEAD
 from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
 from qtool.arch.spec import Task
 from qtool.checks.findings import INSPECTION_CODES as CATALOGUE
 from qtool.checks.inspect import inspect
-from qtool.export.gguf_metadata import RERANK_KEY
 from qtool.export.repair import RepairOptions, repair_gguf
 from qtool.formats.ggml import GGML_TYPES, Q8_0
 from qtool.storage.gguf import Kind, array, boolean, string, uint32
+from qtool.storage.gguf_model import RANK_HEAD, RERANK_KEY
 from tests.checks.rewriting import TOKENIZER, codes, drop, put, retype, rewrite_gguf
 
 Q4_0 = next(each for each in GGML_TYPES.values() if each.name == "Q4_0")
@@ -191,9 +190,9 @@ def test_published_sizes_are_held_to_what_was_published(copy_of):
     report = inspect(str(folder))
     assert report.artefacts[0].family == "Qwen3-VL 2B"
     sentences = [finding.sentence for finding in report.findings if finding.code in ("gguf-rope", "gguf-deepstack")]
-    assert "its base is 10,000, and Qwen3-VL 2B has 5,000,000" in sentences[0]
-    assert "[11, 11, 10], and Qwen3-VL 2B has [24, 20, 20]" in sentences[1]
-    assert "2 deepstack layers are declared, and Qwen3-VL has 3" in sentences[2]
+    assert "the base is 10,000; Qwen3-VL 2B has 5,000,000" in sentences[0]
+    assert "[11, 11, 10]; Qwen3-VL 2B has [24, 20, 20]" in sentences[1]
+    assert "2 deepstack layers are declared; Qwen3-VL 2B has 3" in sentences[2]
 
 
 def test_sections_must_fill_half_a_head(copy_of):

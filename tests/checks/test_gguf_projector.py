@@ -18,7 +18,7 @@ PROJECTOR_TENSORS = {
     "mmproj-tensor-shape": retype("v.post_ln.weight", shape=(8,)),
 }
 """By code: the change of the projector that does it."""
-CODES = {*PROJECTOR_FIELDS, *PROJECTOR_TENSORS, "mmproj-missing", "mmproj-width"}
+CODES = {*PROJECTOR_FIELDS, *PROJECTOR_TENSORS, "mmproj-missing", "mmproj-width", "mmproj-unreadable"}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,19 @@ def test_a_language_file_alone_lacks_its_projector(copy_of):
     report = inspect(str(folder / "model.gguf"))
     assert codes(report) == ["mmproj-missing"]
     assert not report.broken
+
+
+def test_a_projector_that_cannot_be_read_breaks_its_model_unless_another_fits(copy_of):
+    folder = copy_of("reranker-gguf")
+    good = (folder / "mmproj.gguf").rename(folder / "good")
+    (folder / "mmproj.gguf").write_bytes(good.read_bytes()[:1000])
+    report = inspect(str(folder / "model.gguf"))
+    assert codes(report) == ["mmproj-unreadable"]
+    assert "truncated" in report.findings[0].sentence
+    good.rename(folder / "mmproj-good.gguf")
+    report = inspect(str(folder / "model.gguf"))
+    assert codes(report) == []
+    assert report.artefacts[0].markers["projector"] == "mmproj-good.gguf"
 
 
 def test_a_file_is_matched_with_the_projector_beside_it(made):

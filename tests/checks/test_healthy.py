@@ -14,11 +14,7 @@ from gguf.quants import quantize
 
 from qtool import resources
 from qtool.arch.prompts import VL_RERANKER
-from qtool.checks.prompts import compare_prompts
-from qtool.checks.rederive import rederive
 from qtool.checks.stage import Outcome
-from qtool.checks.structure import check_structure
-from qtool.checks.weights import compare_weights
 from qtool.errors import ModelError, UsageError
 from qtool.export.convert import convert_gguf
 from qtool.export.gguf_plan import ConvertOptions
@@ -27,6 +23,7 @@ from qtool.inputs.items import Item, Pair
 from qtool.scoring.runtime import open_runtime
 from tests.checks import surgery
 from tests.checks.good import append_end, make, write_reference
+from tests.checks.stages import check_structure, compare_prompts, compare_weights, rederive
 from tests.export.models import RERANKER
 
 KINDS = ("copy", "nvfp4", "gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0")
@@ -242,7 +239,7 @@ def test_the_prompt_of_the_other_family_is_named(tmp_path):
 
 def test_a_quantized_reference_and_several_models_are_refused(builder, tmp_path):
     quantized = builder.good("reranker/nvfp4")
-    with pytest.raises(UsageError, match="can be no reference"):
+    with pytest.raises(UsageError, match=r"The reference .* is quantized"):
         check_structure(quantized, quantized)
     folder = copy_of(builder, "reranker/gguf-f16", tmp_path)
     shutil.copyfile(folder / "model.gguf", folder / "other.gguf")

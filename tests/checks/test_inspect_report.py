@@ -10,8 +10,8 @@ from rich.console import Console
 from qtool.arch.prompts import VL_RERANKER
 from qtool.checks.inspect import inspect
 from qtool.errors import ModelError, UsageError
-from qtool.export.gguf_metadata import RERANK_KEY
 from qtool.storage.gguf import string
+from qtool.storage.gguf_model import RERANK_KEY
 from tests.checks.rewriting import rewrite_gguf
 
 
@@ -97,7 +97,7 @@ def test_the_demo_models_are_known_by_name():
     "target", ["nowhere", "a/b/c", "./missing", "~/x", "hf://lonely", "missing/model.gguf/x", "a/m.gguf", "tests/m"]
 )
 def test_what_is_neither_here_nor_a_repository_is_a_usage_error(target):
-    with pytest.raises(UsageError, match="no file or folder here and no repository"):
+    with pytest.raises(UsageError, match="Not a local file, a local folder or a Hub repository"):
         inspect(target)
 
 

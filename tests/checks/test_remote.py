@@ -208,7 +208,7 @@ def test_what_is_not_there_is_said(made, hub):
         inspect("org/other")
     with pytest.raises(UsageError, match=r"has no file other\.gguf"):
         inspect("hf://org/model/other.gguf")
-    with pytest.raises(UsageError, match="names one revision and --revision another"):
+    with pytest.raises(UsageError, match="names the revision v1; --revision asks for v2"):
         inspect("hf://org/model@v1", revision="v2")
 
 

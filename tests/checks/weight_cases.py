@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qtool.arch.gguf_names import RANK_HEAD, TOKEN_EMBEDDING
+from qtool.storage.gguf_model import RANK_HEAD, TOKEN_EMBEDDING
 from tests.checks import surgery
 from tests.checks.registry import STRUCTURE, WEIGHTS, case
 

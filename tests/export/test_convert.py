@@ -11,10 +11,10 @@ from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.export.convert import convert_gguf
-from qtool.export.gguf_metadata import RERANK_KEY
 from qtool.export.gguf_plan import ConvertOptions
 from qtool.export.quantize import QuantizeOptions, quantize
 from qtool.storage.gguf import read_gguf
+from qtool.storage.gguf_model import RERANK_KEY
 from tests.export.digests import STORED, TYPES, digest
 from tests.export.models import MODELS, RERANKERS, WITH_PICTURES
 
@@ -86,7 +86,7 @@ def test_nvfp4_is_repacked_without_loss(models, tmp_path):
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    from qtool.arch.gguf_names import gguf_name_of
+    from qtool.arch.qwen3_vl import QWEN3_VL
     from qtool.formats.nvfp4_kernels import dequantize as from_modelopt
     from qtool.storage.checkpoint import open_checkpoint
     from qtool.storage.packed import packed_weights, read_global_scale
@@ -99,7 +99,7 @@ def test_nvfp4_is_repacked_without_loss(models, tmp_path):
     packed = packed_weights(checkpoint)
     assert packed
     for hf_name, weight in packed.items():
-        name = gguf_name_of(hf_name)
+        name = QWEN3_VL.gguf_names.of(hf_name)
         tensor, scale = gguf.tensors[name], gguf.tensors[name.replace(".weight", ".scale")]
         assert tensor.type.name == "NVFP4"
         raw = np.frombuffer(data[tensor.offset : tensor.offset + tensor.nbytes], np.uint8)
@@ -228,7 +228,7 @@ def _not_causal(folder):
     ("damage", "message"),
     [
         (_without_yes, "no single token 'yes'"),
-        (_other_split, "splits text otherwise"),
+        (_other_split, "does not split text as the pre-tokenizer qwen2 does"),
         (_no_task, "whether it is a reranker or an embedder"),
         (_scaled_rope, "rotary embedding is scaled"),
         (_not_causal, "is_causal is false"),

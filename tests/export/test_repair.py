@@ -9,11 +9,12 @@ import pytest
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
 from qtool.export.convert import convert_gguf
-from qtool.export.gguf_metadata import NAMES_KEY, RERANK_KEY
+from qtool.export.gguf_metadata import NAMES_KEY
 from qtool.export.gguf_plan import ConvertOptions
 from qtool.export.repair import RepairOptions, repair_gguf
 from qtool.storage.gguf import Kind, Value, array, read_gguf, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
+from qtool.storage.gguf_model import RERANK_KEY
 from qtool.storage.output_files import open_files
 from tests.export.digests import digest
 from tests.export.models import MODELS
@@ -181,7 +182,10 @@ def test_an_embedder_without_pooling_gets_it_when_asked(right, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fields": {"general.architecture": string("llama")}}, "'llama' model"),
+        (
+            {"fields": {"general.architecture": string("llama")}},
+            "holds the architecture 'llama'; known are qwen3, qwen3vl",
+        ),
         ({"fields": {"split.count": Value(Kind.UINT16, 2)}}, "one part of several"),
         ({"without": [HEAD, "token_embd.weight"]}, "the answers' rows are not in it"),
         ({"without": [HEAD], "drop_fields": ["tokenizer.ggml.tokens"]}, "no single token 'yes'"),

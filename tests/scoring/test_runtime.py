@@ -111,11 +111,11 @@ def test_a_projector_of_another_model_is_passed_over_unless_it_is_named(gguf_fol
 
 
 def test_what_does_not_concern_a_runtime_is_refused(gguf_folder: Path) -> None:
-    with pytest.raises(UsageError, match="--dtype belongs to checkpoints"):
+    with pytest.raises(UsageError, match="--dtype applies to checkpoints only"):
         open_runtime(str(gguf_folder), RuntimeOptions(dtype="bfloat16"))
     with pytest.raises(UsageError, match="--task cannot change"):
         open_runtime(str(gguf_folder), RuntimeOptions(task=Task.EMBED))
-    with pytest.raises(UsageError, match="--mmproj belongs to those"):
+    with pytest.raises(UsageError, match="is a checkpoint and takes no projector"):
         open_runtime(RERANKER, RuntimeOptions(mmproj=gguf_folder / "mmproj-reranker-F32.gguf"))
 
 

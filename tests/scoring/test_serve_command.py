@@ -15,9 +15,9 @@ from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER, rerank_template
 from qtool.arch.spec import Task
 from qtool.cli import app
 from qtool.errors import ModelError, UsageError
-from qtool.scoring.llama_cpp.model import RERANK_TEMPLATE
 from qtool.serve_command import ServingEngine, parse_engine, serve_command, with_template
 from qtool.storage.gguf import string, uint32
+from qtool.storage.gguf_model import RERANK_KEY as RERANK_TEMPLATE
 from tests.export.models import MODELS
 from tests.scoring.gguf_files import changed, gguf_of, projector_of, quantized, text_family_of
 from tests.tiny import text_config, write_checkpoint
@@ -164,7 +164,7 @@ def test_engines_that_cannot_serve_an_artefact_say_why(folder, artefact, tmp_pat
     ):
         with pytest.raises(UsageError, match=message):
             serve_command(str(path), engine, None, None, None)
-    with pytest.raises(UsageError, match="--engine is vllm, llama-server, sglang, not 'ollama'"):
+    with pytest.raises(UsageError, match="Unknown engine 'ollama'"):
         parse_engine("ollama")
     with pytest.raises(UsageError, match="does not say whether it is a reranker"):
         serve_command(str(write_checkpoint(tmp_path / "bare", text_config())), ServingEngine.VLLM, None, None, None)

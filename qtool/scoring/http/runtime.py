@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from qtool.arch.detect import ARCHITECTURES
-from qtool.arch.prompts import embedder_prompt, reranker_prompt
+from qtool.arch.families import FAMILIES
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.items import Item, Pair
@@ -53,7 +52,6 @@ class HttpOptions:
     retries: int = 5
 
 
-_IS_VISION: Final = {known.family: known.is_vision for known in ARCHITECTURES.values()}
 _DEFAULT: Final = HttpOptions()
 
 
@@ -205,9 +203,9 @@ def _read_pictures(item: Item) -> None:
 def _official_prompt(task: Task, family: str | None) -> PromptSpec | None:
     if family is None:
         return None
-    if family not in _IS_VISION:
-        raise UsageError(f"Unknown family {family!r}.", f"Known are {', '.join(_IS_VISION)}.")
-    return (reranker_prompt if task is Task.RERANK else embedder_prompt)(is_vision=_IS_VISION[family])
+    if family not in FAMILIES:
+        raise UsageError(f"Unknown family {family!r}.", f"Known are {', '.join(FAMILIES)}.")
+    return FAMILIES[family].prompt(task)
 
 
 def _engine(client: HttpClient, server: Server, prompt: PromptSpec | None) -> HttpEngine:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from qtool.arch.prompts import IMAGE_PAD, VISION_END, VISION_START, PromptSpec
 from qtool.errors import UsageError
-from qtool.scoring.llama_cpp.model import DOCUMENT, QUERY, GgufModel
+from qtool.scoring.llama_cpp.model import DOCUMENT, QUERY, LlamaCppModel
 from qtool.scoring.prompt import Prompt, PromptBuilder, Shown, png_base64
 from qtool.scoring.tokenizer import PromptTokenizer
 
@@ -81,7 +81,7 @@ class _FileTokenizer:
         """There is none."""
 
 
-def prompt_builder(model: GgufModel, token_ids: Callable[[str], list[int]]) -> TextPromptBuilder:
+def prompt_builder(model: LlamaCppModel, token_ids: Callable[[str], list[int]]) -> TextPromptBuilder:
     """Official prompts of `model`; `token_ids` is llama.cpp's tokenizer."""
     tokenizer: Any = _FileTokenizer(model.tokens, token_ids)
     return TextPromptBuilder(PromptTokenizer(tokenizer, model.special_ids), model.prompt)
@@ -97,7 +97,7 @@ def side_text(item: Item, spec: PromptSpec) -> str:
     return normalized(item.joined_text) if item.text else spec.empty_side
 
 
-def ranked_text(pair: Pair, model: GgufModel) -> str | None:
+def ranked_text(pair: Pair, model: LlamaCppModel) -> str | None:
     """What /v1/rerank would make of the pair, where that is the prompt it asks for; None where only reading it will do.
 
     A file that bakes another prompt than the official one ranks with that: users get it, so verification must see it.

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from qtool.artefact import require_fit
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.progress import ignore
-from qtool.scoring.llama_cpp.model import GgufModel, check_projector, parts_of, read_model
+from qtool.scoring.llama_cpp.model import LlamaCppModel, read_model
 from qtool.scoring.llama_cpp.prompts import (
     TextPrompt,
     TextPromptBuilder,
@@ -39,6 +40,7 @@ from qtool.scoring.scorer import (
     prompt_sha256,
     query_content,
 )
+from qtool.storage.gguf_model import GgufModel, open_gguf_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,21 +54,23 @@ _DOCUMENTS_AT_ONCE: Final = 16
 
 def open_llama_cpp(gguf: Path, mmproj: Path | None = None, options: LlamaCppOptions = VERIFYING) -> LlamaCppScorer:
     """Open a GGUF file, and the projector that it needs for pictures. Raises ModelError, or SetupError without xllamacpp."""
-    return llama_cpp_scorer(read_model(gguf), mmproj, options)
+    return llama_cpp_scorer(read_model(gguf), open_gguf_file(mmproj) if mmproj is not None else None, options)
 
 
-def llama_cpp_scorer(model: GgufModel, mmproj: Path | None, options: LlamaCppOptions) -> LlamaCppScorer:
-    """The scorer of a file whose header has been read; the rest is as in `open_llama_cpp`."""
+def llama_cpp_scorer(
+    model: LlamaCppModel, projector: GgufModel | None, options: LlamaCppOptions = VERIFYING
+) -> LlamaCppScorer:
+    """The scorer of a model whose headers have been read; the rest is as in `open_llama_cpp`."""
     import_engine()
-    if mmproj is not None:
-        check_projector(mmproj, model)
-    return LlamaCppScorer(model, mmproj, options)
+    if projector is not None:
+        require_fit(projector, model.file, model.family)
+    return LlamaCppScorer(model, projector.path if projector is not None else None, options)
 
 
 class LlamaCppScorer:
     """One GGUF file behind the scorer protocol; loaded at the first question."""
 
-    def __init__(self, model: GgufModel, mmproj: Path | None, options: LlamaCppOptions) -> None:
+    def __init__(self, model: LlamaCppModel, mmproj: Path | None, options: LlamaCppOptions) -> None:
         self._model = model
         usual = Pooling.LAST if model.score_row is None else Pooling.RANK
         self._engines = Engines(model.path, mmproj, usual, options)
@@ -89,13 +93,13 @@ class LlamaCppScorer:
     @property
     def family(self) -> str:
         """See Scorer."""
-        return self._model.family
+        return self._model.family.key
 
     @cached_property
     def identity(self) -> Identity:
         """See Scorer. Reads the files whole."""
         model, options = self._model, self._engines.options
-        files = [*parts_of(model.path), *([self._engines.mmproj] if self._engines.mmproj else [])]
+        files = [*model.file.paths, *([self._engines.mmproj] if self._engines.mmproj else [])]
         return Identity(
             f"llama.cpp (xllamacpp {engine_version()})",
             files_sha256(files),
@@ -208,5 +212,5 @@ def _check_finite(name: str, answer: float | NDArray[np.float64]) -> None:
     if not np.isfinite(answer).all():
         raise ModelError(
             f"{name}: the model's answer is not a finite number.",
-            "The weights are broken, or llama.cpp cannot run them: Qwen3-VL's NVFP4 it could not as of b11549.",
+            "The weights are broken, or llama.cpp cannot run them as they are stored; qtool inspect FILE says so.",
         )

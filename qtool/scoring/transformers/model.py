@@ -167,17 +167,16 @@ def load_model(detection: Detection, weights: Iterable[tuple[str, Float32]], dty
 
 
 def _model_class(detection: Detection) -> tuple[Any, Any]:
-    from transformers import Qwen3Config, Qwen3Model, Qwen3VLConfig, Qwen3VLModel
+    import transformers
 
     # The quantization is undone before the model sees its weights; transformers has no loader for it.
     fields = {key: value for key, value in detection.config.items() if key != "quantization_config"}
-    if detection.architecture.is_vision:
-        return Qwen3VLModel, Qwen3VLConfig.from_dict(fields)
-    return Qwen3Model, Qwen3Config.from_dict(fields)
+    config_class = getattr(transformers, detection.family.config_class)
+    return getattr(transformers, detection.family.model_class), config_class.from_dict(fields)
 
 
 def _without_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    # Base-model checkpoints (Qwen3-Embedding) leave the prefix out altogether.
+    # Base-model checkpoints, as embedders are published, leave the prefix out altogether.
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from qtool.arch.detect import detect
-from qtool.arch.prompts import embedder_prompt, reranker_prompt
 from qtool.arch.spec import Presence, Task, dimension
+from qtool.artefact import CheckpointArtefact
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.progress import ignore
@@ -38,7 +37,7 @@ from qtool.scoring.transformers.model import (
     source_weights,
 )
 from qtool.scoring.transformers.prefix import DEFAULT_LIMITS, BatchLimits, Forward, SharedReader, windows
-from qtool.storage.checkpoint import open_checkpoint
+from qtool.storage.hub import Source
 from qtool.storage.packed import is_quantized
 
 if TYPE_CHECKING:
@@ -240,13 +239,14 @@ def _check_finite(values: NDArray[np.float32], prompts: Sequence[Prompt]) -> Non
         )
 
 
-def open_scorer(directory: Path, options: ScorerOptions = ScorerOptions()) -> TransformersScorer:
-    """Open the checkpoint or NVFP4 artefact in `directory`; reads headers and the tokenizer, no weights."""
-    detection = detect(directory, options.task)
-    task = detection.require_task()
-    prompt_of = reranker_prompt if task is Task.RERANK else embedder_prompt
-    opened = OpenCheckpoint(open_checkpoint(directory), detection, task, PromptTokenizer.read(directory))
-    builder = PromptBuilder(opened.tokenizer, prompt_of(is_vision=detection.architecture.is_vision))
+def open_scorer(artefact: Path | CheckpointArtefact, options: ScorerOptions = ScorerOptions()) -> TransformersScorer:
+    """Open a checkpoint or an NVFP4 artefact, by its folder or opened before; reads headers and the tokenizer, no weights."""
+    if isinstance(artefact, Path):
+        artefact = CheckpointArtefact(Source(artefact, artefact.name), options.task)
+    detection = artefact.detection
+    task = options.task or detection.require_task()
+    opened = OpenCheckpoint(artefact.checkpoint, detection, task, PromptTokenizer.read(artefact.path))
+    builder = PromptBuilder(opened.tokenizer, detection.family.prompt(task))
     return TransformersScorer(opened, builder, options, _dtype(options.dtype), _device(options.device))
 
 

@@ -31,7 +31,7 @@ KEY = "qwen3vl."
         ({}, [HEADLESS], r"cannot rank: it has no cls\.output\.weight"),
         ({"tokenizer.chat_template.rerank": None}, [], r"cannot rank: tokenizer\.chat_template\.rerank is missing"),
         ({"tokenizer.chat_template.rerank": string("{query}")}, [], r"lacks \{query\} or \{document\}"),
-        ({KEY + "pooling_type": None}, [], "has no qwen3vl.pooling_type; a reranker says 4, an embedder 3"),
+        ({KEY + "pooling_type": None}, [], "has no qwen3vl.pooling_type; a reranker has 4, an embedder 3"),
         ({KEY + "pooling_type": uint32(1)}, [], "pooling_type = 1"),
         (
             {KEY + "classifier.output_labels": array(Kind.STRING, ["no", "yes"])},
