@@ -24,11 +24,11 @@ from qtool.export.quantize import QuantizeOptions, quantize
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.progress import Progress, ignore
+from qtool.resources import DEFAULT_RECIPE
 from qtool.storage.checkpoint import INDEX, Checkpoint, open_checkpoint
 from qtool.storage.hashing import sha256_of
 from qtool.storage.packed import is_quantized
 
-_DEFAULT_RECIPE: Final = "nvfp4-w4a16"
 _CHUNK: Final = 4 << 20
 _NAMES: Final = "general."
 
@@ -86,10 +86,10 @@ class _Rebuilder:
         kind = _type_of(sides[0])
         if kind is None:
             return None
-        source = self._quantized(_DEFAULT_RECIPE) if kind == "nvfp4" else self.reference
+        source = self._quantized(DEFAULT_RECIPE) if kind == "nvfp4" else self.reference
         output = self.folder / "converted"
         projector = (_type_of(sides[1]) or "f16") if len(sides) > 1 else NO_PROJECTOR
-        options = ConvertOptions(str(source), output, (kind,), projector, self.task)
+        options = ConvertOptions(model=str(source), output=output, outtypes=(kind,), mmproj=projector, task=self.task)
         convert_gguf(options, self.progress)
         made = gguf_files(output)
         findings: list[Finding] = []
@@ -101,7 +101,12 @@ class _Rebuilder:
 
     def _quantized(self, recipe: str) -> Path:
         output = self.folder / "rederived"
-        quantize(QuantizeOptions(str(self.reference), output, recipe, "streaming", self.task), self.progress)
+        quantize(
+            QuantizeOptions(
+                model=str(self.reference), output=output, recipe=recipe, backend="streaming", task=self.task
+            ),
+            self.progress,
+        )
         return output
 
 
@@ -119,7 +124,7 @@ def _recipe(artefact: Path, folder: Path) -> tuple[str, str, list[Finding]]:
         path = folder / "recipe.yaml"
         path.write_text(declared["text"], encoding="utf-8")
         return str(path), str(declared.get("name", "of its own")), []
-    return _DEFAULT_RECIPE, _DEFAULT_RECIPE, [finding("recipe-assumed", artefact, recipe=_DEFAULT_RECIPE)]
+    return DEFAULT_RECIPE, DEFAULT_RECIPE, [finding("recipe-assumed", artefact, recipe=DEFAULT_RECIPE)]
 
 
 def _compared(artefact: Path, found: Checkpoint, again: Path, how: str) -> Made:

@@ -108,7 +108,9 @@ def read_side(path: Path) -> GgufSide:
 def plan_conversion(reference: Path, task: Task | None, *, projector: bool) -> tuple[Planned, Planned | None]:
     """What converting the reference would write: the language model's file and, if wanted, the projector's."""
     mmproj = "f16" if projector else NO_PROJECTOR
-    job = prepare_conversion(ConvertOptions(str(reference), None, (_PLANNED_TYPE,), mmproj, task))
+    job = prepare_conversion(
+        ConvertOptions(model=str(reference), output=None, outtypes=(_PLANNED_TYPE,), mmproj=mmproj, task=task)
+    )
     language, *others = sorted((_planned(file) for file in job.files), key=lambda each: each.file.role != MODEL)
     return language, others[0] if others else None
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
+from qtool.options import Options
 from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
 if TYPE_CHECKING:
-    from qtool.arch.spec import Task
     from qtool.scoring.http.runtime import HttpScorer
     from qtool.scoring.llama_cpp.model import GgufModel
     from qtool.scoring.llama_cpp.runtime import LlamaCppScorer
@@ -26,8 +27,8 @@ _CHECKPOINT: Final = "config.json"
 _DTYPE: Final = "float32"
 
 
-@dataclass(frozen=True)
-class RuntimeOptions:
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(Options):
     """How to open a model; each runtime heeds what concerns it.
 
     `task` overrides what the model declares. Checkpoints: `dtype`, `device` (torch's words, or "auto"), and of hub

@@ -126,7 +126,7 @@ def open_role(case: Case, role: Role) -> Scorer:
         target = options.artefact if case.artefact is None else str(case.artefact)
         return open_runtime(target, artefact_runtime(options, case.artefact, case.task, case.family))
     dtype = NOISE_DTYPE if role is Role.NOISE else options.dtype
-    return open_runtime(str(case.reference), RuntimeOptions(case.task, dtype, options.device))
+    return open_runtime(str(case.reference), RuntimeOptions(task=case.task, dtype=dtype, device=options.device))
 
 
 def collect_scores(case: Case, role: Role, panels: Sequence[Panel], progress: StageProgress) -> RoleScores:
