@@ -1,77 +1,127 @@
 """Quantize, convert and verify Qwen3 and Qwen3-VL rerankers and embedders.
 
-The public API in one screen; every name is imported when first used, so that `import qtool` costs nothing.
+The public API in one screen; every name is imported when it is first used, so that `import qtool` costs nothing.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from qtool.checks.inspect import inspect
-    from qtool.checks.report import InspectionReport
+    from collections.abc import Callable
+
+    from qtool.api import convert_gguf as convert_gguf
+    from qtool.api import embed as embed
+    from qtool.api import inspect as inspect
+    from qtool.api import merge_reports as merge_reports
+    from qtool.api import open_runtime as open_runtime
+    from qtool.api import quantize as quantize
+    from qtool.api import repair_gguf as repair_gguf
+    from qtool.api import score as score
+    from qtool.api import verify as verify
+    from qtool.arch.spec import Task as Task
+    from qtool.checks.report import InspectionReport as InspectionReport
+    from qtool.errors import ModelError as ModelError
+    from qtool.errors import NetworkError as NetworkError
     from qtool.errors import QtoolError as QtoolError
-    from qtool.export.convert import convert_gguf
-    from qtool.export.gguf_plan import ConvertOptions
-    from qtool.export.quantize import QuantizeOptions, quantize
-    from qtool.export.repair import RepairOptions, repair_gguf
-    from qtool.scoring.embed import EmbedOptions, Texts, embed
+    from qtool.errors import SetupError as SetupError
+    from qtool.errors import UsageError as UsageError
+    from qtool.export.convert import ConversionSummary as ConversionSummary
+    from qtool.export.gguf_plan import ConvertOptions as ConvertOptions
+    from qtool.export.quantize import QuantizationSummary as QuantizationSummary
+    from qtool.export.quantize import QuantizeOptions as QuantizeOptions
+    from qtool.export.repair import RepairOptions as RepairOptions
+    from qtool.export.repair import RepairSummary as RepairSummary
+    from qtool.inputs.items import Item as Item
+    from qtool.inputs.items import Pair as Pair
+    from qtool.inputs.panels import PanelShard as PanelShard
+    from qtool.scoring.embed import Embeddings as Embeddings
+    from qtool.scoring.embed import EmbedOptions as EmbedOptions
+    from qtool.scoring.embed import Texts as Texts
+    from qtool.scoring.llama_cpp.server import LlamaCppOptions as LlamaCppOptions
     from qtool.scoring.runtime import RuntimeOptions as RuntimeOptions
-    from qtool.scoring.runtime import open_runtime as open_runtime
-    from qtool.scoring.score import PanelChoice, ScoreOptions, score
-    from qtool.verify.case import VerifyOptions
-    from qtool.verify.merge import merge_reports
-    from qtool.verify.run import verify
+    from qtool.scoring.score import PanelChoice as PanelChoice
+    from qtool.scoring.score import ScoredPair as ScoredPair
+    from qtool.scoring.score import ScoreOptions as ScoreOptions
+    from qtool.scoring.score import Scores as Scores
+    from qtool.scoring.scorer import Scorer as Scorer
+    from qtool.verify.case import VerifyOptions as VerifyOptions
+    from qtool.verify.gates import Verdict as Verdict
+    from qtool.verify.report import Report as Report
 
-_HOMES: Final = {
-    "ConvertOptions": "qtool.export.gguf_plan",
-    "EmbedOptions": "qtool.scoring.embed",
-    "InspectionReport": "qtool.checks.report",
-    "PanelChoice": "qtool.scoring.score",
-    "QtoolError": "qtool.errors",
-    "QuantizeOptions": "qtool.export.quantize",
-    "RepairOptions": "qtool.export.repair",
-    "RuntimeOptions": "qtool.scoring.runtime",
-    "ScoreOptions": "qtool.scoring.score",
-    "Texts": "qtool.scoring.embed",
-    "VerifyOptions": "qtool.verify.case",
-    "convert_gguf": "qtool.export.convert",
-    "embed": "qtool.scoring.embed",
-    "inspect": "qtool.checks.inspect",
-    "open_runtime": "qtool.scoring.runtime",
-    "merge_reports": "qtool.verify.merge",
-    "quantize": "qtool.export.quantize",
-    "repair_gguf": "qtool.export.repair",
-    "score": "qtool.scoring.score",
-    "verify": "qtool.verify.run",
+__version__: Final = "0.1.0"
+
+_MODULES: Final = {
+    "qtool.api": (
+        "convert_gguf",
+        "embed",
+        "inspect",
+        "merge_reports",
+        "open_runtime",
+        "quantize",
+        "repair_gguf",
+        "score",
+        "verify",
+    ),
+    "qtool.arch.spec": ("Task",),
+    "qtool.checks.report": ("InspectionReport",),
+    "qtool.errors": ("ModelError", "NetworkError", "QtoolError", "SetupError", "UsageError"),
+    "qtool.export.convert": ("ConversionSummary",),
+    "qtool.export.gguf_plan": ("ConvertOptions",),
+    "qtool.export.quantize": ("QuantizationSummary", "QuantizeOptions"),
+    "qtool.export.repair": ("RepairOptions", "RepairSummary"),
+    "qtool.inputs.items": ("Item", "Pair"),
+    "qtool.inputs.panels": ("PanelShard",),
+    "qtool.scoring.embed": ("EmbedOptions", "Embeddings", "Texts"),
+    "qtool.scoring.llama_cpp.server": ("LlamaCppOptions",),
+    "qtool.scoring.runtime": ("RuntimeOptions",),
+    "qtool.scoring.score": ("PanelChoice", "ScoreOptions", "ScoredPair", "Scores"),
+    "qtool.scoring.scorer": ("Scorer",),
+    "qtool.verify.case": ("VerifyOptions",),
+    "qtool.verify.gates": ("Verdict",),
+    "qtool.verify.report": ("Report",),
 }
+_HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [
-    "ConvertOptions",
-    "EmbedOptions",
-    "InspectionReport",
-    "PanelChoice",
-    "QtoolError",
-    "QuantizeOptions",
-    "RepairOptions",
-    "RuntimeOptions",
-    "ScoreOptions",
-    "Texts",
-    "VerifyOptions",
-    "convert_gguf",
-    "embed",
-    "inspect",
-    "merge_reports",
-    "open_runtime",
-    "quantize",
-    "repair_gguf",
-    "score",
-    "verify",
-]
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - the names stand in _MODULES
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'qtool' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _VerifyPackage(ModuleType):
+    """The package `qtool.verify`, which is called as the function of its name.
+
+    Python sets a sub-package as an attribute of its parent once anything imports it, and so replaces the function.
+    """
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The function; its signature is the package's."""
+        function: Callable[..., Any] = import_module("qtool.api").verify
+        return function
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.__wrapped__(*arguments, **keywords)
+
+
+class _Package(ModuleType):
+    """This package, which makes its sub-package `verify` callable when that is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "verify" and isinstance(value, ModuleType):
+            value.__class__ = _VerifyPackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,4 +1,4 @@
-"""`python -m qtool` is `qtool`."""
+"""`python -m qtool` runs the command `qtool`."""
 
 from qtool.cli import main
 

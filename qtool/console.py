@@ -1,8 +1,7 @@
-"""How qtool talks: progress and status to stderr, the result alone to stdout.
+"""The only module that prints: results to stdout, progress, status and errors to stderr.
 
-Rule: nothing else in qtool prints. Colour and animation stop by themselves where nobody watches (and with NO_COLOR).
-Who leaves, as `head` does, has seen enough: the command goes on and ends as it would have. Rich is imported by
-what needs it: `--help` does not.
+Colour and bars appear on a terminal only (and never with NO_COLOR). A reader of stdout that leaves early, as `head` does,
+changes no exit code. Rich is imported when it is needed, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -11,24 +10,57 @@ import json
 import os
 import shlex
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
-from qtool.errors import QtoolError
-from qtool.progress import Progress, StageProgress
+from qtool.errors import QtoolError, UsageError
+from qtool.progress import Progress, StageProgress, ignore
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
     from rich.progress import ProgressColumn, TaskID
     from rich.text import Text
+    from typing_extensions import Self
 
 _WIDTH_OF_FILES: Final = 160
-"""Columns where no terminal says how many: room for the names of files in tables."""
+"""Columns where the output is no terminal: room for the names of files in tables."""
+
+
+@dataclass
+class Settings:
+    """What the command line chose; a library caller gets bars, and no line is printed for it."""
+
+    is_command: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+settings: Final = Settings()
+
+
+def configure(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Set up the output of a command; `quiet` shows results and errors only. Raises UsageError for both."""
+    if quiet and verbose:
+        raise UsageError("--quiet cannot be combined with --verbose.")
+    settings.is_command = True
+    settings.quiet = quiet
+    settings.verbose = verbose
+    if quiet or verbose:
+        import logging
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when huggingface_hub is imported
+        logging.disable(logging.WARNING)
+    if verbose:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
 
 @cache
@@ -48,19 +80,27 @@ def _console(*, stderr: bool) -> Console:
 def _stdout() -> Iterator[TextIO]:
     try:
         yield sys.stdout
-        sys.stdout.flush()  # at the exit it would be too late to say what went wrong
+        sys.stdout.flush()  # at the exit of the process it would be too late to report what went wrong
     except BrokenPipeError:
         _mute(sys.stdout)
 
 
 def _mute(stream: IO[str]) -> None:
-    """Send to nowhere what its buffer still holds, and whatever comes."""
+    """Discard what the stream's buffer still holds, and all that follows."""
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
+# Results and messages.
+
+
 def show_status(message: str) -> None:
-    """One line of status."""
+    """One line of status on stderr."""
+    if not settings.quiet:
+        _print_line(message)
+
+
+def _print_line(message: str) -> None:
     _console(stderr=True).print(message, markup=False, soft_wrap=True)
 
 
@@ -70,7 +110,7 @@ def show_result(result: RenderableType) -> None:
 
 
 def unwrapped(line: str, style: str = "") -> Text:
-    """A line of a result that somebody may copy, such as a command: a terminal may break it to show it, nothing here does."""
+    """A line of a result that somebody may copy, such as a command: it is never broken into several."""
     from rich.text import Text
 
     return Text(line, style, no_wrap=True, overflow="ignore")
@@ -82,76 +122,40 @@ def written(output: Path, command: str, arguments: str = "") -> Text:
 
 
 def show_line(result: str) -> None:
-    """The result, to be copied: one line, however long."""
+    """The result as one line to copy, however long."""
     with _stdout() as stdout:
         stdout.write(result + "\n")
 
 
 def show_json(result: Mapping[str, Any]) -> None:
     """The result, for a program."""
-    # ASCII, since a path may hold what stdout's encoding cannot say: a name that is no UTF-8, or any accent in a C locale.
+    # ASCII, since a path may hold what stdout's encoding cannot: bytes that are not UTF-8, or any accent in a C locale.
     with _stdout() as stdout:
         stdout.write(json.dumps(result, indent=2, ensure_ascii=True) + "\n")
 
 
 def show_lines(lines: Iterable[str]) -> None:
-    """A result of many lines, each as it is."""
+    """A result of many lines, unchanged."""
     with _stdout() as stdout:
         stdout.writelines(f"{line}\n" for line in lines)
 
 
-def show_error(error: QtoolError, *, debug: bool) -> None:
-    """The message and the hint; with `debug` the traceback before them."""
-    if debug:
-        show_status("".join(traceback.format_exception(error)))
+def show_error(error: QtoolError, *, as_json: bool = False) -> None:
+    """The message and the hint on stderr, with a traceback where asked for; with `as_json` also as JSON on stdout."""
+    if settings.verbose or os.environ.get("QTOOL_DEBUG") == "1":
+        _print_line("".join(traceback.format_exception(error)))
     _show_labelled("error: ", "bold red", error.message)
     if error.hint:
         _show_labelled("hint:  ", "bold", error.hint)
+    if as_json:
+        facts = {"code": error.exit_code, "message": error.message, "hint": error.hint}
+        show_json({"schema_version": 1, "error": facts})
 
 
 def _show_labelled(label: str, style: str, message: str) -> None:
     from rich.text import Text
 
     _console(stderr=True).print(Text.assemble((label, style), message), soft_wrap=True)
-
-
-@contextmanager
-def byte_bar(label: str) -> Iterator[Progress]:
-    """A bar of bytes with rate and time left, drawn on a terminal only, from the first byte on."""
-    from rich.progress import DownloadColumn, TransferSpeedColumn
-
-    with _bar(DownloadColumn(), TransferSpeedColumn()) as bar:
-        tasks: dict[str, TaskID] = {}
-        yield lambda done, total: _update(bar, tasks, label, done, total)
-
-
-@contextmanager
-def stage_bar(unit: str) -> Iterator[StageProgress]:
-    """One bar for each stage of a job, with `unit`s a second and time left, each appearing when its stage begins."""
-    from rich.progress import MofNCompleteColumn, TextColumn
-
-    with _bar(MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[rate]}" + f" {unit}/s")) as bar:
-        tasks: dict[str, TaskID] = {}
-        yield lambda stage, done, total: _update(bar, tasks, stage, done, total)
-
-
-def _bar(*amounts: ProgressColumn) -> Bar:
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    label = TextColumn("{task.description}", markup=False)
-    status = _console(stderr=True)
-    return RichProgress(
-        label, BarColumn(), *amounts, TimeRemainingColumn(), console=status, disable=not status.is_terminal
-    )
-
-
-def _update(bar: Bar, tasks: dict[str, TaskID], label: str, done: int, total: int) -> None:
-    if label not in tasks:
-        tasks[label] = bar.add_task(label, total=total, rate="-")
-    speed = bar.tasks[tasks[label]].speed
-    rate = "-" if speed is None else f"{speed:,.1f}"
-    bar.update(tasks[label], completed=done, total=total, rate=rate)
 
 
 def human_size(nbytes: int) -> str:
@@ -162,3 +166,103 @@ def human_size(nbytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.2f} GB"
+
+
+# Progress. A terminal or a notebook shows bars; elsewhere a command prints a line for each stage and every 30 seconds,
+# so that the log of a long run shows that it lives.
+
+
+@contextmanager
+def byte_bar(label: str) -> Iterator[Progress]:
+    """A bar of bytes with rate and time left, which appears with the first byte."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    def in_bytes(done: int, total: int) -> str:
+        return human_size(total) if done == total else f"{human_size(done)} of {human_size(total)}"
+
+    with _shown(in_bytes, DownloadColumn(), TransferSpeedColumn()) as show:
+        yield lambda done, total: show(label, done, total)
+
+
+@contextmanager
+def stage_bar(unit: str) -> Iterator[StageProgress]:
+    """One bar for each stage of a job, with `unit`s a second and time left, which appears when its stage begins."""
+    from rich.progress import MofNCompleteColumn, TextColumn
+
+    def in_units(done: int, total: int) -> str:
+        return f"{total:,} {unit}" if done == total else f"{done:,} of {total:,} {unit}"
+
+    rate = TextColumn("{task.fields[rate]}" + f" {unit}/s")
+    with _shown(in_units, MofNCompleteColumn(), TextColumn(unit), rate) as show:
+        yield show
+
+
+@contextmanager
+def _shown(amount: Callable[[int, int], str], *columns: ProgressColumn) -> Iterator[StageProgress]:
+    status = _console(stderr=True)
+    has_bars = status.is_terminal or (status.is_jupyter and find_spec("ipywidgets") is not None)
+    if settings.quiet or not (has_bars or settings.is_command or status.is_jupyter):
+        yield ignore
+    elif has_bars:
+        with _bar(status, *columns) as bar:
+            tasks: dict[str, TaskID] = {}
+            yield lambda label, done, total: _update(bar, tasks, label, done, total)
+    else:
+        with StageLines(amount) as lines:
+            yield lines.update
+
+
+def _bar(status: Console, *amounts: ProgressColumn) -> Bar:
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    label = TextColumn("{task.description}", markup=False)
+    return RichProgress(label, BarColumn(), *amounts, TimeRemainingColumn(), console=status)
+
+
+def _update(bar: Bar, tasks: dict[str, TaskID], label: str, done: int, total: int) -> None:
+    if label not in tasks:
+        tasks[label] = bar.add_task(label, total=total, rate="-")
+    speed = bar.tasks[tasks[label]].speed
+    rate = "-" if speed is None else f"{speed:,.1f}"
+    bar.update(tasks[label], completed=done, total=total, rate=rate)
+
+
+class StageLines:
+    """Progress as lines of a log: one at the end of each stage that takes a moment, and one every 30 seconds."""
+
+    def __init__(self, amount: Callable[[int, int], str], *, every: float = 30.0, least: float = 2.0) -> None:
+        self._amount = amount
+        self._every = every
+        self._least = least
+        self._begun: dict[str, float] = {}
+        self._ended: set[str] = set()
+        self._state = ("Preparing", 0, 0, time.monotonic())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """Keep the state for the next line; at the end of a stage print one."""
+        now = time.monotonic()
+        begun = self._begun.setdefault(stage, now)
+        if done < total:
+            self._state = (stage, done, total, begun)
+        elif stage not in self._ended:  # a stage may report its end more than once
+            self._ended.add(stage)
+            self._state = ("Preparing", 0, 0, now)
+            if settings.verbose or now - begun >= self._least:
+                _print_line(f"{stage}: {self._amount(total, total)} in {now - begun:.1f} s")
+
+    def _repeat(self) -> None:
+        while not self._stop.wait(self._every):
+            stage, done, total, begun = self._state
+            amount = f"{self._amount(done, total)} " if total else ""
+            _print_line(f"{stage}: {amount}after {time.monotonic() - begun:.0f} s")

@@ -1,7 +1,4 @@
-"""How long jobs say how far they are, without knowing who listens.
-
-Rule: a job counts; only `console` draws.
-"""
+"""How a job reports its progress: it calls a function; `console` draws."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ Advance = Callable[[int], None]
 
 
 def ignore(*_: object) -> None:
-    """The callback of a caller that wants no progress, no answers, no lines."""
+    """The callback of a caller that wants no progress, answers or lines."""
 
 
 class Meter:
-    """Adds up what several threads have done and passes it on."""
+    """Adds up the progress of several threads and reports the sum."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._total = total
@@ -38,7 +35,7 @@ class Meter:
             self._progress(self._done, self._total)
 
     def portion(self, amount: int) -> Progress:
-        """A progress of its own, all of which counts as `amount` here."""
+        """The progress of a part of the work; the whole part counts as `amount`."""
         counted = 0
 
         def progress(done: int, total: int) -> None:

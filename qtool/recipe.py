@@ -79,7 +79,7 @@ _FOLDER: Final = "recipes"
 
 def builtin_recipes() -> list[str]:
     """Names of the recipes that come with qtool."""
-    return sorted(path.stem for path in resources.path(_FOLDER).glob("*.yaml"))
+    return resources.names(_FOLDER, ".yaml")
 
 
 def load_recipe(name_or_path: str) -> LoadedRecipe:

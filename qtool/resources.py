@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 _PACKAGED = Path(__file__).parent / "_data"
 _CHECKOUT = Path(__file__).parent.parent
 _DEMO_MODELS = Path(__file__).parent / "demo" / "models"
+
+DEFAULT_RECIPE: Final = "nvfp4-w4a16"
+"""The recipe where none is named; its gates also judge an artefact that carries no recipe."""
 
 
 def path(relative: str) -> Path:
     """The file or folder `relative` (such as `recipes`), which a wheel carries under `qtool/_data`."""
     packaged = _PACKAGED / relative
     return packaged if packaged.exists() else _CHECKOUT / relative
+
+
+def names(folder: str, suffix: str) -> list[str]:
+    """Names, without `suffix`, of the files in `folder` that come with qtool."""
+    return sorted(file.stem for file in path(folder).glob(f"*{suffix}"))
 
 
 def demo_models() -> list[str]:

@@ -15,24 +15,12 @@ from pathlib import Path
 
 from qtool import errors
 from qtool.checks.findings import CODES, Code
+from qtool.cli import app
 from qtool.reporting.write import report_schema
 from tests.checks.cases import CASES, STEPS, Case
 
 DOCS = Path(__file__).parent.parent / "docs"
-COMMANDS = (
-    "quantize",
-    "convert-gguf",
-    "inspect",
-    "repair-gguf",
-    "score",
-    "embed",
-    "verify",
-    "merge-reports",
-    "serve-command",
-    "demo",
-    "recipes",
-    "doctor",
-)
+COMMANDS = tuple(command.name for command in app.registered_commands)
 
 INTRODUCTION = """\
 # Command line
@@ -66,6 +54,22 @@ artefact without a readable `config.json` and `qtool.json` gives `verify` nothin
 """
 
 
+OUTPUT = """
+An error is a message and a hint on stderr. With `--json` it is also one JSON object on stdout, whose `code` is the exit
+code:
+
+```json
+{"schema_version": 1, "error": {"code": 2, "message": "Missing --output.", "hint": "Pass --output PATH, or ..."}}
+```
+
+A terminal shows progress as bars. Elsewhere a command that takes long prints a line at the end of each stage and every
+30 seconds, so that the log of a CI job shows that it runs. `-q` prints results and errors only; `-v` also prints details,
+what libraries log, and the traceback of an error. Both may stand before or after the command.
+
+`qtool --install-completion` completes commands, options and their values in your shell.
+"""
+
+
 def help_of(*command: str) -> str:
     """What `qtool COMMAND --help` prints on a terminal of 110 columns."""
     environment = {**os.environ, "COLUMNS": "110", "TERMINAL_WIDTH": "110"}
@@ -79,7 +83,7 @@ def cli_page() -> str:
     codes = "".join(f"| {code} | {meaning} |\n" for code, meaning in EXIT_CODES.items())
     sections = [f"\n## qtool\n\n```\n{help_of()}\n```\n"]
     sections += [f"\n## qtool {command}\n\n```\n{help_of(command)}\n```\n" for command in COMMANDS]
-    return INTRODUCTION + codes + BROKEN_FILES + "".join(sections)
+    return INTRODUCTION + codes + BROKEN_FILES + OUTPUT + "".join(sections)
 
 
 @dataclass(frozen=True)

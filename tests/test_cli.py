@@ -9,13 +9,22 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import get_args
 
 import pytest
+from typer.main import get_command
 
-from qtool import resources
-from qtool.cli.options import parse_size
+from qtool import __version__, errors, resources
+from qtool.arch.spec import Task
+from qtool.cli import app
+from qtool.cli.examples import DOCS, EXAMPLES
 from qtool.errors import UsageError
+from qtool.options import parse_size
+from tests.docs_pages import EXIT_CODES
 from tests.tiny import text_config, write_checkpoint
+
+ROOT = Path(__file__).parent.parent
 
 
 def qtool(*arguments, **environment):
@@ -66,12 +75,24 @@ def test_a_dry_run_needs_no_output_and_writes_none(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("quantize", "{model}"), 2, "Nowhere to write to"),
+        (("quantize", "{model}"), 2, "Missing --output"),
         (("quantize", "{model}", "-o", "{model}"), 2, "exists"),
         (("quantize", "{model}", "-o", "{tmp}/x", "--recipe", "nope"), 2, "No recipe is called 'nope'"),
-        (("quantize", "{model}", "-o", "{tmp}/x", "--backend", "nope"), 2, "--backend is one of"),
-        (("quantize", "{model}", "-o", "{tmp}/x", "--task", "nope"), 2, "--task is rerank or embed"),
-        (("quantize", "{model}", "-o", "{tmp}/x", "--max-shard-size", "big"), 2, "'big' is no size"),
+        (
+            ("quantize", "{model}", "-o", "{tmp}/x", "--backend", "nope"),
+            2,
+            "Invalid value for '--backend': 'nope' is not one of 'auto'",
+        ),
+        (
+            ("quantize", "{model}", "-o", "{tmp}/x", "--task", "nope"),
+            2,
+            "Invalid value for '--task': 'nope' is not one of 'rerank', 'embed'",
+        ),
+        (
+            ("quantize", "{model}", "-o", "{tmp}/x", "--max-shard-size", "big"),
+            2,
+            "Invalid size 'big': expected a number with MB",
+        ),
         (("quantize", "{model}", "-o", "{tmp}/x", "--nope"), 2, "--nope"),
         (("quantize", "{tmp}", "-o", "{tmp}/x"), 3, "config.json is missing"),
         (("quantize", "/nowhere", "-o", "{tmp}/x"), 2, "no folder here and no repository"),
@@ -153,7 +174,7 @@ def test_help_imports_nothing_heavy():
 
 def test_the_streaming_backend_never_imports_torch(model, tmp_path):
     script = "import sys; from pathlib import Path; from qtool.export.quantize import quantize; from qtool.export.quantize import QuantizeOptions;"
-    script += "quantize(QuantizeOptions(sys.argv[1], Path(sys.argv[2]))); print('torch' in sys.modules)"
+    script += "quantize(QuantizeOptions(model=sys.argv[1], output=Path(sys.argv[2]))); print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script, model, tmp_path / "out"], capture_output=True, text=True, check=True
     )
@@ -226,3 +247,176 @@ def test_verify_refuses_an_artefact_of_another_task(artefact):
     done = qtool("verify", artefact, "--reference", "qtool-demo-embedder")
     assert done.returncode == 3
     assert "LogitScore" in done.stderr
+
+
+# The options of all commands.
+
+
+def test_choices_are_those_of_the_library():
+    """Written twice, since --help must not import what knows them."""
+    from qtool.cli import options
+    from qtool.export.gguf_metadata import PROMPTS
+    from qtool.export.gguf_plan import OUTTYPES, PROJECTOR_TYPES
+    from qtool.export.quantize import BACKENDS
+    from qtool.scoring.http.detect import ServerKind
+    from qtool.scoring.transformers.runtime import DTYPES
+    from qtool.serve_command import ServingEngine
+
+    for choices, known in (
+        (get_args(options.BackendChoice), BACKENDS),
+        (get_args(options.DtypeChoice), DTYPES),
+        (get_args(options.EngineChoice), (kind.value for kind in ServerKind)),
+        (get_args(options.ServingChoice), (engine.value for engine in ServingEngine)),
+        (get_args(options.TaskChoice), (task.value for task in Task)),
+        (get_args(options.PromptChoice), PROMPTS),
+        (get_args(options.ProjectorChoice), PROJECTOR_TYPES),
+        (options.OUTTYPES, OUTTYPES),
+    ):
+        assert set(choices) == set(known)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("quantize", ["--task <rerank|embed>", "<auto|streaming|modelopt>", "Built-in recipe (nvfp4-w4a16)"]),
+        ("convert-gguf", ["auto, f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m", "<official|llamacpp>"]),
+        ("score", ["<vllm|llama-server|tei|jina>", "<float32|bfloat16|float16>", "auto|cpu|cuda[:N]|mps"]),
+        ("serve-command", ["<vllm|llama-server|sglang>"]),
+    ],
+)
+def test_help_shows_choices(command, shown):
+    text = qtool(command, "--help").stdout
+    assert all(choice in " ".join(text.split()) for choice in shown)
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_help_ends_with_examples_that_can_be_parsed_and_pages_that_exist(command):
+    group = get_command(app)
+    parent = group.make_context("qtool", [command])
+    lines = [line.split() for line in EXAMPLES[command].strip().splitlines()]
+    for program, name, *arguments in lines:
+        assert (program, name) == ("qtool", command)
+        before, *_ = " ".join(arguments).split(" > ")
+        group.commands[command].make_context(name, shlex.split(before), parent=parent)
+    shown = qtool(command, "--help").stdout
+    assert all(" ".join(line) in shown for line in lines)
+    pages = DOCS[command].split(", ")
+    assert f"Docs: {DOCS[command]}" in shown
+    assert all((ROOT / page).is_file() for page in pages)
+
+
+def test_every_command_has_examples():
+    assert list(EXAMPLES) == list(DOCS) == [command.name for command in app.registered_commands]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("qtool ser", {"serve-command"}),
+        ("qtool quantize --backend ", {"auto", "streaming", "modelopt"}),
+        ("qtool quantize --recipe nv", {"nvfp4-w4a16"}),
+        ("qtool quantize qtool-demo-r", {"qtool-demo-reranker"}),
+        ("qtool convert-gguf --outtype q8_0,q4", {"q8_0,q4_k_m"}),
+        ("qtool score --engine llama", {"llama-server"}),
+        ("qtool score --device c", {"cpu", "cuda", "cuda:1"}),
+        ("qtool verify --panel demo-t", {"demo-text"}),
+        ("qtool verify --task ", {"rerank", "embed"}),
+        ("qtool embed --dtype b", {"bfloat16"}),
+        ("qtool embed --family ", {"qwen3", "qwen3_vl"}),
+    ],
+)
+def test_completion_knows_commands_choices_and_what_comes_with_qtool(words, expected):
+    environment = {"_QTOOL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert set(qtool(**environment).stdout.split()) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-q", "inspect", "{model}"), ("inspect", "{model}", "--quiet"), ("inspect", "-q", "{model}")]
+)
+def test_quiet_may_stand_before_and_after_the_command(arguments, model):
+    done = qtool(*(word.format(model=model) for word in arguments))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "BROKEN" in done.stdout
+
+
+def test_quiet_shows_errors_and_not_notes(artefact):
+    arguments = ("serve-command", artefact, "--engine", "sglang")
+    noted, quiet = qtool(*arguments), qtool(*arguments, "-q")
+    assert "SGLang ranks" in noted.stderr
+    assert (quiet.stdout, quiet.stderr) == (noted.stdout, "")
+    assert "error: " in qtool("inspect", "no-such-model", "-q").stderr
+
+
+def test_verbose_shows_tracebacks_and_excludes_quiet(tmp_path):
+    assert "Traceback" in qtool("quantize", tmp_path, "--dry-run", "-v").stderr
+    both = qtool("-q", "quantize", tmp_path, "--dry-run", "-v")
+    assert (both.returncode, both.stderr) == (2, "error: --quiet cannot be combined with --verbose.\n")
+
+
+def test_version_and_with_verbose_those_of_libraries():
+    assert qtool("--version").stdout == f"{__version__}\n"
+    for arguments in (("--version", "-v"), ("-v", "--version")):
+        first, *others = qtool(*arguments).stdout.splitlines()
+        assert first == __version__
+        assert {line.split()[0] for line in others} > {"python", "numpy", "torch", "transformers", "xllamacpp"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("quantize", "{tmp}/none", "-o", "{tmp}/x", "--json"), 2, "{tmp}/none"),
+        (("quantize", "{tmp}", "--dry-run", "--json"), 3, "config.json is missing"),
+        (("quantize", "--json"), 2, "Missing argument 'MODEL'"),
+        (("inspect", "x", "--json", "--nope"), 2, "No such option: --nope"),
+        (("embed", "x", "-o", "{tmp}/v.npy", "--dtype", "int4", "--panel", "demo-text", "--json"), 2, "'int4' is not"),
+        (("score", "x", "--panel", "demo-text", "--device", "gpu", "--json"), 2, "Invalid --device 'gpu'"),
+        (("convert-gguf", "qtool-demo-reranker", "--outtype", "q9", "--dry-run", "--json"), 2, "'q9'"),
+        (("recipes", "nope", "--json"), 2, "'nope'"),
+    ],
+)
+def test_an_error_is_json_too_where_json_is_wanted(arguments, code, message, tmp_path):
+    done = qtool(*(a.format(tmp=tmp_path) for a in arguments))
+    assert done.returncode == code, done.stderr
+    written = json.loads(done.stdout)
+    assert written["schema_version"] == 1
+    assert written["error"]["code"] == code
+    assert message.format(tmp=tmp_path) in written["error"]["message"]
+    assert set(written["error"]) == {"code", "message", "hint"}
+    assert f"error: {written['error']['message']}" in done.stderr
+
+
+def test_the_documented_exit_codes_are_all():
+    assert set(EXIT_CODES) == {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+
+
+def test_without_a_command_the_help_is_shown_and_nothing_done():
+    done = qtool()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Usage: qtool [OPTIONS] COMMAND" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("score", "m"), "Missing --panel."),
+        (
+            ("score", "m", "--panel", "a", "--dataset", "d", "--columns", "c"),
+            "--panel cannot be combined with --dataset.",
+        ),
+        (("score", "m", "--dataset", "d"), "--dataset and --columns must be given together."),
+        (("verify", "m", "--reference", "r", "--columns", "c"), "--dataset and --columns must be given together."),
+        (("embed", "m", "-o", "v", "--texts", "t", "--panel", "p"), "--texts cannot be combined with --panel."),
+        (("embed", "m", "-o", "v", "--texts", "t", "--shard", "1/2"), "--texts cannot be combined with --shard."),
+    ],
+)
+def test_options_that_do_not_go_together(arguments, message):
+    done = qtool(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_verify_says_where_its_report_is(artefact, tmp_path):
+    where = tmp_path / "report"
+    done = qtool("verify", artefact, "--reference", "qtool-demo-reranker", "--structure-only", "-o", where)
+    assert f"Report: {where / 'report.html'}" in done.stdout.splitlines()
+    assert (where / "report.html").is_file()

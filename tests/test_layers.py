@@ -10,7 +10,8 @@ import pytest
 ROWS = (
     ("__main__",),
     ("cli",),
-    ("demo", "serve_command"),
+    ("demo",),
+    ("api", "serve_command"),
     ("reporting",),
     ("verify",),
     ("checks",),
@@ -19,6 +20,7 @@ ROWS = (
     ("storage", "inputs"),
     ("arch", "recipe"),
     ("formats", "doctor", "console", "manifest", "jsonfile"),
+    ("options", "results"),
     ("errors", "progress", "resources"),
 )
 """From top to bottom; a package may import what stands in a lower row."""

@@ -23,6 +23,7 @@ from qtool.export.quantize import QuantizeOptions, quantize
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.progress import Progress, ignore
+from qtool.resources import DEFAULT_RECIPE
 from qtool.storage.checkpoint import INDEX, Checkpoint
 from qtool.storage.gguf import GgufTensor
 from qtool.storage.gguf_model import GgufModel
@@ -30,7 +31,6 @@ from qtool.storage.hashing import sha256_of, sha256_of_part
 from qtool.storage.hub import Source
 from qtool.storage.packed import is_quantized
 
-_DEFAULT_RECIPE: Final = "nvfp4-w4a16"
 _NAMES: Final = ("general.", "split.")
 """How the fields begin that say what a file is called and how it is split, not what the model computes."""
 
@@ -79,11 +79,12 @@ class _Rebuilder:
         kind = _type_of(artefact.model)
         if kind is None:
             return None
-        source = self._quantized(_DEFAULT_RECIPE) if kind == "nvfp4" else self.reference.path
+        source = self._quantized(DEFAULT_RECIPE) if kind == "nvfp4" else self.reference.path
         output = self.folder / "converted"
         projector = (_type_of(artefact.projector) or "f16") if artefact.projector else NO_PROJECTOR
         task = self.reference.detection.task
-        convert_gguf(ConvertOptions(str(source), output, (kind,), projector, task), self.progress)
+        options = ConvertOptions(model=str(source), output=output, outtypes=(kind,), mmproj=projector, task=task)
+        convert_gguf(options, self.progress)
         made = open_artefact(str(output))
         findings: list[Finding] = []
         table: list[RederivedFile] = []
@@ -94,8 +95,9 @@ class _Rebuilder:
 
     def _quantized(self, recipe: str) -> Path:
         output = self.folder / "rederived"
-        task = self.reference.detection.task
-        quantize(QuantizeOptions(str(self.reference.path), output, recipe, "streaming", task), self.progress)
+        task, model = self.reference.detection.task, str(self.reference.path)
+        options = QuantizeOptions(model=model, output=output, recipe=recipe, backend="streaming", task=task)
+        quantize(options, self.progress)
         return output
 
 
@@ -113,7 +115,7 @@ def _recipe(artefact: Path, folder: Path) -> tuple[str, str, list[Finding]]:
         path = folder / "recipe.yaml"
         path.write_text(declared["text"], encoding="utf-8")
         return str(path), str(declared.get("name", "of its own")), []
-    return _DEFAULT_RECIPE, _DEFAULT_RECIPE, [finding("recipe-assumed", artefact, recipe=_DEFAULT_RECIPE)]
+    return DEFAULT_RECIPE, DEFAULT_RECIPE, [finding("recipe-assumed", artefact, recipe=DEFAULT_RECIPE)]
 
 
 def _compared(artefact: CheckpointArtefact, again: CheckpointArtefact, how: str) -> Made:

@@ -45,7 +45,9 @@ class Reference(CheckpointArtefact):
     @cached_property
     def language(self) -> Planned:
         """The language model's file."""
-        options = ConvertOptions(str(self.path), None, (_PLANNED_TYPE,), NO_PROJECTOR, self.asked_task)
+        options = ConvertOptions(
+            model=str(self.path), outtypes=(_PLANNED_TYPE,), mmproj=NO_PROJECTOR, task=self.asked_task
+        )
         (file,) = plan_conversion(options, self).files
         return _planned(file)
 

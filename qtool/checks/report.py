@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from qtool.checks.findings import Finding, Severity, printable
 from qtool.console import human_size, unwrapped
+from qtool.results import Result
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,7 +65,7 @@ class TensorClass:
         """Stored bits, scales included, for each weight."""
         return 8 * self.nbytes / self.weights if self.weights else 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The class as a JSON object."""
         return {
             "name": self.name, "tensors": self.tensors, "types": dict(self.types), "weights": self.weights,
@@ -135,13 +137,13 @@ class InspectedArtefact:
         """Stored bits, scales included, for each weight."""
         return 8 * self.nbytes / self.weights if self.weights else 0.0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The artefact as a JSON object."""
         return {
             "name": self.name, "kind": self.kind, "family": self.family, "architecture": self.architecture,
             "task": self.task, "task_source": self.task_source, "format": self.format, "weights": self.weights,
             "bytes": self.nbytes, "bits_per_weight": round(self.bits_per_weight, 4),
-            "classes": [each.to_json() for each in self.classes], "markers": dict(self.markers),
+            "classes": [each.to_dict() for each in self.classes], "markers": dict(self.markers),
             "findings": [{**asdict(each), "severity": each.severity.value} for each in self.findings],
         }  # fmt: skip
 
@@ -153,8 +155,8 @@ def shown(artefact: InspectedArtefact) -> InspectedArtefact:
     return replace(artefact, name=name, kind=kind, architecture=architecture, markers=markers)
 
 
-@dataclass(frozen=True)
-class InspectionReport:
+@dataclass(frozen=True, repr=False)
+class InspectionReport(Result):
     """Everything found at `target`; `revision` and `fetched_bytes` are those of a repository on the hub."""
 
     target: str
@@ -177,12 +179,25 @@ class InspectionReport:
         """Whether nothing says what some artefact is for, so that not all could be looked at."""
         return any(each.code.endswith("-task-undeclared") for each in self.findings)
 
-    def to_json(self) -> Mapping[str, Any]:
-        """The report as `--json` prints it."""
+    @property
+    @override
+    def headline(self) -> str:
+        return f"{self.target}: {_verdict(self)}"
+
+    @override
+    def records(self) -> list[dict[str, Any]]:
+        return [
+            {"artefact": artefact.name, **asdict(finding), "severity": finding.severity.value}
+            for artefact in self.artefacts
+            for finding in artefact.findings
+        ]
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION, "target": self.target, "revision": self.revision,
             "fetched_bytes": self.fetched_bytes, "broken": self.broken,
-            "artefacts": [artefact.to_json() for artefact in self.artefacts],
+            "artefacts": [artefact.to_dict() for artefact in self.artefacts],
         }  # fmt: skip
 
     def __rich__(self) -> RenderableType:

@@ -1,7 +1,4 @@
-"""The commands that make checkpoints and show what there is: quantize, demo, recipes, doctor.
-
-Rule: no work happens here, and heavy imports wait until a command runs.
-"""
+"""The commands that make checkpoints and describe the installation: quantize, demo, recipes, doctor."""
 
 from __future__ import annotations
 
@@ -12,19 +9,21 @@ import typer
 
 from qtool import console
 from qtool.cli.options import (
+    BackendChoice,
     DryRun,
     Force,
     Json,
     Model,
+    Recipe,
     Revision,
     TaskOption,
     Token,
-    parse_backend,
-    parse_size,
-    parse_task,
+    complete_recipe,
+    require_output,
     show,
 )
-from qtool.errors import EXIT_GATE_FAILED, UsageError
+from qtool.errors import EXIT_GATE_FAILED
+from qtool.resources import DEFAULT_RECIPE
 
 
 def quantize(
@@ -33,8 +32,8 @@ def quantize(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write; must not exist.", show_default=False)
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Name of a built-in recipe, or a file of your own.")] = "nvfp4-w4a16",
-    backend: Annotated[str, typer.Option(help="auto, streaming or modelopt.")] = "auto",
+    recipe: Recipe = DEFAULT_RECIPE,
+    backend: Annotated[BackendChoice, typer.Option(help="What quantizes; both write the same bytes.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "512MiB",
     dry_run: DryRun = False,
     force: Force = False,
@@ -44,22 +43,30 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize a checkpoint to NVFP4 W4A16 by a recipe."""
-    from qtool.export.quantize import QuantizeOptions, quantization_table
-    from qtool.export.quantize import quantize as run
+    from qtool import api
+    from qtool.export.quantize import quantization_table
 
-    if output is None and not dry_run:
-        raise UsageError("Nowhere to write to.", "Pass --output FOLDER, or --dry-run.")
-    options = QuantizeOptions(
-        model, output, recipe, parse_backend(backend), parse_task(task), revision, token,
-        parse_size(max_shard_size), force, dry_run,
-    )  # fmt: skip
-    with console.byte_bar("Quantizing") as progress:
-        summary = run(options, progress)
-    show(summary.to_json(), quantization_table(summary, output, dry_run=dry_run), as_json=json)
+    require_output(output, dry_run=dry_run)
+    summary = api.quantize(
+        model,
+        output=output,
+        recipe=recipe,
+        backend=backend,
+        task=task,
+        revision=revision,
+        token=token,
+        max_shard_size=max_shard_size,
+        force=force,
+        dry_run=dry_run,
+    )
+    show(summary, quantization_table(summary, output, dry_run=dry_run), as_json=json)
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show this recipe in full.", autocompletion=complete_recipe, show_default=False),
+    ] = None,
     *,
     json: Json = False,
 ) -> None:
@@ -69,14 +76,16 @@ def recipes(
     from qtool.recipe import builtin_recipes, load_recipe
 
     loaded = [load_recipe(each) for each in ([name] if name else builtin_recipes())]
-    table = Table("recipe", "scheme", "what it does", box=None, pad_edge=False)
-    for each in loaded:
-        table.add_row(each.recipe.name, each.recipe.scheme, each.recipe.description)
-    data = {"schema_version": 1, "recipes": [{**each.recipe.model_dump(), "sha256": each.sha256} for each in loaded]}
-    if name and not json:
-        console.show_line(loaded[0].text.rstrip())  # to start one's own from
+    if json:
+        recipes = [{**each.recipe.model_dump(), "sha256": each.sha256} for each in loaded]
+        console.show_json({"schema_version": 1, "recipes": recipes})
+    elif name:
+        console.show_line(loaded[0].text.rstrip())  # to start a recipe of one's own from
     else:
-        show(data, table, as_json=json)
+        table = Table("recipe", "scheme", "what it does", box=None, pad_edge=False)
+        for each in loaded:
+            table.add_row(each.recipe.name, each.recipe.scheme, each.recipe.description)
+        console.show_result(table)
 
 
 def doctor(*, json: Json = False) -> None:
@@ -84,25 +93,23 @@ def doctor(*, json: Json = False) -> None:
     from qtool.doctor import diagnoses_table, examine
 
     findings = examine()
-    show(
-        {"schema_version": 1, "findings": [finding.to_json() for finding in findings]},
-        diagnoses_table(findings),
-        as_json=json,
-    )
+    if json:
+        console.show_json({"schema_version": 1, "findings": [finding.to_json() for finding in findings]})
+    else:
+        console.show_result(diagnoses_table(findings))
 
 
 def demo(
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the quantized demo models.")] = Path(
-        "demo-out"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the quantized demo models and their reports.")
+    ] = Path("demo-out"),
     json: Json = False,
 ) -> None:
-    """Quantize the built-in reranker and embedder and verify them: the whole job in about two minutes."""
+    """Quantize the built-in models and verify them: the whole job in about two minutes."""
     from qtool.demo.showcase import showcase
 
-    with console.stage_bar("items") as progress:
-        result = showcase(output, console.show_status, progress)
-    show(result.to_json(), result, as_json=json)
+    result = showcase(output, console.show_status)
+    show(result, result.details() if console.settings.verbose else result.summary(), as_json=json)
     if not result.passed:
         raise typer.Exit(EXIT_GATE_FAILED)

@@ -1,7 +1,4 @@
-"""The commands around GGUF files: convert-gguf, inspect, repair-gguf.
-
-Rule: no work happens here, and heavy imports wait until a command runs.
-"""
+"""The commands around GGUF files: convert-gguf, inspect, repair-gguf."""
 
 from __future__ import annotations
 
@@ -12,19 +9,23 @@ import typer
 
 from qtool import console
 from qtool.cli.options import (
+    OUTTYPES,
+    BakedInstruction,
     DryRun,
     Force,
-    Instruction,
     Json,
     Model,
+    ProjectorChoice,
+    PromptChoice,
     Revision,
+    TaskChoice,
     TaskOption,
     Token,
-    parse_size,
-    parse_task,
+    complete_outtype,
+    require_output,
     show,
 )
-from qtool.errors import EXIT_GATE_FAILED, UsageError
+from qtool.errors import EXIT_GATE_FAILED
 
 
 def convert_gguf(
@@ -37,15 +38,16 @@ def convert_gguf(
     outtype: Annotated[
         list[str] | None,
         typer.Option(
-            help="auto (what loses nothing), f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m, iq4_xs; several with "
-            "commas or by repeating.",
-            show_default="auto",
+            metavar="TYPE[,TYPE...]",
+            help=f"{', '.join(OUTTYPES)}; several with commas or by repeating.",
+            show_default="auto, which loses nothing",
+            autocompletion=complete_outtype,
         ),
     ] = None,
-    mmproj: Annotated[str, typer.Option(help="Type of the vision projector: f32, f16, bf16, q8_0 or none.")] = "f16",
-    instruction: Instruction = None,
+    mmproj: Annotated[ProjectorChoice, typer.Option(help="Type of the vision projector.")] = "f16",
+    instruction: BakedInstruction = None,
     prompt: Annotated[
-        str, typer.Option(help="official, or llamacpp: what llama.cpp's own converter bakes into every reranker.")
+        PromptChoice, typer.Option(help="Prompt of a reranker; llamacpp is what llama.cpp's own converter bakes in.")
     ] = "official",
     split_max_size: Annotated[
         str | None, typer.Option(help="Split the language file into parts of this size.", show_default=False)
@@ -61,19 +63,27 @@ def convert_gguf(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint to GGUF files that rank and embed in llama.cpp as the original does."""
+    from qtool import api
     from qtool.export.convert import conversion_table
-    from qtool.export.convert import convert_gguf as run
-    from qtool.export.gguf_plan import ConvertOptions, parse_outtypes, parse_prompt
+    from qtool.export.gguf_plan import parse_outtypes
 
-    if output is None and not dry_run:
-        raise UsageError("Nowhere to write to.", "Pass --output FOLDER, --output FILE.gguf, or --dry-run.")
-    options = ConvertOptions(
-        model, output, parse_outtypes(outtype), mmproj, parse_task(task), instruction, parse_prompt(prompt),
-        parse_size(split_max_size) if split_max_size else None, imatrix, revision, token, force, dry_run,
-    )  # fmt: skip
-    with console.byte_bar("Converting") as progress:
-        summary = run(options, progress)
-    show(summary.to_json(), conversion_table(summary, output, dry_run=dry_run), as_json=json)
+    require_output(output, dry_run=dry_run)
+    summary = api.convert_gguf(
+        model,
+        output=output,
+        outtypes=parse_outtypes(outtype),
+        mmproj=mmproj,
+        task=task,
+        instruction=instruction,
+        prompt=prompt,
+        split_max_size=split_max_size,
+        imatrix=imatrix,
+        revision=revision,
+        token=token,
+        force=force,
+        dry_run=dry_run,
+    )
+    show(summary, conversion_table(summary, output, dry_run=dry_run), as_json=json)
 
 
 def inspect(
@@ -85,24 +95,23 @@ def inspect(
     ],
     *,
     task: Annotated[
-        str | None, typer.Option("--task", help="rerank or embed: what it should be able to do.", show_default=False)
+        TaskChoice | None, typer.Option("--task", help="What the model should be able to do.", show_default=False)
     ] = None,
     revision: Revision = None,
     token: Token = None,
     json: Json = False,
 ) -> None:
-    """Say what a GGUF file or a checkpoint is and whether it will work; of what lies on the hub, only headers are read."""
-    from qtool.checks.inspect import inspect as run
+    """Say what a GGUF file or a checkpoint is and whether it will work. From the hub, only headers are read."""
+    from qtool import api
 
-    with console.stage_bar("files") as progress:
-        report = run(target, parse_task(task), revision, token, progress)
-    show(report.to_json(), report, as_json=json)
+    report = api.inspect(target, task=task, revision=revision, token=token)
+    show(report, report, as_json=json)
     if report.broken:
         raise typer.Exit(EXIT_GATE_FAILED)
 
 
 def repair_gguf(
-    broken: Annotated[Path, typer.Argument(help="A GGUF file that does not rank.")],
+    broken: Annotated[Path, typer.Argument(metavar="BROKEN", help="A GGUF file that does not rank.")],
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; must not exist.")],
     base: Annotated[
@@ -111,19 +120,16 @@ def repair_gguf(
             metavar="MODEL", help="Take the rank head from this checkpoint, not from the file.", show_default=False
         ),
     ] = None,
-    instruction: Instruction = None,
+    instruction: BakedInstruction = None,
     force: Force = False,
     task: TaskOption = None,
     json: Json = False,
 ) -> None:
-    """Give a GGUF file the rank head, pooling and prompt that it lacks; all else stays byte for byte."""
+    """Give a GGUF file the rank head, pooling and prompt that it lacks. All else stays byte for byte."""
     from rich.console import Group
     from rich.text import Text
 
-    from qtool.export.repair import RepairOptions
-    from qtool.export.repair import repair_gguf as run
+    from qtool import api
 
-    with console.byte_bar("Repairing") as progress:
-        summary = run(RepairOptions(broken, output, base, parse_task(task), instruction, force), progress)
-    for_people = Group(*map(Text, summary.changes), console.written(output, "inspect"))
-    show(summary.to_json(), for_people, as_json=json)
+    summary = api.repair_gguf(broken, output=output, base=base, task=task, instruction=instruction, force=force)
+    show(summary, Group(*map(Text, summary.changes), console.written(output, "inspect")), as_json=json)

@@ -1,121 +1,188 @@
-"""Options that several commands share, what their words mean, and how a result is shown."""
+"""The options that several commands share, each declared once, and how a result is shown."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from qtool import console
-from qtool.arch.spec import Task
+from qtool import console, resources
 from qtool.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from qtool.export.quantize import Backend
+    from qtool.results import Result
 
-# Turns the words of a command line into the values that `run` functions take. A word that means nothing is a
-# UsageError that lists what would.
-
-
-_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+# Choices: a test holds them to what the library knows, which is too slow to import for --help.
 
 
-def parse_size(text: str) -> int:
-    """Bytes in a size such as 500MB, 5GB or 1GiB."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if size < 1:
-        raise UsageError(f"{text!r} is no size.", "Write it as 500MB, 5GB or 1GiB.")
-    return size
+TaskChoice = Literal["rerank", "embed"]
+BackendChoice = Literal["auto", "streaming", "modelopt"]
+DtypeChoice = Literal["float32", "bfloat16", "float16"]
+EngineChoice = Literal["vllm", "llama-server", "tei", "jina"]
+ServingChoice = Literal["vllm", "llama-server", "sglang"]
+PromptChoice = Literal["official", "llamacpp"]
+ProjectorChoice = Literal["f32", "f16", "bf16", "q8_0", "none"]
+OUTTYPES: Final = ("auto", "f32", "f16", "bf16", "q8_0", "nvfp4", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs")
+DEVICES: Final = ("auto", "cpu", "cuda", "cuda:1", "mps")
 
 
-def parse_task(text: str | None) -> Task | None:
-    """The task that --task names."""
-    if text is None:
-        return None
-    if text not in {task.value for task in Task}:
-        raise UsageError(f"--task is rerank or embed, not {text!r}.")
-    return Task(text)
+def _starting(names: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
-def parse_panels(panels: Sequence[str], dataset: str | None, columns: str | None) -> tuple[str, ...]:
-    """The panels that --panel names, and the one that --dataset and --columns describe."""
-    if (dataset is None) != (columns is None):
-        raise UsageError(
-            "--dataset and --columns go together.", "Write --dataset ID --columns query=COLUMN,positive=COLUMN."
-        )
-    from qtool.inputs.builtin import dataset_panel
+def _families() -> list[str]:
+    from qtool.arch.families import FAMILIES
 
-    return (*panels, *([dataset_panel(dataset, columns)] if dataset and columns else []))
+    return sorted(FAMILIES)
 
 
-def parse_backend(text: str) -> Backend:
-    """The backend that --backend names."""
-    from qtool.export.quantize import BACKENDS
-
-    for backend in BACKENDS:
-        if backend == text:
-            return backend
-    raise UsageError(f"--backend is one of {', '.join(BACKENDS)}, not {text!r}.")
+def complete_outtype(incomplete: str) -> list[str]:
+    """The types that may follow; several are joined by commas."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in OUTTYPES if name.startswith(last.lower())]
 
 
-# Options that several commands share, and how a result is shown. An option is spelt and explained once.
+_recipes: Final = resources.names("recipes", ".yaml")
+_panels: Final = resources.names("calibration/panels", ".jsonl")
+RECIPES: Final = ", ".join(_recipes)
+PANELS: Final = ", ".join(_panels)
+
+complete_recipe: Final = _starting(lambda: _recipes)
+complete_panel: Final = _starting(lambda: _panels)
+complete_model: Final = _starting(resources.demo_models)
+
+
+def parse_device(device: str) -> str:
+    """A device that torch can name."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
+        raise UsageError(f"Invalid --device {device!r}: expected auto, cpu, cuda, cuda:N, xpu or mps.")
+    return device
+
+
+# The options.
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, org/name, hf://org/name@revision, or a built-in demo model.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, org/name, hf://org/name@revision, or a built-in demo model.",
+        autocompletion=complete_model,
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A folder, a GGUF file, org/name, a built-in demo model, or a server's URL.",
+        autocompletion=complete_model,
+    ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)]
 Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub access token.", show_default=False)]
 TaskOption = Annotated[
-    str | None,
-    typer.Option("--task", help="rerank or embed; overrides what the checkpoint declares.", show_default=False),
+    TaskChoice | None,
+    typer.Option("--task", help="Task of the model, instead of the one that it declares.", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, to the byte, and stop.")]
-Instruction = Annotated[
+Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written, to the byte, and stop.")]
+BakedInstruction = Annotated[
     str | None, typer.Option(help="Bake this instruction into a reranker's prompt.", show_default="the official one")
 ]
+Instruction = Annotated[str | None, typer.Option(help="Replace the instruction of every query.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output that qtool made.")]
-
+ForceAnew = Annotated[bool, typer.Option("--force", help="Replace an existing output, and discard a partial one.")]
+Recipe = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE", help=f"Built-in recipe ({RECIPES}) or a YAML file.", autocompletion=complete_recipe
+    ),
+]
+Panel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help=f"Built-in panel ({PANELS}) or a JSONL file.",
+        autocompletion=complete_panel,
+        show_default=False,
+    ),
+]
 Dataset = Annotated[
     str | None,
     typer.Option(
-        metavar="ID[:CONFIG][#SPLIT]", help="Take a panel from this data set, of the hub or a file.", show_default=False
+        metavar="ID[:CONFIG][#SPLIT]", help="Take a panel from a data set on the hub or in a file.", show_default=False
     ),
 ]
 Columns = Annotated[
     str | None,
     typer.Option(
         metavar="ROLE=COLUMN,...",
-        help="Which column is query, positive, negative, documents, labels.",
+        help="The columns of the data set: query, positive, negative, documents, labels.",
         show_default=False,
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N queries.", show_default=False)]
-Mmproj = Annotated[
-    Path | None, typer.Option(help="A GGUF file's projector; by default the one beside it.", show_default=False)
-]
-Engine = Annotated[
-    str | None, typer.Option(help="vllm, llama-server, tei or jina.", show_default="what the server says")
-]
-ServedModel = Annotated[
-    str | None, typer.Option(help="The model's name on the server.", show_default="what the server says")
-]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests to a server at a time.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use the first N queries only.", show_default=False)]
 ShardOption = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Every N-th query, from the I-th on.", show_default=False)
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Use every N-th query only, from the I-th on.", show_default=False),
 ]
+Dtype = Annotated[DtypeChoice, typer.Option(help="Precision in which a checkpoint is run.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda[:N]|mps",
+        help="Device on which a checkpoint is run.",
+        callback=parse_device,
+        autocompletion=_starting(lambda: list(DEVICES)),
+    ),
+]
+Mmproj = Annotated[Path | None, typer.Option(help="Vision projector of a GGUF file.", show_default="the one beside it")]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FAMILY",
+        help="Family of a server's model, such as qwen3_vl; needed for embedders.",
+        autocompletion=_starting(_families),
+        show_default=False,
+    ),
+]
+Engine = Annotated[EngineChoice | None, typer.Option(help="What the server runs.", show_default="as it reports")]
+ServedModel = Annotated[str | None, typer.Option(help="Name of the model on the server.", show_default="as it reports")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests to a server at a time.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds that a server has for each request.")]
 
 
-def show(data: Mapping[str, Any], for_people: RenderableType, *, as_json: bool) -> None:
-    """Print a result: for people, or as JSON."""
+def show(result: Result, for_people: RenderableType, *, as_json: bool) -> None:
+    """Print a result, as JSON or for people."""
     if as_json:
-        console.show_json(data)
+        console.show_json(result.to_dict())
     else:
         console.show_result(for_people)
+
+
+def require_output(output: Path | None, *, dry_run: bool) -> None:
+    """Raise UsageError where there is nothing to write to."""
+    if output is None and not dry_run:
+        raise UsageError("Missing --output.", "Pass --output PATH, or --dry-run to see what would be written.")
+
+
+def check_panel(panel: str | None, dataset: str | None, columns: str | None) -> None:
+    """Raise UsageError unless the options name one panel."""
+    check_dataset(dataset, columns)
+    if (panel is None) == (dataset is None):
+        found = "Missing --panel." if panel is None else "--panel cannot be combined with --dataset."
+        raise UsageError(found, "Pass --panel NAME, --panel FILE, or --dataset ID --columns ROLE=COLUMN,...")
+
+
+def check_dataset(dataset: str | None, columns: str | None) -> None:
+    """Raise UsageError where a data set is described by half."""
+    if (dataset is None) != (columns is None):
+        raise UsageError(
+            "--dataset and --columns must be given together.",
+            "For example --dataset ID --columns query=COLUMN,positive=COLUMN.",
+        )

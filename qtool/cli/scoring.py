@@ -1,13 +1,9 @@
-"""The commands that give a runtime's numbers by themselves: score, embed.
-
-Rule: no work happens here, and heavy imports wait until a command runs.
-"""
+"""The commands that give a model's own numbers: score, embed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,52 +12,48 @@ from qtool.cli.options import (
     Columns,
     Concurrency,
     Dataset,
+    Device,
+    Dtype,
     Engine,
+    Family,
+    ForceAnew,
+    Instruction,
     Json,
     Limit,
     Mmproj,
+    Panel,
     Revision,
     ServedModel,
     ShardOption,
+    Target,
     TaskOption,
+    Timeout,
     Token,
-    parse_panels,
-    parse_task,
+    check_panel,
     show,
 )
 from qtool.errors import UsageError
-
-if TYPE_CHECKING:
-    from qtool.scoring.score import PanelChoice
-
-Target = Annotated[
-    str,
-    typer.Argument(metavar="TARGET", help="A folder, a GGUF file, org/name, a built-in demo model, or a server's URL."),
-]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16; of checkpoints.")]
-Instruction = Annotated[str | None, typer.Option(help="Replaces the instruction of every query.", show_default=False)]
-Anew = Annotated[bool, typer.Option("--force", help="Replace an existing output, and begin anew.")]
-Family = Annotated[
-    str | None, typer.Option(help="qwen3 or qwen3_vl, which no server tells; embedders need it.", show_default=False)
-]
 
 
 def score(
     target: Target,
     *,
-    panel: Annotated[str | None, typer.Option(help="A JSONL file or a built-in panel.", show_default=False)] = None,
+    panel: Panel = None,
     dataset: Dataset = None,
     columns: Columns = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="JSONL file to write; an interrupted run goes on.", show_default="stdout"),
+        typer.Option(
+            "--output", "-o", help="JSONL file to write; an interrupted run continues.", show_default="stdout"
+        ),
     ] = None,
     dtype: Dtype = "float32",
+    device: Device = "auto",
     instruction: Instruction = None,
     mmproj: Mmproj = None,
     limit: Limit = None,
     shard: ShardOption = None,
-    force: Anew = False,
+    force: ForceAnew = False,
     task: TaskOption = None,
     revision: Revision = None,
     token: Token = None,
@@ -69,32 +61,48 @@ def score(
     engine: Engine = None,
     served_model: ServedModel = None,
     concurrency: Concurrency = 8,
+    timeout: Timeout = 300.0,
     json: Json = False,
 ) -> None:
     """Score the pairs of a panel: log-odds and probability of each, as JSON lines."""
-    from qtool.scoring.runtime import RuntimeOptions
-    from qtool.scoring.score import ScoreOptions
-    from qtool.scoring.score import score as run
+    from qtool import api
 
-    runtime = RuntimeOptions(
-        parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj, family=family, engine=engine,
-        served_model=served_model, concurrency=concurrency,
-    )  # fmt: skip
-    chosen = _panel(parse_panels([panel] if panel else [], dataset, columns), limit, shard, instruction)
-    options = ScoreOptions(target, chosen, runtime, output, force)
-    with console.stage_bar("pairs") as progress:
-        scores = run(options, progress)
+    check_panel(panel, dataset, columns)
+    scores = api.score(
+        target,
+        panel=panel,
+        dataset=dataset,
+        columns=columns,
+        limit=limit,
+        shard=shard,
+        instruction=instruction,
+        output=output,
+        force=force,
+        task=task,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        token=token,
+        mmproj=mmproj,
+        engine=engine,
+        served_model=served_model,
+        family=family,
+        concurrency=concurrency,
+        timeout=timeout,
+    )
     if output is None and not json:
         console.show_lines(pair.line for pair in scores.pairs)
     else:
-        show(scores.to_json(), console.unwrapped(f"{len(scores.pairs):,} pairs in {output}"), as_json=json)
+        show(scores, console.unwrapped(f"Wrote the scores of {len(scores.pairs):,} pairs to {output}."), as_json=json)
 
 
 def embed(
     target: Target,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write; an interrupted run goes on.")],
-    panel: Annotated[str | None, typer.Option(help="A JSONL file or a built-in panel.", show_default=False)] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The .npy file to write; an interrupted run continues.")
+    ],
+    panel: Panel = None,
     dataset: Dataset = None,
     columns: Columns = None,
     texts: Annotated[Path | None, typer.Option(help="A file of texts, one a line.", show_default=False)] = None,
@@ -102,14 +110,15 @@ def embed(
         int | None, typer.Option(min=1, help="Cut to N dimensions and normalise again (MRL).", show_default=False)
     ] = None,
     ids: Annotated[
-        Path | None, typer.Option(help="Where to write which row is what.", show_default="beside OUTPUT")
+        Path | None, typer.Option(help="JSONL file to write that names each row.", show_default="OUTPUT.ids.jsonl")
     ] = None,
     dtype: Dtype = "float32",
+    device: Device = "auto",
     instruction: Instruction = None,
     mmproj: Mmproj = None,
     limit: Limit = None,
     shard: ShardOption = None,
-    force: Anew = False,
+    force: ForceAnew = False,
     task: TaskOption = None,
     revision: Revision = None,
     token: Token = None,
@@ -117,35 +126,51 @@ def embed(
     engine: Engine = None,
     served_model: ServedModel = None,
     concurrency: Concurrency = 8,
+    timeout: Timeout = 300.0,
     json: Json = False,
 ) -> None:
     """Embed a panel's queries and documents, or lines of text: vectors as .npy."""
-    from qtool.scoring.embed import EmbedOptions, Texts
-    from qtool.scoring.embed import embed as run
-    from qtool.scoring.runtime import RuntimeOptions
+    from qtool import api
 
-    panels = parse_panels([panel] if panel else [], dataset, columns)
-    if texts is not None and (panels or limit or shard):
-        raise UsageError("--texts stands alone.", "Pass --panel or --dataset (with --limit and --shard), or --texts.")
-    source = Texts(texts, instruction) if texts else _panel(panels, limit, shard, instruction)
-    runtime = RuntimeOptions(
-        parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj, family=family, engine=engine,
-        served_model=served_model, concurrency=concurrency,
-    )  # fmt: skip
-    options = EmbedOptions(target, source, output, dim, ids, runtime, force)
-    with console.stage_bar("items") as progress:
-        done = run(options, progress)
-    count, width = done.vectors.shape
-    where = f"{count:,} vectors of {width} in {output}, what they are of in {done.ids}"
-    show(done.to_json(), console.unwrapped(where), as_json=json)
+    if texts is None:
+        check_panel(panel, dataset, columns)
+    else:
+        _check_texts_only({"panel": panel, "dataset": dataset, "columns": columns, "limit": limit, "shard": shard})
+    made = api.embed(
+        target,
+        texts=texts,
+        panel=panel,
+        dataset=dataset,
+        columns=columns,
+        limit=limit,
+        shard=shard,
+        instruction=instruction,
+        output=output,
+        ids=ids,
+        dim=dim,
+        force=force,
+        task=task,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        token=token,
+        mmproj=mmproj,
+        engine=engine,
+        served_model=served_model,
+        family=family,
+        concurrency=concurrency,
+        timeout=timeout,
+    )
+    count, width = made.vectors.shape
+    vectors = "1 vector" if count == 1 else f"{count:,} vectors"
+    where = f"Wrote {vectors} of {width} dimensions to {output} and the names of the rows to {made.ids}."
+    show(made, console.unwrapped(where), as_json=json)
 
 
-def _panel(panels: Sequence[str], limit: int | None, shard: str | None, instruction: str | None) -> PanelChoice:
-    from qtool.inputs.panels import PanelShard
-    from qtool.scoring.score import PanelChoice
-
-    if len(panels) != 1:
-        raise UsageError(
-            "What is to be asked?", "Pass one panel: --panel FILE, or --dataset ID --columns ROLE=COLUMN,…."
-        )
-    return PanelChoice(panels[0], limit, PanelShard.parse(shard) if shard else None, instruction)
+def _check_texts_only(others: dict[str, object]) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise UsageError(
+                f"--texts cannot be combined with --{name}.",
+                "Pass --texts, or --panel or --dataset with --limit and --shard.",
+            )

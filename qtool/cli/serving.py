@@ -1,7 +1,4 @@
-"""The command around servers: serve-command.
-
-Rule: no work happens here, and heavy imports wait until a command runs.
-"""
+"""The command around servers: serve-command."""
 
 from __future__ import annotations
 
@@ -11,15 +8,15 @@ from typing import Annotated
 import typer
 
 from qtool import console
-from qtool.cli.options import Json, Mmproj, TaskOption, parse_task
+from qtool.cli.options import Json, Mmproj, ServingChoice, TaskOption
 
 
 def serve_command(
     artefact: Annotated[str, typer.Argument(metavar="ARTEFACT", help="A checkpoint's folder or a GGUF file.")],
     *,
-    engine: Annotated[str, typer.Option(help="vllm, llama-server or sglang.")],
+    engine: Annotated[ServingChoice, typer.Option(help="What serves it.")],
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Serve there.", show_default="the engine's own")
+        int | None, typer.Option(min=1, max=65535, help="Port to serve on.", show_default="the engine's own")
     ] = None,
     write_template: Annotated[
         Path | None,
@@ -32,10 +29,11 @@ def serve_command(
     json: Json = False,
 ) -> None:
     """Print the command that serves an artefact as qtool scores it, chat template included."""
+    from qtool.arch.spec import Task
     from qtool.serve_command import parse_engine, with_template
     from qtool.serve_command import serve_command as run
 
-    command = run(artefact, parse_engine(engine), port, parse_task(task), write_template, mmproj)
+    command = run(artefact, parse_engine(engine), port, Task(task) if task else None, write_template, mmproj)
     command = with_template(command, write=write_template is not None)
     if json:
         console.show_json(command.to_json())

@@ -1,7 +1,4 @@
-"""The commands that compare: verify, merge-reports.
-
-Rule: no work happens here, and heavy imports wait until a command runs.
-"""
+"""The commands that compare: verify, merge-reports."""
 
 from __future__ import annotations
 
@@ -12,9 +9,12 @@ import typer
 
 from qtool import console
 from qtool.cli.options import (
+    PANELS,
     Columns,
     Concurrency,
     Dataset,
+    Device,
+    Dtype,
     Engine,
     Force,
     Json,
@@ -24,9 +24,11 @@ from qtool.cli.options import (
     ServedModel,
     ShardOption,
     TaskOption,
+    Timeout,
     Token,
-    parse_panels,
-    parse_task,
+    check_dataset,
+    complete_panel,
+    complete_recipe,
     show,
 )
 from qtool.errors import EXIT_GATE_FAILED
@@ -34,7 +36,7 @@ from qtool.errors import EXIT_GATE_FAILED
 if TYPE_CHECKING:
     from qtool.verify.report import Report
 
-Strict = Annotated[bool, typer.Option("--strict", help="Exit 1 when the verdict is inconclusive, too.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 for an inconclusive verdict, too.")]
 
 
 def verify(
@@ -42,9 +44,15 @@ def verify(
         str, typer.Argument(metavar="ARTEFACT", help="A folder, a GGUF file, org/name, or the URL of a running server.")
     ],
     *,
-    reference: Annotated[str, typer.Option(metavar="MODEL", help="What it was made from.")],
+    reference: Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint that it was made from.")],
     panel: Annotated[
-        list[str] | None, typer.Option(help="A JSONL file or a built-in panel; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help=f"Built-in panel ({PANELS}) or a JSONL file; may be repeated.",
+            show_default="the demo panels",
+            autocompletion=complete_panel,
+        ),
     ] = None,
     dataset: Dataset = None,
     columns: Columns = None,
@@ -53,19 +61,25 @@ def verify(
         typer.Option(
             "--output",
             "-o",
-            help="Folder for the reports and for every answer as it comes; an interrupted run goes on.",
+            help="Folder for the reports and for every answer; an interrupted run continues.",
             show_default=False,
         ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Take the gates from here instead of the artefact's own recipe.", show_default=False),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Take the gates from this recipe.",
+            show_default="the artefact's own",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     limit: Limit = None,
     shard: ShardOption = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
     mmproj: Mmproj = None,
-    structure_only: Annotated[bool, typer.Option("--structure-only", help="Look at headers and stop.")] = False,
+    structure_only: Annotated[bool, typer.Option("--structure-only", help="Check headers and stop.")] = False,
     weights: Annotated[
         bool, typer.Option("--weights", help="Compare each dequantized weight with its source.")
     ] = False,
@@ -84,7 +98,7 @@ def verify(
     engine: Engine = None,
     served_model: ServedModel = None,
     concurrency: Concurrency = 8,
-    timeout: Annotated[float, typer.Option(min=1, help="Of a server: seconds for each request.")] = 300.0,
+    timeout: Timeout = 300.0,
     strict: Strict = False,
     force: Force = False,
     task: TaskOption = None,
@@ -92,19 +106,38 @@ def verify(
     token: Token = None,
     json: Json = False,
 ) -> None:
-    """Prove that an artefact scores as its reference does: structure, prompt, scores, ranking, verdict."""
-    from qtool.checks.findings import printable
-    from qtool.inputs.panels import PanelShard
-    from qtool.verify.case import VerifyOptions
-    from qtool.verify.run import verify as run
+    """Prove that an artefact scores as its reference does. Checks structure, prompt, scores and ranking."""
+    from qtool import api
 
-    options = VerifyOptions(
-        artefact, reference, parse_panels(panel or (), dataset, columns), parse_task(task), recipe, dtype, limit=limit, shard=PanelShard.parse(shard) if shard else None, mmproj=mmproj,
-        revision=revision, token=token, structure_only=structure_only, weights=weights, rederive=rederive,
-        engine=engine, served_model=served_model, concurrency=concurrency, timeout=timeout, keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
-    )  # fmt: skip
-    with console.stage_bar("items") as progress:
-        report = run(options, progress, force=force, say=lambda line: console.show_status(printable(line)))
+    check_dataset(dataset, columns)
+    report = api.verify(
+        artefact,
+        reference=reference,
+        panels=panel or (),
+        dataset=dataset,
+        columns=columns,
+        output=output,
+        recipe=recipe,
+        limit=limit,
+        shard=shard,
+        task=task,
+        dtype=dtype,
+        device=device,
+        mmproj=mmproj,
+        revision=revision,
+        token=token,
+        engine=engine,
+        served_model=served_model,
+        concurrency=concurrency,
+        timeout=timeout,
+        structure_only=structure_only,
+        weights=weights,
+        rederive=rederive,
+        keep_going=keep_going,
+        noise_queries=noise_queries,
+        use_cache=cache,
+        force=force,
+    )
     _finish(report, output, strict=strict, as_json=json)
 
 
@@ -117,19 +150,19 @@ def merge_reports(
     json: Json = False,
 ) -> None:
     """Join what `verify --shard` scored on several machines and judge it as one verification."""
-    from qtool.verify.merge import merge_reports as run
+    from qtool import api
 
-    _finish(run(folders, output, force=force), output, strict=strict, as_json=json)
+    _finish(api.merge_reports(folders, output=output, force=force), output, strict=strict, as_json=json)
 
 
 def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:
+    from rich.console import Group
+
     from qtool.reporting.console import render_console
-    from qtool.reporting.write import write_reports
     from qtool.verify.gates import Verdict
 
-    if output is not None:
-        write_reports(report, output)
-    show(report.to_dict(), render_console(report), as_json=as_json)
+    where = [console.unwrapped(f"Report: {output / 'report.html'}")] if output else []
+    show(report, Group(render_console(report), *where), as_json=as_json)
     failing = {Verdict.FAIL, Verdict.INCONCLUSIVE} if strict else {Verdict.FAIL}
     if report.verdict in failing:
         raise typer.Exit(EXIT_GATE_FAILED)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from qtool.arch.detect import Detection
 from qtool.arch.families import SEEN_IN
@@ -34,6 +35,7 @@ from qtool.formats.ggml import NVFP4
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.progress import Meter, Progress, ignore
+from qtool.results import Result
 from qtool.storage.hashing import sha256_of
 from qtool.storage.hub import Source, resolve
 from qtool.storage.output import (
@@ -115,8 +117,8 @@ class FileSummary:
     bits_per_weight: float | None
 
 
-@dataclass(frozen=True)
-class ConversionSummary:
+@dataclass(frozen=True, repr=False)
+class ConversionSummary(Result):
     """All files, and the prompt that a reranker's carry."""
 
     architecture: str
@@ -126,8 +128,17 @@ class ConversionSummary:
     rank_template: str | None
     warnings: tuple[str, ...]
 
-    def to_json(self) -> Mapping[str, Any]:
-        """The summary as `--json` prints it."""
+    @property
+    @override
+    def headline(self) -> str:
+        return f"{self.architecture}, task {self.task}: {', '.join(file.name for file in self.files)}."
+
+    @override
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(file) for file in self.files]
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 

@@ -18,6 +18,7 @@ from qtool.export.engine import TensorSource
 from qtool.export.gguf_metadata import PROMPTS, PromptChoice
 from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, Whole
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
+from qtool.options import Options
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
 from qtool.storage.gguf_layout import GgufOutputTensor
 from qtool.storage.gguf_model import RANK_HEAD
@@ -76,12 +77,12 @@ PROJECTOR_TYPES: Final = (*(name for name in FILE_TYPES if name != "nvfp4"), NO_
 SUFFIX: Final = ".gguf"
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(Options):
     """What `qtool convert-gguf` is asked to do; `output` is a folder, or a file when it ends in .gguf."""
 
     model: str
-    output: Path | None
+    output: Path | None = None
     outtypes: tuple[str, ...] = (AUTO,)
     mmproj: str = "f16"
     task: Task | None = None

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from qtool.arch.detect import Detection, detect
 from qtool.arch.prompts import FILE_NAME as RERANK_TEMPLATE
@@ -29,8 +30,11 @@ from qtool.export.quantize_plan import (
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.manifest import manifest, versions
+from qtool.options import Options
 from qtool.progress import Meter, Progress, ignore
 from qtool.recipe import LoadedRecipe, load_recipe
+from qtool.resources import DEFAULT_RECIPE
+from qtool.results import Result
 from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars, open_checkpoint
 from qtool.storage.hashing import sha256_of
 from qtool.storage.hub import Source, resolve
@@ -46,13 +50,13 @@ DEFAULT_MAX_SHARD_BYTES: Final = 1 << 29
 """Shards are downloaded and hashed in parallel: several of half a gigabyte are faster than one of five."""
 
 
-@dataclass(frozen=True)
-class QuantizeOptions:
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(Options):
     """The options of `qtool quantize`; `model` is a folder, a Hub repository or a demo model."""
 
     model: str
-    output: Path | None
-    recipe: str = "nvfp4-w4a16"
+    output: Path | None = None
+    recipe: str = DEFAULT_RECIPE
     backend: Backend = "auto"
     task: Task | None = None
     revision: str | None = None
@@ -156,8 +160,8 @@ class SummaryRow:
     relative_error: float | None
 
 
-@dataclass(frozen=True)
-class QuantizationSummary:
+@dataclass(frozen=True, repr=False)
+class QuantizationSummary(Result):
     """`output_bytes` counts every file but qtool.json, and is the disk needed; `peak_memory_bytes` is an estimate."""
 
     architecture: str
@@ -172,8 +176,20 @@ class QuantizationSummary:
     output_bytes: int
     peak_memory_bytes: int
 
-    def to_json(self) -> Mapping[str, Any]:
-        """The summary as `--json` prints it."""
+    @property
+    @override
+    def headline(self) -> str:
+        return (
+            f"{self.architecture}, task {self.task}: {human_size(self.source_bytes)} of weights became "
+            f"{human_size(self.output_bytes)}, {self.bits_per_weight:.2f} bits per weight."
+        )
+
+    @override
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(each) for each in self.classes]
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 from gguf.constants import PoolingType
+from typing_extensions import override
 
 from qtool.arch.prompts import ANSWERS, NO, YES, PromptSpec
 from qtool.arch.spec import Task
@@ -28,7 +29,9 @@ from qtool.export.sources import Rows, StoredRows, StoredTensor, encode_rows
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
 from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions
+from qtool.options import Options
 from qtool.progress import Meter, Progress, ignore
+from qtool.results import Result
 from qtool.storage.checkpoint import TensorInfo
 from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, array, encode_string, encode_value, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out_encoded
@@ -230,27 +233,36 @@ _SCHEMES: Final = ("hf:", "https:", "http:")
 _SHORTEST_ADDRESS: Final = 4  # hf://ORG/NAME/FILE
 
 
-@dataclass(frozen=True)
-class RepairOptions:
+@dataclass(frozen=True, kw_only=True)
+class RepairOptions(Options):
     """What `qtool repair-gguf` is asked to do; `base` is a checkpoint with the head's rows as they were trained."""
 
     broken: Path
-    fixed: Path
+    output: Path
     base: str | None = None
     task: Task | None = None
     instruction: str | None = None
     force: bool = False
 
 
-@dataclass(frozen=True)
-class RepairSummary:
+@dataclass(frozen=True, repr=False)
+class RepairSummary(Result):
     """What was changed, a sentence each."""
 
     changes: tuple[str, ...]
     nbytes: int
 
-    def to_json(self) -> Mapping[str, Any]:
-        """The summary as `--json` prints it."""
+    @property
+    @override
+    def headline(self) -> str:
+        return f"{len(self.changes)} changes in a file of {self.nbytes:,} bytes."
+
+    @override
+    def records(self) -> list[dict[str, Any]]:
+        return [{"change": change} for change in self.changes]
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
         return {"schema_version": 1, "changes": list(self.changes), "nbytes": self.nbytes}
 
 
@@ -264,21 +276,21 @@ class _Repair:
 
 
 def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSummary:
-    """Write `options.fixed`: the file `options.broken` with all that its task needs."""
+    """Write `options.output`: the file `options.broken` with all that its task needs."""
     _require_file(options.broken)
-    check_target_file(options.fixed, force=options.force)
+    check_target_file(options.output, force=options.force)
     model = open_gguf_file(options.broken)
     repair = _plan(model, options)
     if not repair.changes:
         raise UsageError(f"{options.broken} lacks nothing that it needs to {_task(model, options).value}.")
     tensors = list(_tensors(model, repair.head))
-    layout = _lay_out(model.header, repair.fields, options.fixed.name, tensors)
-    require_space(options.fixed, layout.nbytes)
-    with staged_files(options.fixed, force=options.force) as folder:
+    layout = _lay_out(model.header, repair.fields, options.output.name, tensors)
+    require_space(options.output, layout.nbytes)
+    with staged_files(options.output, force=options.force) as folder:
         sources = [tensor.source for tensor in tensors]
         meter = Meter(sum(source.work_bytes for source in sources), progress)
         hashes = write_tensors([layout], sources, folder, meter.advance, hash_tensors=True)
-        (folder / manifest_of(options.fixed).name).write_bytes(json_bytes(_manifest(repair, hashes)))
+        (folder / manifest_of(options.output).name).write_bytes(json_bytes(_manifest(repair, hashes)))
     return RepairSummary(repair.changes, layout.nbytes)
 
 

@@ -21,7 +21,7 @@ _DATASET: Final = "dataset:"
 
 def builtin_panels() -> list[str]:
     """Names of the panels that come with qtool."""
-    return sorted(path.stem for path in resources.path(_FOLDER).glob("*.jsonl"))
+    return resources.names(_FOLDER, ".jsonl")
 
 
 def default_panels(*, is_vision: bool) -> tuple[str, ...]:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.lib.format import MAGIC_PREFIX
+from typing_extensions import override
 
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.inputs.items import Item
 from qtool.inputs.panels import read_text_bytes
+from qtool.options import Options
 from qtool.progress import StageProgress
+from qtool.results import Result
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.score import Counter, PanelChoice, check_output, replacing, resumable
 
@@ -30,29 +33,33 @@ _BEGINNING: Final = b'{"row": '
 
 
 @dataclass(frozen=True)
-class Texts:
-    """A file of texts, one a line; blank lines are skipped. All are embedded under `instruction`."""
+class Texts(Options):
+    """A file of texts, one a line, or the `lines` themselves; blank ones are skipped. All get the same `instruction`."""
 
-    path: Path
+    path: Path | None = None
     instruction: str | None = None
+    lines: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class EmbedOptions:
-    """Whom to ask what; `dim` cuts the vectors (MRL) and normalises them again. `ids` is by default `OUTPUT.ids.jsonl`."""
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(Options):
+    """Which model embeds what; `dim` cuts the vectors (MRL) and normalises them again.
+
+    With `output`, a .npy file, an interrupted run continues; `ids`, which names each row, is by default OUTPUT.ids.jsonl.
+    """
 
     target: str
     source: PanelChoice | Texts
-    output: Path
+    output: Path | None = None
     dim: int | None = None
     ids: Path | None = None
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     force: bool = False
 
     @property
-    def ids_file(self) -> Path:
-        """Where it is said which row is what."""
-        return self.ids or self.output.with_suffix(".ids.jsonl")
+    def ids_file(self) -> Path | None:
+        """The file that names each row; None without an output."""
+        return self.ids or (self.output.with_suffix(".ids.jsonl") if self.output else None)
 
 
 @dataclass(frozen=True)
@@ -72,27 +79,42 @@ class Row:
         )
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """The vectors [rows, dim] that were written, and what each of them is of."""
+@dataclass(frozen=True, repr=False)
+class Embeddings(Result):
+    """The vectors [rows, dim], what each of them is of, and the files that hold them, None where none was written."""
 
     vectors: NDArray[np.float32]
     rows: tuple[Row, ...]
-    output: Path
-    ids: Path
+    output: Path | None
+    ids: Path | None
     identity: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """What was written, for a program."""
+    @property
+    @override
+    def headline(self) -> str:
         count, dim = self.vectors.shape
-        files = {"output": str(self.output), "ids": str(self.ids)}
+        return f"{count:,} vectors of {dim} dimensions."
+
+    @override
+    def records(self) -> list[dict[str, Any]]:
+        return [{**asdict(row), "vector": vector} for row, vector in zip(self.rows, self.vectors, strict=True)]
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        count, dim = self.vectors.shape
+        files = {"output": str(self.output) if self.output else None, "ids": str(self.ids) if self.ids else None}
         return {"schema_version": 1, "rows": count, "dim": dim, **files, "identity": self.identity}
 
 
-def embed(options: EmbedOptions, progress: StageProgress | None = None) -> Embedded:
+def embed(options: EmbedOptions, progress: StageProgress | None = None) -> Embeddings:
     """Embed and write. Raises UsageError for a reranker; what was answered before any error is kept for the next run."""
-    check_output(options.output, MAGIC_PREFIX, force=options.force)
-    check_output(options.ids_file, _BEGINNING, force=options.force)
+    if options.ids is not None and options.output is None:
+        raise UsageError(
+            "ids names the rows of an output file, and no output is given.", "Pass output, or leave out ids."
+        )
+    if options.output is not None and options.ids_file is not None:
+        check_output(options.output, MAGIC_PREFIX, force=options.force)
+        check_output(options.ids_file, _BEGINNING, force=options.force)
     if options.dim is not None and options.dim < 1:
         raise UsageError(f"A vector of {options.dim} dimensions holds nothing.")
     scorer = open_runtime(options.target, options.runtime)
@@ -109,8 +131,9 @@ def embed(options: EmbedOptions, progress: StageProgress | None = None) -> Embed
 
     with resumable(scorer, options.output, force=options.force) as asked:
         vectors = shortened(asked.embed(items, heard), options.dim)
-        _write(options, rows, vectors)
-    return Embedded(vectors, tuple(rows), options.output, options.ids_file, asdict(scorer.identity))
+        if options.output is not None and options.ids_file is not None:
+            _write(options.output, options.ids_file, rows, vectors)
+    return Embeddings(vectors, tuple(rows), options.output, options.ids_file, asdict(scorer.identity))
 
 
 def shortened(vectors: NDArray[np.float32], dim: int | None) -> NDArray[np.float32]:
@@ -142,16 +165,18 @@ def _questions(source: PanelChoice | Texts, query_instruction: str | None) -> tu
 
 
 def _lines(source: Texts) -> tuple[list[Row], list[Item]]:
-    lines = re.split(r"\r\n|\r|\n", read_text_bytes(source.path, "texts").decode("utf-8-sig"))
+    lines: Sequence[str] = source.lines
+    if source.path is not None:
+        lines = re.split(r"\r\n|\r|\n", read_text_bytes(source.path, "texts").decode("utf-8-sig"))
     texts = [(number, text) for number, text in enumerate(lines, start=1) if text.strip()]
     if not texts:
-        raise UsageError(f"{source.path} holds no text.")
+        raise UsageError(f"{source.path or 'The list of texts'} holds no text.")
     rows = [Row(place, line=number) for place, (number, _) in enumerate(texts)]
     return rows, [Item(f"line {number}", (text,), instruction=source.instruction) for number, text in texts]
 
 
-def _write(options: EmbedOptions, rows: Sequence[Row], vectors: NDArray[np.float32]) -> None:
-    with replacing(options.ids_file) as file:
+def _write(output: Path, ids: Path, rows: Sequence[Row], vectors: NDArray[np.float32]) -> None:
+    with replacing(ids) as file:
         file.write_text("".join(f"{row.text}\n" for row in rows))
-    with replacing(options.output) as file, file.open("wb") as opened:  # last: it says that all is there
+    with replacing(output) as file, file.open("wb") as opened:  # last: it says that all is there
         np.save(opened, vectors)

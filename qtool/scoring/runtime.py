@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from qtool.arch.spec import Task
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
 from qtool.errors import UsageError
+from qtool.options import Options
 from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
 if TYPE_CHECKING:
-    from qtool.arch.spec import Task
     from qtool.scoring.http.runtime import HttpScorer
     from qtool.scoring.llama_cpp.runtime import LlamaCppScorer
     from qtool.scoring.scorer import Scorer
@@ -21,8 +22,8 @@ _ADDRESSES: Final = ("http://", "https://")
 _DTYPE: Final = "float32"
 
 
-@dataclass(frozen=True)
-class RuntimeOptions:
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(Options):
     """How to open a model; each runtime heeds what concerns it.
 
     `task` overrides what the model declares. Checkpoints: `dtype`, `device` (torch's words, or "auto"), and of hub

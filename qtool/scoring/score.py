@@ -10,11 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from typing_extensions import override
+
 from qtool.arch.spec import Task
 from qtool.errors import SetupError, UsageError
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.panels import Panel, PanelShard
+from qtool.options import Options
 from qtool.progress import StageProgress
+from qtool.results import Result
 from qtool.scoring.ledger import open_ledger
 from qtool.scoring.remembering import Remembering
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PanelChoice:
+class PanelChoice(Options):
     """A panel by name or path: its first `limit` queries, of these one shard; `instruction` replaces the queries' own."""
 
     source: str
@@ -112,8 +116,8 @@ def replacing(output: Path) -> Iterator[Path]:
 _BEGINNING: Final = b'{"query_id": '
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(Options):
     """Whom to ask what. With an `output`, an interrupted run is gone on with; `force` replaces it and begins anew."""
 
     target: str
@@ -138,8 +142,8 @@ class ScoredPair:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Result):
     """The scored pairs in the panel's order, and who was asked what."""
 
     pairs: tuple[ScoredPair, ...]
@@ -147,8 +151,17 @@ class Scores:
     panel_sha256: str
     identity: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """All of it, for a program."""
+    @property
+    @override
+    def headline(self) -> str:
+        return f"{len(self.pairs):,} scored pairs of panel {self.panel}."
+
+    @override
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(pair) for pair in self.pairs]
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
         return {"schema_version": 1, **asdict(self)}
 
 

@@ -20,7 +20,9 @@ from qtool.inputs.builtin import default_panels, load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.options import Options
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
+from qtool.resources import DEFAULT_RECIPE
 from qtool.scoring.ledger import may_be_ledger
 from qtool.scoring.runtime import RuntimeOptions, texts_only
 from qtool.storage.output import named_write_errors
@@ -104,20 +106,17 @@ def _check_idle(ledger: Path) -> None:
 # weight is read or a server asked.
 
 
-DEFAULT_RECIPE: Final = "nvfp4-w4a16"
-"""Whose gates hold where an artefact brings no recipe: what may be lost does not depend on how it was lost."""
-
 _URL: Final = ("http://", "https://")
 
 
-@dataclass(frozen=True)
-class VerifyOptions:
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Options):
     """What to compare on what.
 
     `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server; `panels` are files or
     built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of each and `shard` a share of those; `recipe` overrides
     the artefact's own; `noise_queries` of each panel are also asked of the reference in bf16. With `output` every answer
-    is kept in that folder as it comes, and an interrupted run goes on from there. `engine` to `timeout` are for a server: see RuntimeOptions.
+    is kept in that folder as it comes, and an interrupted run goes on from there; `force` begins anew. `engine` to `timeout` are for a server: see RuntimeOptions.
     """
 
     artefact: str
@@ -143,6 +142,7 @@ class VerifyOptions:
     noise_queries: int = 20
     use_cache: bool = True
     output: Path | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,12 +199,12 @@ def artefact_runtime(options: VerifyOptions, artefact: Artefact | None, task: Ta
     """How to open the artefact, or what answers at an address for None."""
     if artefact is None:
         return RuntimeOptions(
-            task, engine=options.engine, served_model=options.served_model, concurrency=options.concurrency,
+            task=task, engine=options.engine, served_model=options.served_model, concurrency=options.concurrency,
             timeout=options.timeout, family=family,
         )  # fmt: skip
     if isinstance(artefact, GgufArtefact):  # it runs as its file says
-        return RuntimeOptions(task, mmproj=options.mmproj)
-    return RuntimeOptions(task, options.dtype, options.device, mmproj=options.mmproj)
+        return RuntimeOptions(task=task, mmproj=options.mmproj)
+    return RuntimeOptions(task=task, dtype=options.dtype, device=options.device, mmproj=options.mmproj)
 
 
 def _opened(options: VerifyOptions) -> Artefact | None:

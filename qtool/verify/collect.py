@@ -126,7 +126,7 @@ def open_role(case: Case, role: Role) -> Scorer:
         runtime = artefact_runtime(options, case.artefact, case.task, case.reference.family.key)
         return open_runtime(case.artefact or options.artefact, runtime)
     dtype = NOISE_DTYPE if role is Role.NOISE else options.dtype
-    return open_runtime(case.reference, RuntimeOptions(case.task, dtype, options.device))
+    return open_runtime(case.reference, RuntimeOptions(task=case.task, dtype=dtype, device=options.device))
 
 
 def collect_scores(case: Case, role: Role, panels: Sequence[Panel], progress: StageProgress) -> RoleScores:

@@ -159,7 +159,7 @@ def _check_complete(reports: dict[Path, Report]) -> None:
 def _case(report: Report, output: Path) -> Case:
     settings = report.settings
     options = VerifyOptions(
-        settings["artefact"], settings["reference"], tuple(settings["panel_sources"]), Task(settings["task"]),
+        artefact=settings["artefact"], reference=settings["reference"], panels=tuple(settings["panel_sources"]), task=Task(settings["task"]),
         dtype=settings["dtype"], limit=settings["limit"], noise_queries=settings["noise_queries"], output=output,
     )  # fmt: skip
     panels = load_panels(options.panels, options.limit) if settings["panels"] else []  # none with --structure-only

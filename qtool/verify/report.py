@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from typing_extensions import override
+
 from qtool.checks.stage import RederivedFile, Stage, TensorError
+from qtool.results import Result
 from qtool.verify.gates import GateResult, Verdict
 from qtool.verify.metrics import Interval
 
@@ -79,8 +82,8 @@ class PanelReport:
     scores: tuple[tuple[float, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Result):
     """A whole verification; `settings` are those that another part of it must share, and which part this is."""
 
     artefact: Side
@@ -105,8 +108,35 @@ class Report:
         """Whether neither a stage nor a gate failed."""
         return self.verdict is not Verdict.FAIL
 
+    @property
+    @override
+    def headline(self) -> str:
+        pairs = sum(panel.pairs for panel in self.panels)
+        return f"{self.verdict.value.upper()}: {self.artefact.name} against {self.reference.name}, {pairs:,} pairs."
+
+    @override
+    def records(self) -> list[dict[str, Any]]:
+        gates = {(gate.panel, gate.metric): gate for gate in self.gates}
+        found = []
+        for panel in self.panels:
+            for metric, value in panel.metrics.items():
+                ends, gate = panel.intervals.get(metric), gates.get((panel.name, metric))
+                found.append(
+                    {
+                        "panel": panel.name,
+                        "metric": metric,
+                        "value": value,
+                        "low": ends.low if ends else None,
+                        "high": ends.high if ends else None,
+                        "min": gate.min if gate else None,
+                        "max": gate.max if gate else None,
+                        "outcome": gate.outcome.value if gate else None,
+                    }
+                )
+        return found
+
+    @override
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON objects, `schema_version` first."""
         return {"schema_version": self.schema_version, **asdict(self)}
 
     def to_json(self) -> str:

@@ -25,15 +25,14 @@ def verify(
     options: VerifyOptions,
     progress: StageProgress = ignore,
     *,
-    force: bool = False,
     say: Callable[[str], None] = ignore,
 ) -> Report:
-    """Prove, or disprove, that an artefact scores as its reference does; `force` begins anew in the output folder.
+    """Prove, or disprove, that an artefact scores as its reference does.
 
     What earlier stages found is told to `say`, a line each, where an error ends the run and there will be no report.
     """
     started = time.monotonic()
-    case = _begin(options, force=force)
+    case = _begin(options)
     checked = check_files(case, progress)
     collected: dict[Role, RoleScores] = {}
     try:
@@ -49,13 +48,13 @@ def verify(
     return conclude(case, checked, collected, round(time.monotonic() - started, 3), versions(*PACKAGES))
 
 
-def _begin(options: VerifyOptions, *, force: bool) -> Case:
+def _begin(options: VerifyOptions) -> Case:
     """Refuse the output before a model is fetched, and clear it only once there is something to put there."""
     if options.output is None:
         return open_case(options)
-    check_output(options.output, force=force)
+    check_output(options.output, force=options.force)
     case = open_case(options)
-    prepare_folder(options.output, force=force)
+    prepare_folder(options.output, force=options.force)
     return case
 
 

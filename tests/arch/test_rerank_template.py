@@ -75,7 +75,7 @@ def test_sides_are_in_the_official_order_and_null_when_empty():
 )
 def test_rerankers_get_it_beside_their_weights(config, task, expected, tmp_path):
     model = write_checkpoint(tmp_path / "model", config)
-    quantize(QuantizeOptions(str(model), tmp_path / "out", task=task))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "out", task=task))
     path = tmp_path / "out" / "rerank_template.jinja"
     assert path.exists() == (expected is not None)
     if expected:

@@ -37,11 +37,11 @@ def made(tmp_path_factory):
         elif name.endswith("-gguf"):
             source = name.removesuffix("-gguf")
             types = ("nvfp4",) if source.endswith("-nvfp4") else ("f16",)
-            convert_gguf(ConvertOptions(str(make(source)), folder, types))
+            convert_gguf(ConvertOptions(model=str(make(source)), output=folder, outtypes=types))
             for path in folder.glob("*.gguf"):
                 path.rename(folder / ("mmproj.gguf" if "mmproj" in path.name else "model.gguf"))
         else:
-            quantize(QuantizeOptions(str(make(name.removesuffix("-nvfp4"))), folder))
+            quantize(QuantizeOptions(model=str(make(name.removesuffix("-nvfp4"))), output=folder))
         return folder
 
     return make

@@ -103,14 +103,14 @@ def make(reference: Path, folder: Path, kind: str) -> Path:
         shutil.copytree(reference, folder)
         return folder
     if kind == "nvfp4":
-        quantize(QuantizeOptions(str(reference), folder))
+        quantize(QuantizeOptions(model=str(reference), output=folder))
         return folder
     source = reference
     if kind == "gguf-nvfp4":
         source = folder.with_name("nvfp4")
         if not source.exists():
             make(reference, source, "nvfp4")
-    convert_gguf(ConvertOptions(str(source), folder, (kind.removeprefix("gguf-"),)))
+    convert_gguf(ConvertOptions(model=str(source), output=folder, outtypes=(kind.removeprefix("gguf-"),)))
     for path in folder.glob("*.gguf"):
         path.rename(folder / ("mmproj.gguf" if "mmproj" in path.name else "model.gguf"))
     return folder

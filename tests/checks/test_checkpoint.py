@@ -276,14 +276,14 @@ def test_a_corrupt_weight_file_is_an_error(copy_of):
 def test_nonsense_in_a_file_is_survived(name, changes, suffix, copy_of):
     folder = copy_of(f"text-reranker{suffix}")
     edit_json(folder / name, **changes)
-    inspect(str(folder)).to_json()
+    inspect(str(folder)).to_dict()
 
 
 def test_nonsense_in_lists_is_survived(copy_of):
     folder = copy_of("reranker-nvfp4")
     (folder / "modules.json").write_text('[1, {"path": 5, "type": "x.Pooling"}]')
     (folder / "hf_quant_config.json").write_text('{"quantization": [1]}')
-    inspect(str(folder)).to_json()
+    inspect(str(folder)).to_dict()
 
 
 def test_deepstack_layers_that_are_none_are_an_error(copy_of):

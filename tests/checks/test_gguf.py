@@ -259,5 +259,5 @@ def test_the_repair_that_is_named_mends_it(code, copy_of, made):
     broken, fixed = folder / "model.gguf", folder / "fixed.gguf"
     rewrite_gguf(broken, FIELDS[code][1] if code in FIELDS else None, TENSORS.get(code))
     base = str(made("reranker")) if "--base" in CATALOGUE[code].remedy else None
-    repair_gguf(RepairOptions(broken, fixed, base, Task.RERANK))
+    repair_gguf(RepairOptions(broken=broken, output=fixed, base=base, task=Task.RERANK))
     assert codes(inspect(str(fixed))) == []

@@ -36,7 +36,7 @@ def test_a_field_of_the_wrong_type_counts_as_missing(copy_of):
 def test_nonsense_in_a_field_is_survived(key, value, copy_of):
     folder = copy_of("reranker-gguf")
     rewrite_gguf(folder / "model.gguf", fields=put(key, value))
-    inspect(str(folder)).to_json()
+    inspect(str(folder)).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_nonsense_in_a_field_is_survived(key, value, copy_of):
 def test_nonsense_in_a_projector_is_survived(key, value, copy_of):
     folder = copy_of("reranker-gguf")
     rewrite_gguf(folder / "mmproj.gguf", fields=put(key, value))
-    inspect(str(folder)).to_json()
+    inspect(str(folder)).to_dict()
 
 
 def test_a_fused_attention_is_the_same_model(copy_of):

@@ -33,7 +33,9 @@ def test_types_of_one_class_are_counted_apart(copy_of):
 @pytest.fixture
 def parts(made, tmp_path):
     """A model of several parts."""
-    options = ConvertOptions(str(made("text-reranker")), tmp_path / "parts", ("f16",), split_max_bytes=100_000)
+    options = ConvertOptions(
+        model=str(made("text-reranker")), output=tmp_path / "parts", outtypes=("f16",), split_max_bytes=100_000
+    )
     convert_gguf(options)
     return sorted((tmp_path / "parts").glob("*.gguf"))
 

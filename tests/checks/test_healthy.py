@@ -68,7 +68,11 @@ def test_a_healthy_runtime_reads_the_official_prompt(kind, builder):
 
 def test_llama_cpp_reads_the_template_that_the_file_bakes(builder, tmp_path):
     reference = builder.reference("reranker")
-    convert_gguf(ConvertOptions(str(reference), tmp_path / "m.gguf", ("f16",), "none", prompt="llamacpp"))
+    convert_gguf(
+        ConvertOptions(
+            model=str(reference), output=tmp_path / "m.gguf", outtypes=("f16",), mmproj="none", prompt="llamacpp"
+        )
+    )
     with closing(open_runtime(str(tmp_path / "m.gguf"))) as artefact:
         stage = compare_prompts(open_runtime(str(reference)), artefact, QUESTIONS[:1], reference, "m.gguf")
     assert [each.code for each in stage.findings] == ["prompt-text-template"]
@@ -223,7 +227,7 @@ def test_other_shards_and_another_config_are_the_same_tensors(builder, tmp_path)
 
 def test_a_chosen_instruction_that_the_manifest_declares_is_no_fault(builder, tmp_path):
     reference, file = builder.reference("reranker"), tmp_path / "m.gguf"
-    convert_gguf(ConvertOptions(str(reference), file, ("f16",), instruction="Find birds."))
+    convert_gguf(ConvertOptions(model=str(reference), output=file, outtypes=("f16",), instruction="Find birds."))
     stage = check_structure(file, reference)
     assert codes(stage) == (Outcome.PASS, ["gguf-own-instruction"])
     stage, _ = rederive(file, reference, tmp_path)

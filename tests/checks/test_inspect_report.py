@@ -29,7 +29,7 @@ def broken(copy_of):
 
 
 def test_the_json_has_a_schema_and_all_that_was_found(broken):
-    report = json.loads(json.dumps(inspect(str(broken)).to_json()))
+    report = json.loads(json.dumps(inspect(str(broken)).to_dict()))
     assert list(report) == ["schema_version", "target", "revision", "fetched_bytes", "broken", "artefacts"]
     assert (report["schema_version"], report["broken"], report["revision"], report["fetched_bytes"]) == (
         1,
@@ -86,7 +86,7 @@ def test_a_stranger_cannot_drive_the_terminal(copy_of):
     assert finding.code == "gguf-own-instruction"
     assert finding.sentence.endswith("[red]\\x1b[2J\\n\\udc80" + "x" * 188 + "…")
     assert "[red]" in rendered(report)
-    json.dumps(report.to_json(), ensure_ascii=False).encode()
+    json.dumps(report.to_dict(), ensure_ascii=False).encode()
 
 
 def test_the_demo_models_are_known_by_name():

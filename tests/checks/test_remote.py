@@ -49,7 +49,7 @@ def hub(monkeypatch):
 
 def without_places(report):
     """The artefacts as JSON without what names their place."""
-    artefacts = [artefact.to_json() for artefact in report.artefacts]
+    artefacts = [artefact.to_dict() for artefact in report.artefacts]
     for artefact in artefacts:
         artefact["name"] = artefact["name"].rpartition("/")[2]
         artefact["markers"].pop("pre-tokenizer", None)  # tokenizer.json is not fetched

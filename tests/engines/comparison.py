@@ -49,7 +49,7 @@ class Case:
         source = demo_model(f"qtool-demo-{self.model}")
         if self.weights == "bf16":
             return source
-        quantize(QuantizeOptions(str(source), folder / self.name))
+        quantize(QuantizeOptions(model=str(source), output=folder / self.name))
         return folder / self.name
 
 

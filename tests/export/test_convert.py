@@ -30,7 +30,7 @@ def models(tmp_path_factory):
 
 
 def convert(model, output, *outtypes, **options):
-    return convert_gguf(ConvertOptions(str(model), output, outtypes or ("auto",), **options))
+    return convert_gguf(ConvertOptions(model=str(model), output=output, outtypes=outtypes or ("auto",), **options))
 
 
 def the_file(folder, role="model"):
@@ -91,7 +91,7 @@ def test_nvfp4_is_repacked_without_loss(models, tmp_path):
     from qtool.storage.checkpoint import open_checkpoint
     from qtool.storage.packed import packed_weights, read_global_scale
 
-    quantize(QuantizeOptions(str(models["demo-reranker"]), tmp_path / "nvfp4"))
+    quantize(QuantizeOptions(model=str(models["demo-reranker"]), output=tmp_path / "nvfp4"))
     convert(tmp_path / "nvfp4", tmp_path / "out", mmproj="none")
     path = the_file(tmp_path / "out")
     gguf, data = read_gguf(path), path.read_bytes()
@@ -177,7 +177,7 @@ def test_names_are_those_that_llama_server_looks_for(models, tmp_path):
 def test_options_that_make_no_sense_are_refused(options, message, models, tmp_path):
     output = tmp_path / options.pop("output", "out")
     with pytest.raises(UsageError, match=message):
-        convert_gguf(ConvertOptions(str(models["text-reranker-untied"]), output, **options))
+        convert_gguf(ConvertOptions(model=str(models["text-reranker-untied"]), output=output, **options))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,12 +188,12 @@ def test_an_instruction_for_an_embedder_is_refused(models, tmp_path):
 
 @pytest.mark.parametrize(("name", "warnings"), [("demo-reranker", 1), ("text-reranker-untied", 0)])
 def test_what_llama_cpp_gets_wrong_is_said(name, warnings, models, tmp_path):
-    quantize(QuantizeOptions(str(models[name]), tmp_path / "nvfp4"))
+    quantize(QuantizeOptions(model=str(models[name]), output=tmp_path / "nvfp4"))
     assert len(convert(tmp_path / "nvfp4", tmp_path / "out", dry_run=True).warnings) == warnings
 
 
 def test_an_nvfp4_checkpoint_becomes_nvfp4_or_nothing(models, tmp_path):
-    quantize(QuantizeOptions(str(models["text-reranker-untied"]), tmp_path / "nvfp4"))
+    quantize(QuantizeOptions(model=str(models["text-reranker-untied"]), output=tmp_path / "nvfp4"))
     with pytest.raises(UsageError, match="larger and no better"):
         convert(tmp_path / "nvfp4", tmp_path / "out", "q8_0")
 

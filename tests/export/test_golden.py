@@ -61,7 +61,7 @@ CASES = {
 
 def both_backends(model, folder):
     for backend in ("streaming", "modelopt"):
-        quantize(QuantizeOptions(str(model), folder / backend, backend=backend))
+        quantize(QuantizeOptions(model=str(model), output=folder / backend, backend=backend))
     return folder / "streaming", folder / "modelopt"
 
 
@@ -117,7 +117,7 @@ def test_the_descriptions_are_modelopts_own(config, tmp_path):
     model = model_class.from_pretrained(source, dtype=torch.bfloat16)
     mtq.quantize(model, modelopt_config(load_recipe("nvfp4-w4a16").recipe), forward_loop=None)
     export_hf_checkpoint(model, export_dir=tmp_path / "modelopt")
-    quantize(QuantizeOptions(str(source), tmp_path / "ours"))
+    quantize(QuantizeOptions(model=str(source), output=tmp_path / "ours"))
 
     def read(folder, name):
         return json.loads((tmp_path / folder / name).read_text())

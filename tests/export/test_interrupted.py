@@ -83,7 +83,7 @@ def peak_rss(folder, width):
     folder.mkdir()
     model = large(width)(folder / "model")
     script = "import resource, sys; from qtool import convert_gguf, ConvertOptions; from pathlib import Path;"
-    script += "convert_gguf(ConvertOptions(sys.argv[1], Path(sys.argv[2]), ('q8_0',)));"
+    script += "convert_gguf(ConvertOptions(model=sys.argv[1], output=Path(sys.argv[2]), outtypes=('q8_0',)));"
     script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     run = subprocess.run(
         [sys.executable, "-c", script, model, folder / "out"], capture_output=True, text=True, check=True

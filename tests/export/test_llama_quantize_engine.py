@@ -155,7 +155,7 @@ class TestLlamaCpp:
         monkeypatch.setenv("PATH", str(PROGRAMS))
         steps = []
         model = str(resources.demo_model("qtool-demo-reranker"))
-        options = ConvertOptions(model, tmp_path / "out", ("q4_k_m", "q6_k"), mmproj="none")
+        options = ConvertOptions(model=model, output=tmp_path / "out", outtypes=("q4_k_m", "q6_k"), mmproj="none")
         convert_gguf(options, lambda *step: steps.append(step))
         done, totals = zip(*steps, strict=True)
         assert list(done) == sorted(done)

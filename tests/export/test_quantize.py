@@ -43,13 +43,13 @@ def nothing_but(folder, *names):
 
 
 def test_side_files_are_carried_byte_for_byte(model, tmp_path):
-    quantize(QuantizeOptions(str(model), tmp_path / "out"))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "out"))
     for name, content in SIDE_FILES.items():
         assert (tmp_path / "out" / name).read_bytes() == content
 
 
 def test_the_manifest_hashes_every_file_and_explains_every_tensor(model, tmp_path):
-    quantize(QuantizeOptions(str(model), tmp_path / "out", max_shard_bytes=100_000))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "out", max_shard_bytes=100_000))
     out = tmp_path / "out"
     manifest = json.loads((out / "qtool.json").read_text())
     files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} - {"qtool.json"}
@@ -65,7 +65,7 @@ def test_the_manifest_hashes_every_file_and_explains_every_tensor(model, tmp_pat
 
 def test_the_same_input_gives_the_same_folder(model, tmp_path):
     for name in ("a", "b"):
-        quantize(QuantizeOptions(str(model), tmp_path / name))
+        quantize(QuantizeOptions(model=str(model), output=tmp_path / name))
     first = {p.relative_to(tmp_path / "a"): p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
     second = {p.relative_to(tmp_path / "b"): p.read_bytes() for p in (tmp_path / "b").rglob("*") if p.is_file()}
     assert first == second
@@ -73,8 +73,8 @@ def test_the_same_input_gives_the_same_folder(model, tmp_path):
 
 @pytest.mark.parametrize("max_shard_bytes", [1 << 30, 60_000, 1])
 def test_a_dry_run_is_exact_to_the_byte(max_shard_bytes, model, tmp_path):
-    options = QuantizeOptions(str(model), tmp_path / "out", max_shard_bytes=max_shard_bytes)
-    dry = quantize(QuantizeOptions(str(model), None, max_shard_bytes=max_shard_bytes, dry_run=True))
+    options = QuantizeOptions(model=str(model), output=tmp_path / "out", max_shard_bytes=max_shard_bytes)
+    dry = quantize(QuantizeOptions(model=str(model), output=None, max_shard_bytes=max_shard_bytes, dry_run=True))
     assert nothing_but(tmp_path, "model")
     quantize(options)
     written = sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != "qtool.json")
@@ -82,8 +82,8 @@ def test_a_dry_run_is_exact_to_the_byte(max_shard_bytes, model, tmp_path):
 
 
 def test_shards_hold_what_one_file_holds(model, tmp_path):
-    quantize(QuantizeOptions(str(model), tmp_path / "one"))
-    quantize(QuantizeOptions(str(model), tmp_path / "many", max_shard_bytes=60_000))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "one"))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "many", max_shard_bytes=60_000))
     assert len(list((tmp_path / "many").glob("model-*-of-*.safetensors"))) > 3
     assert read_bytes_of(tmp_path / "one") == read_bytes_of(tmp_path / "many")
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
@@ -91,9 +91,9 @@ def test_shards_hold_what_one_file_holds(model, tmp_path):
 
 
 def test_chunks_smaller_than_tensors_change_nothing(model, tmp_path, monkeypatch):
-    quantize(QuantizeOptions(str(model), tmp_path / "whole"))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "whole"))
     monkeypatch.setattr("qtool.export.engine.CHUNK_BYTES", 512)
-    quantize(QuantizeOptions(str(model), tmp_path / "chunks"))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "chunks"))
     assert read_bytes_of(tmp_path / "whole") == read_bytes_of(tmp_path / "chunks")
 
 
@@ -111,7 +111,7 @@ def test_nonfinite_weights_are_named_and_counted(backend, name, value, message, 
 
     model = write_checkpoint(tmp_path / "model", text_config(), change=spoil)
     with pytest.raises(ModelError, match=message):
-        quantize(QuantizeOptions(str(model), tmp_path / "out", backend=backend))
+        quantize(QuantizeOptions(model=str(model), output=tmp_path / "out", backend=backend))
     assert nothing_but(tmp_path, "model")
 
 
@@ -122,7 +122,7 @@ def test_an_all_zero_layer_is_refused_for_modelopt_would_write_nan_scales(backen
 
     model = write_checkpoint(tmp_path / "model", text_config(), change=clear)
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.down_proj: the largest magnitude is 0"):
-        quantize(QuantizeOptions(str(model), tmp_path / "out", backend=backend))
+        quantize(QuantizeOptions(model=str(model), output=tmp_path / "out", backend=backend))
     assert nothing_but(tmp_path, "model")
 
 
@@ -131,24 +131,24 @@ def test_mixed_types_stream_as_they_are_and_are_refused_by_modelopt(tmp_path):
         tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
 
     model = write_checkpoint(tmp_path / "model", text_config(), change=widen)
-    quantize(QuantizeOptions(str(model), tmp_path / "out"))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "out"))
     assert read_bytes_of(tmp_path / "out")["model.norm.weight"][0] == "torch.float32"
     with pytest.raises(ModelError, match="mixes BF16 and F32"):
-        quantize(QuantizeOptions(str(model), tmp_path / "other", backend="modelopt"))
+        quantize(QuantizeOptions(model=str(model), output=tmp_path / "other", backend="modelopt"))
 
 
 def test_an_architecture_that_transformers_lacks_still_streams(tmp_path):
     config = {**vl_config(architecture="Qwen3VLForSequenceClassification"), "num_labels": 1}
     model = write_checkpoint(tmp_path / "model", config)
-    quantize(QuantizeOptions(str(model), tmp_path / "out"))
+    quantize(QuantizeOptions(model=str(model), output=tmp_path / "out"))
     assert read_bytes_of(tmp_path / "out")["score.weight"] == read_bytes_of(model)["score.weight"]
     with pytest.raises(SetupError, match="has no Qwen3VLForSequenceClassification"):
-        quantize(QuantizeOptions(str(model), tmp_path / "other", backend="modelopt"))
+        quantize(QuantizeOptions(model=str(model), output=tmp_path / "other", backend="modelopt"))
 
 
 def test_a_folder_has_no_revision(model, tmp_path):
     with pytest.raises(UsageError, match="is a folder and has no revisions"):
-        quantize(QuantizeOptions(str(model), tmp_path / "out", revision="main"))
+        quantize(QuantizeOptions(model=str(model), output=tmp_path / "out", revision="main"))
 
 
 def large(rows):
@@ -188,7 +188,7 @@ def test_kill_9_leaves_no_output_and_a_rerun_succeeds(delay, quarter_gigabyte, t
     assert process.returncode == -signal.SIGKILL, "the run ended before it was killed: make the model larger"
     assert not out.exists()
     assert partial.exists()
-    quantize(QuantizeOptions(str(quarter_gigabyte), out))
+    quantize(QuantizeOptions(model=str(quarter_gigabyte), output=out))
     assert nothing_but(tmp_path, "out")
 
 
@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
 def peak_rss(folder: Path, rows: int) -> int:
     model = write_checkpoint(folder / "model", large(rows))
     script = "import resource, sys; from qtool import quantize, QuantizeOptions; from pathlib import Path;"
-    script += "quantize(QuantizeOptions(sys.argv[1], Path(sys.argv[2])));"
+    script += "quantize(QuantizeOptions(model=sys.argv[1], output=Path(sys.argv[2])));"
     script += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     run = subprocess.run(
         [sys.executable, "-c", script, model, folder / "out"], capture_output=True, text=True, check=True

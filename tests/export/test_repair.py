@@ -44,7 +44,9 @@ def right(tmp_path_factory):
     folder = tmp_path_factory.mktemp("right")
     model = MODELS["demo-reranker"](folder / "model")
     for outtype in ("f16", "q8_0"):
-        convert_gguf(ConvertOptions(str(model), folder / f"{outtype}.gguf", (outtype,), mmproj="none"))
+        convert_gguf(
+            ConvertOptions(model=str(model), output=folder / f"{outtype}.gguf", outtypes=(outtype,), mmproj="none")
+        )
     return folder
 
 
@@ -55,14 +57,14 @@ def plain(right, outtype, target):
 
 def test_a_plain_conversion_becomes_the_right_one(right, tmp_path):
     broken = plain(right, "f16", tmp_path / "plain.gguf")
-    summary = repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf"))
+    summary = repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf"))
     assert digest(tmp_path / "fixed.gguf") == digest(right / "f16.gguf")
     assert len(summary.changes) == 5
 
 
 def test_every_other_byte_stays(right, tmp_path):
     broken = plain(right, "q8_0", tmp_path / "plain.gguf")
-    repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf"))
+    repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf"))
     before, after = digest(broken), digest(tmp_path / "fixed.gguf")
     assert before["tensors"].items() <= after["tensors"].items()
     assert after["tensors"].keys() - before["tensors"].keys() == {HEAD}
@@ -72,15 +74,15 @@ def test_every_other_byte_stays(right, tmp_path):
 
 def test_a_quantized_embedding_gives_a_float_head_and_a_base_the_exact_one(right, tmp_path):
     broken = plain(right, "q8_0", tmp_path / "plain.gguf")
-    repair_gguf(RepairOptions(broken, tmp_path / "own.gguf"))
-    repair_gguf(RepairOptions(broken, tmp_path / "base.gguf", base=str(right / "model")))
+    repair_gguf(RepairOptions(broken=broken, output=tmp_path / "own.gguf"))
+    repair_gguf(RepairOptions(broken=broken, output=tmp_path / "base.gguf", base=str(right / "model")))
     assert read_gguf(tmp_path / "own.gguf").tensors[HEAD].type.name == "F32"
     assert read_gguf(tmp_path / "base.gguf").tensors[HEAD].type.name == "BF16"
 
 
 def test_only_the_wrong_prompt_is_replaced(right, tmp_path):
     wrong = rewritten(right / "f16.gguf", tmp_path / "wrong.gguf", fields={RERANK_KEY: string("{query} {document}")})
-    summary = repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+    summary = repair_gguf(RepairOptions(broken=wrong, output=tmp_path / "fixed.gguf"))
     assert len(summary.changes) == 1
     assert RERANK_KEY in summary.changes[0]
     assert digest(tmp_path / "fixed.gguf") == digest(right / "f16.gguf")
@@ -94,8 +96,8 @@ def test_an_instruction_of_its_own_is_no_fault(right, tmp_path):
     assert own != template
     file = rewritten(right / "f16.gguf", tmp_path / "own.gguf", fields={RERANK_KEY: string(own)})
     with pytest.raises(UsageError, match="lacks nothing"):
-        repair_gguf(RepairOptions(file, tmp_path / "fixed.gguf"))
-    repair_gguf(RepairOptions(file, tmp_path / "fixed.gguf", instruction="Match shapes."))
+        repair_gguf(RepairOptions(broken=file, output=tmp_path / "fixed.gguf"))
+    repair_gguf(RepairOptions(broken=file, output=tmp_path / "fixed.gguf", instruction="Match shapes."))
     assert "Match shapes." in read_gguf(tmp_path / "fixed.gguf").get(RERANK_KEY)
 
 
@@ -127,7 +129,7 @@ def trained(head, _):
 @pytest.mark.parametrize("labels", [["yes", "no"], ["no", "yes"]])
 def test_exchanged_rows_are_put_right_whatever_their_labels(labels, right, tmp_path):
     wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", lambda head, _: head[::-1], labels)
-    summary = repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+    summary = repair_gguf(RepairOptions(broken=wrong, output=tmp_path / "fixed.gguf"))
     assert "no and yes" in summary.changes[0]
     assert (tmp_path / "fixed.gguf").read_bytes() == (right / "f16.gguf").read_bytes()
 
@@ -138,20 +140,20 @@ def test_exchanged_rows_keep_their_own_precision_beside_a_packed_embedding(right
 
     wrong = rewritten(right / "q8_0.gguf", tmp_path / "wrong.gguf")
     rewrite_gguf(wrong, tensors=exchange_rows)
-    repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+    repair_gguf(RepairOptions(broken=wrong, output=tmp_path / "fixed.gguf"))
     assert digest(tmp_path / "fixed.gguf") == digest(right / "q8_0.gguf")
 
 
 def test_labels_alone_are_turned_where_the_rows_are_right(right, tmp_path):
     wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", lambda head, _: head, ["no", "yes"])
-    repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+    repair_gguf(RepairOptions(broken=wrong, output=tmp_path / "fixed.gguf"))
     assert digest(tmp_path / "fixed.gguf") == digest(right / "f16.gguf")
 
 
 def test_the_rows_of_other_tokens_are_replaced(right, tmp_path):
     wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", lambda _, table: table[[300, 301]])
     tokens = read_gguf(wrong).get("tokenizer.ggml.tokens")
-    (change,) = repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf")).changes
+    (change,) = repair_gguf(RepairOptions(broken=wrong, output=tmp_path / "fixed.gguf")).changes
     assert f"held the rows of {tokens[300]!r} and {tokens[301]!r}" in change
     assert digest(tmp_path / "fixed.gguf") == digest(right / "f16.gguf")
 
@@ -159,21 +161,21 @@ def test_the_rows_of_other_tokens_are_replaced(right, tmp_path):
 def test_a_trained_head_stays_and_goes_with_its_labels(right, tmp_path):
     own = with_head(right / "f16.gguf", tmp_path / "own.gguf", trained)
     with pytest.raises(UsageError, match="lacks nothing"):
-        repair_gguf(RepairOptions(own, tmp_path / "fixed.gguf"))
+        repair_gguf(RepairOptions(broken=own, output=tmp_path / "fixed.gguf"))
     turned = with_head(own, tmp_path / "turned.gguf", lambda head, _: head[::-1], ["no", "yes"])
-    repair_gguf(RepairOptions(turned, tmp_path / "fixed.gguf"))
+    repair_gguf(RepairOptions(broken=turned, output=tmp_path / "fixed.gguf"))
     assert digest(tmp_path / "fixed.gguf") == digest(own)
 
 
 def test_a_trained_head_whose_labels_say_nothing_is_refused(right, tmp_path):
     wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", trained, ["LABEL_0", "LABEL_1"])
     with pytest.raises(ModelError, match="nothing says which of them means yes"):
-        repair_gguf(RepairOptions(wrong, tmp_path / "fixed.gguf"))
+        repair_gguf(RepairOptions(broken=wrong, output=tmp_path / "fixed.gguf"))
 
 
 def test_an_embedder_without_pooling_gets_it_when_asked(right, tmp_path):
     broken = plain(right, "f16", tmp_path / "plain.gguf")
-    repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", task=Task.EMBED))
+    repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", task=Task.EMBED))
     fixed = read_gguf(tmp_path / "fixed.gguf")
     assert fixed.get("qwen3vl.pooling_type") == 3
     assert HEAD not in fixed.tensors
@@ -194,7 +196,7 @@ def test_an_embedder_without_pooling_gets_it_when_asked(right, tmp_path):
 def test_what_cannot_be_right_is_refused(change, message, right, tmp_path):
     broken = rewritten(right / "f16.gguf", tmp_path / "broken.gguf", **change)
     with pytest.raises(ModelError, match=message):
-        repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf"))
+        repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf"))
     assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]
 
 
@@ -202,7 +204,7 @@ def test_another_base_is_refused(right, tmp_path):
     broken = plain(right, "f16", tmp_path / "plain.gguf")
     other = MODELS["text-reranker-untied"](tmp_path / "other")
     with pytest.raises(ModelError, match="is not what"):
-        repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base=str(other)))
+        repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base=str(other)))
 
 
 def base_with(right, target, change):
@@ -224,25 +226,27 @@ def test_a_base_of_the_same_shape_with_other_rows_is_refused(outtype, right, tmp
     broken = plain(right, outtype, tmp_path / "plain.gguf")
     base = base_with(right, tmp_path / "base", lambda rows: rows.roll(1, 0))
     with pytest.raises(ModelError, match=r"rows of yes and no differ in token_embd\.weight"):
-        repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base=base))
+        repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base=base))
     assert not (tmp_path / "fixed.gguf").exists()
 
 
 def test_a_base_for_another_task_is_refused(right, tmp_path):
     broken = plain(right, "q8_0", tmp_path / "plain.gguf")
-    options = RepairOptions(broken, tmp_path / "fixed.gguf", base="qtool-demo-embedder", task=Task.RERANK)
+    options = RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base="qtool-demo-embedder", task=Task.RERANK)
     with pytest.raises(UsageError, match=r"qtool-demo-embedder is an embedder \(modules\.json"):
         repair_gguf(options)
     with pytest.raises(UsageError, match="an embedder has none"):
-        repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base="qtool-demo-reranker", task=Task.EMBED))
+        repair_gguf(
+            RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base="qtool-demo-reranker", task=Task.EMBED)
+        )
 
 
 def test_an_untied_base_gives_a_head_that_its_file_lacks(tmp_path):
     """Such a file has the embedding only, whose rows are not the head's: each is compared with its own."""
     model = MODELS["text-reranker-untied"](tmp_path / "model")
-    convert_gguf(ConvertOptions(str(model), tmp_path / "right.gguf", ("f16",)))
+    convert_gguf(ConvertOptions(model=str(model), output=tmp_path / "right.gguf", outtypes=("f16",)))
     broken = rewritten(tmp_path / "right.gguf", tmp_path / "broken.gguf", without=[HEAD])
-    repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf", base=str(model), task=Task.RERANK))
+    repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base=str(model), task=Task.RERANK))
     fixed, right = (read_gguf(tmp_path / f"{name}.gguf").tensors[HEAD] for name in ("fixed", "right"))
     assert (fixed.type.name, fixed.shape) == ("BF16", right.shape)
 
@@ -259,13 +263,13 @@ def test_an_untied_base_gives_a_head_that_its_file_lacks(tmp_path):
 def test_what_is_no_file_here_is_a_usage_error(path, message, hint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message) as refused:
-        repair_gguf(RepairOptions(Path(path), tmp_path / "fixed.gguf"))
+        repair_gguf(RepairOptions(broken=Path(path), output=tmp_path / "fixed.gguf"))
     assert hint in refused.value.hint
 
 
 def test_of_a_folder_a_file_is_proposed(right, tmp_path):
     with pytest.raises(UsageError, match="is a folder") as refused:
-        repair_gguf(RepairOptions(right, tmp_path / "fixed.gguf"))
+        repair_gguf(RepairOptions(broken=right, output=tmp_path / "fixed.gguf"))
     assert str(right / "f16.gguf") in refused.value.hint
 
 
@@ -278,7 +282,7 @@ def test_a_repaired_file_scores_as_a_right_one(outtype, right, tmp_path):
     from qtool.inputs.panels import load_panel
     from qtool.scoring.llama_cpp.runtime import open_llama_cpp
 
-    repair_gguf(RepairOptions(plain(right, outtype, tmp_path / "plain.gguf"), tmp_path / "fixed.gguf"))
+    repair_gguf(RepairOptions(broken=plain(right, outtype, tmp_path / "plain.gguf"), output=tmp_path / "fixed.gguf"))
     pairs = load_panel(resources.path("calibration/panels/demo-text.jsonl")).pairs[:28]
     scores = []
     for path in (right / f"{outtype}.gguf", tmp_path / "fixed.gguf"):

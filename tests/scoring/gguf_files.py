@@ -22,7 +22,7 @@ def gguf_of(model: Path, outtype: str, folder: Path, **options: str) -> Path:
     path = folder / "-".join([model.name, outtype, *options]) / "model.gguf"
     if not path.exists():
         path.parent.mkdir()
-        convert_gguf(ConvertOptions(str(model), path, (outtype,), mmproj="none", **options))
+        convert_gguf(ConvertOptions(model=str(model), output=path, outtypes=(outtype,), mmproj="none", **options))
     return path
 
 
@@ -30,14 +30,14 @@ def projector_of(model: Path, folder: Path, outtype: str = "f32") -> Path:
     """The projector of the checkpoint in `model`, converted once."""
     output = folder / f"{model.name}-mmproj-{outtype}"
     if not output.exists():
-        convert_gguf(ConvertOptions(str(model), output, ("q8_0",), mmproj=outtype))
+        convert_gguf(ConvertOptions(model=str(model), output=output, outtypes=("q8_0",), mmproj=outtype))
     return next(output.glob("mmproj-*.gguf"))
 
 
 def quantized(model: Path, folder: Path) -> Path:
     """The NVFP4 artefact of a checkpoint."""
     output = folder / f"{model.name}-nvfp4-artefact"
-    quantize(QuantizeOptions(str(model), output))
+    quantize(QuantizeOptions(model=str(model), output=output))
     return output
 
 

@@ -29,7 +29,7 @@ CPU = RuntimeOptions(device="cpu")
 
 def options(folder: Path, source: PanelChoice | Texts | None = None) -> EmbedOptions:
     source = source or PanelChoice("demo-text", 2)
-    return EmbedOptions("qtool-demo-embedder", source, folder / "v.npy", runtime=CPU)
+    return EmbedOptions(target="qtool-demo-embedder", source=source, output=folder / "v.npy", runtime=CPU)
 
 
 def rows_of(path: Path) -> list[dict[str, object]]:
@@ -127,7 +127,7 @@ def test_a_dimension_that_is_too_large_is_refused_before_anything_is_asked(
 
 
 def test_of_a_server_the_first_vector_tells_that_a_dimension_is_too_large(tmp_path: Path) -> None:
-    runtime = RuntimeOptions(Task.EMBED, engine="jina", served_model="m", family="qwen3_vl", concurrency=1)
+    runtime = RuntimeOptions(task=Task.EMBED, engine="jina", served_model="m", family="qwen3_vl", concurrency=1)
     with serving(lambda _, body: {"data": [{"embedding": [0.6, 0.8]}]} if body else None) as server:
         asked = replace(options(tmp_path), target=server.url, runtime=runtime)
         with pytest.raises(UsageError, match="have 2 dimensions, not 3"):

@@ -27,7 +27,7 @@ from qtool.scoring.scorer import Answered, sigmoid
 from qtool.scoring.transformers.runtime import TransformersScorer
 
 CPU = RuntimeOptions(device="cpu")
-SMALL = ScoreOptions("qtool-demo-reranker", PanelChoice("demo-text", 2), CPU)
+SMALL = ScoreOptions(target="qtool-demo-reranker", panel=PanelChoice("demo-text", 2), runtime=CPU)
 PAIRS = load_panel(find_panel("demo-text")).first(2).pairs
 
 
@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path: Path, a
     killed_while_scoring(*arguments, "-o", str(output), partial=partial, lines=2)
     assert not output.exists()
     known = partial.read_bytes().count(b"\n") - 1
-    options = ScoreOptions("qtool-demo-reranker", PanelChoice("demo-text", 10), output=output)
+    options = ScoreOptions(target="qtool-demo-reranker", panel=PanelChoice("demo-text", 10), output=output)
     whole = score(replace(options, output=None))
     asked.clear()
     resumed = score(options)

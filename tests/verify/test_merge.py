@@ -40,8 +40,16 @@ def panel(tmp_path: Path) -> Path:
 
 def run(models: tuple[Path, Path], panel: Path, output: Path, *, force: bool = False, **options: object) -> Report:
     chosen = {"task": Task.RERANK, "noise_queries": 2, "use_cache": False, "keep_going": True, **options}
-    asked = VerifyOptions(str(models[1]), str(models[0]), (str(panel),), output=output, device="cpu", **chosen)
-    report = verify(asked, force=force)
+    asked = VerifyOptions(
+        artefact=str(models[1]),
+        reference=str(models[0]),
+        panels=(str(panel),),
+        output=output,
+        force=force,
+        device="cpu",
+        **chosen,
+    )
+    report = verify(asked)
     (output / REPORT).write_text(report.to_json())
     return report
 
@@ -277,16 +285,18 @@ def test_force_takes_nothing_from_a_finished_folder_before_models_panels_and_rec
     output = tmp_path / "out"
     run(models, panel, output)
     before = contents(output)
-    options = VerifyOptions(str(models[1]), str(models[0]), (str(panel),), task=Task.RERANK, output=output)
+    options = VerifyOptions(
+        artefact=str(models[1]), reference=str(models[0]), panels=(str(panel),), task=Task.RERANK, output=output
+    )
     for typo in ({"reference": str(tmp_path / "modle")}, {"panels": ("demo-taste",)}, {"recipe": "nvpf4"}):
         with pytest.raises(QtoolError):
-            verify(replace(options, **typo), force=True)
+            verify(replace(options, force=True, **typo))
         assert contents(output) == before
 
 
 def test_a_finished_verification_is_refused_before_a_model_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / REPORT).write_text('{"artefact": {}, "reference": {}, "verdict": "pass"}')
-    options = VerifyOptions("no-such-artefact", "no-such-reference", output=tmp_path)
+    options = VerifyOptions(artefact="no-such-artefact", reference="no-such-reference", output=tmp_path)
     with pytest.raises(UsageError, match="holds a finished verification"):
         verify(options)
 

@@ -69,7 +69,9 @@ def recipe(folder: Path, gates: str) -> str:
 
 def run(artefact: Path, reference: Path, panel: Path, **options: object) -> Report:
     defaults = {"task": Task.RERANK, "device": "cpu", "noise_queries": 0}
-    return verify(VerifyOptions(str(artefact), str(reference), (str(panel),), **{**defaults, **options}))
+    return verify(
+        VerifyOptions(artefact=str(artefact), reference=str(reference), panels=(str(panel),), **{**defaults, **options})
+    )
 
 
 def test_a_model_against_itself_passes_every_gate_but_no_ranking_on_four_queries(
@@ -107,7 +109,9 @@ def test_embedders_are_compared_by_cosine_and_each_content_is_embedded_once(
     model: Path, noisy: Path, panel: Path
 ) -> None:
     seen: list[tuple[str, int, int]] = []
-    options = VerifyOptions(str(noisy), str(model), (str(panel),), task=Task.EMBED, device="cpu", noise_queries=0)
+    options = VerifyOptions(
+        artefact=str(noisy), reference=str(model), panels=(str(panel),), task=Task.EMBED, device="cpu", noise_queries=0
+    )
     report = verify(options, lambda *progress: seen.append(progress))
     assert 0.5 < report.panels[0].metrics["cosine_min"] < 1
     assert "log_odds_rmse" not in report.panels[0].metrics
@@ -126,7 +130,15 @@ def test_a_reference_in_bf16_has_no_noise_floor_of_its_own(model: Path, panel: P
 
 def test_a_server_has_no_structure_that_could_pass(model: Path, panel: Path) -> None:
     with pytest.raises(UsageError, match="shows no files"):
-        verify(VerifyOptions("http://127.0.0.1:9", str(model), (str(panel),), task=Task.RERANK, structure_only=True))
+        verify(
+            VerifyOptions(
+                artefact="http://127.0.0.1:9",
+                reference=str(model),
+                panels=(str(panel),),
+                task=Task.RERANK,
+                structure_only=True,
+            )
+        )
 
 
 def test_the_prompts_of_an_embedders_queries_are_compared_too(
@@ -209,7 +221,14 @@ def test_what_earlier_stages_found_is_told_where_scoring_ends_in_an_error(
     folder = shutil.copytree(model, tmp_path / "nan")
     tensors = load_file(model / "model.safetensors")
     save_file({name: tensor * float("nan") for name, tensor in tensors.items()}, folder / "model.safetensors")
-    options = VerifyOptions(str(folder), str(model), (str(panel),), task=Task.RERANK, device="cpu", noise_queries=0)
+    options = VerifyOptions(
+        artefact=str(folder),
+        reference=str(model),
+        panels=(str(panel),),
+        task=Task.RERANK,
+        device="cpu",
+        noise_queries=0,
+    )
     told: list[str] = []
     with pytest.raises(ModelError, match="not a finite number"):
         verify(options, say=told.append)
@@ -224,7 +243,9 @@ def test_panels_are_files_or_built_in_names(model: Path, panel: Path) -> None:
         find_panel("demo-taste")
     assert find_panel("./mine.jsonl") == Path("mine.jsonl")
     with pytest.raises(UsageError, match="Two panels are called 'balls'"):
-        verify(VerifyOptions(str(model), str(model), (str(panel), str(panel)), task=Task.RERANK))
+        verify(
+            VerifyOptions(artefact=str(model), reference=str(model), panels=(str(panel), str(panel)), task=Task.RERANK)
+        )
 
 
 def test_the_report_is_json_and_a_table_with_every_promised_column(

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(artefact: str, panels: tuple[str, ...], **options: object) -> Report:
     chosen = {"limit": 2, "noise_queries": 1, "device": "cpu", **options}
-    return verify(VerifyOptions(artefact, "qtool-demo-reranker", panels, **chosen))
+    return verify(VerifyOptions(artefact=artefact, reference="qtool-demo-reranker", panels=panels, **chosen))
 
 
 def outcomes(report: Report) -> dict[str, str]:
@@ -98,6 +98,8 @@ def test_a_served_file_with_llama_cpps_own_prompt_is_named(folder: Path) -> None
 
 def test_a_served_reranker_is_refused_beside_an_embedder_before_anything_is_scored(folder: Path) -> None:
     server = start_server(gguf_of(RERANKER, "f16", folder), None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
-    options = VerifyOptions(server.listening_address, "qtool-demo-embedder", ("demo-text",), limit=1)
+    options = VerifyOptions(
+        artefact=server.listening_address, reference="qtool-demo-embedder", panels=("demo-text",), limit=1
+    )
     with pytest.raises(UsageError, match=r"is a reranker \(llama-server says so\), and vectors are asked of it"):
         verify(options)

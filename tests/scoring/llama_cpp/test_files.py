@@ -66,7 +66,7 @@ def test_what_a_repair_mends_is_refused_with_the_command_that_does(folder, tmp_p
     with pytest.raises(ModelError) as refused:
         read_model(broken)
     assert f"qtool repair-gguf '{broken}' -o FIXED.gguf --task rerank" in refused.value.hint
-    repair_gguf(RepairOptions(broken, tmp_path / "fixed.gguf"))
+    repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf"))
     read_model(tmp_path / "fixed.gguf")
 
 

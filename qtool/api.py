@@ -1,0 +1,429 @@
+"""The public functions: each takes keywords or an options object, draws a progress bar, and returns a result.
+
+A function calls the job of the same name. Its keywords are the fields of the job's options, which convert and check them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from qtool import console
+from qtool.errors import UsageError
+from qtool.options import Options, coerce, parse_size
+from qtool.progress import Progress, StageProgress, ignore
+from qtool.resources import DEFAULT_RECIPE
+
+if TYPE_CHECKING:
+    from qtool.arch.spec import Task
+    from qtool.checks.report import InspectionReport
+    from qtool.export.convert import ConversionSummary
+    from qtool.export.gguf_metadata import PromptChoice
+    from qtool.export.gguf_plan import ConvertOptions
+    from qtool.export.quantize import Backend, QuantizationSummary, QuantizeOptions
+    from qtool.export.repair import RepairOptions, RepairSummary
+    from qtool.inputs.panels import PanelShard
+    from qtool.scoring.embed import Embeddings, EmbedOptions
+    from qtool.scoring.llama_cpp.server import LlamaCppOptions
+    from qtool.scoring.runtime import RuntimeOptions
+    from qtool.scoring.score import ScoreOptions, Scores
+    from qtool.scoring.scorer import Scorer
+    from qtool.verify.case import VerifyOptions
+    from qtool.verify.report import Report
+
+StrPath: TypeAlias = str | os.PathLike[str]
+TaskName: TypeAlias = "Task | Literal['rerank', 'embed']"
+Bar: TypeAlias = Literal["bar"]
+"""The default of `progress`: a bar in a terminal or a notebook, nothing elsewhere. None draws nothing."""
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def quantize(
+    model: StrPath | QuantizeOptions,
+    *,
+    output: StrPath | None = None,
+    recipe: StrPath = DEFAULT_RECIPE,
+    backend: Backend = "auto",
+    task: TaskName | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    max_shard_size: int | str = "512MiB",
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | Bar | None = "bar",
+) -> QuantizationSummary:
+    """Quantize a checkpoint to NVFP4 by a recipe, into the folder `output`.
+
+    `model` is a folder, `org/name`, `hf://org/name@revision` or a demo model. With `dry_run`, or without `output`, the
+    result says what would be written. `progress` may be a callable, called with the bytes done and the bytes in all.
+    """
+    keywords = dict(locals())
+    from qtool.export.quantize import QuantizeOptions
+    from qtool.export.quantize import quantize as run
+
+    keywords["max_shard_bytes"] = parse_size(max_shard_size)
+    options = _options(quantize, QuantizeOptions, keywords)
+    with _bytes("Quantizing", progress) as shown:
+        return run(options, shown)
+
+
+def convert_gguf(
+    model: StrPath | ConvertOptions,
+    *,
+    output: StrPath | None = None,
+    outtypes: Sequence[str] | str = ("auto",),
+    mmproj: str = "f16",
+    task: TaskName | None = None,
+    instruction: str | None = None,
+    prompt: PromptChoice = "official",
+    split_max_size: int | str | None = None,
+    imatrix: StrPath | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | Bar | None = "bar",
+) -> ConversionSummary:
+    """Convert a checkpoint to GGUF files in `output`, a folder or one file that ends in .gguf.
+
+    `outtypes` are auto (which loses nothing), f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m or iq4_xs; `mmproj` is
+    the type of the vision projector, or none. With `dry_run`, or without `output`, the result says what would be written.
+    """
+    keywords = dict(locals())
+    from qtool.export.convert import convert_gguf as run
+    from qtool.export.gguf_plan import ConvertOptions
+
+    if split_max_size is not None:
+        keywords["split_max_bytes"] = parse_size(split_max_size)
+    options = _options(convert_gguf, ConvertOptions, keywords)
+    with _bytes("Converting", progress) as shown:
+        return run(options, shown)
+
+
+def repair_gguf(
+    broken: StrPath | RepairOptions,
+    *,
+    output: StrPath | None = None,
+    base: StrPath | None = None,
+    task: TaskName | None = None,
+    instruction: str | None = None,
+    force: bool = False,
+    progress: Progress | Bar | None = "bar",
+) -> RepairSummary:
+    """Write to `output` the GGUF file `broken` with the rank head, pooling and prompt that it lacks.
+
+    `base` is a checkpoint whose rank head is taken instead of the file's own rows.
+    """
+    keywords = dict(locals())
+    from qtool.export.repair import RepairOptions
+    from qtool.export.repair import repair_gguf as run
+
+    options = _options(repair_gguf, RepairOptions, keywords)
+    with _bytes("Repairing", progress) as shown:
+        return run(options, shown)
+
+
+def inspect(
+    target: StrPath,
+    *,
+    task: TaskName | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    progress: StageProgress | Bar | None = "bar",
+) -> InspectionReport:
+    """Say what a GGUF file, a folder or a repository on the hub is and whether it will work; only headers are read.
+
+    `progress` may be a callable, called with the name of a stage, the number of files done and of all files.
+    """
+    from qtool.arch.spec import Task
+    from qtool.checks.inspect import inspect as run
+
+    with _stages("files", progress) as shown:
+        return run(
+            coerce("target", target, str),
+            coerce("task", task, Task | None),
+            coerce("revision", revision, str | None),
+            coerce("token", token, str | None),
+            shown,
+        )
+
+
+def score(
+    target: StrPath | ScoreOptions,
+    *,
+    panel: StrPath | None = None,
+    dataset: str | None = None,
+    columns: str | None = None,
+    limit: int | None = None,
+    shard: PanelShard | str | None = None,
+    instruction: str | None = None,
+    output: StrPath | None = None,
+    force: bool = False,
+    task: TaskName | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    mmproj: StrPath | None = None,
+    llama_cpp: LlamaCppOptions | None = None,
+    engine: str | None = None,
+    served_model: str | None = None,
+    family: str | None = None,
+    concurrency: int = 8,
+    timeout: float = 300.0,
+    progress: StageProgress | Bar | None = "bar",
+) -> Scores:
+    """Score the pairs of a panel with a reranker: log-odds and probability of each.
+
+    `target` is a folder, a GGUF file, `org/name`, a demo model or the URL of a server; `panel` is a JSONL file or a
+    built-in panel, or `dataset` and `columns` describe one. With `output`, a JSONL file, an interrupted run continues.
+    """
+    keywords = dict(locals())
+    from qtool.scoring.score import ScoreOptions
+    from qtool.scoring.score import score as run
+
+    if not isinstance(target, ScoreOptions):
+        keywords["runtime"] = _runtime(keywords)
+        keywords["panel"] = _panel(keywords)
+    options = _options(score, ScoreOptions, keywords)
+    with _stages("pairs", progress) as shown:
+        return run(options, shown)
+
+
+def embed(
+    target: StrPath | EmbedOptions,
+    *,
+    texts: StrPath | Sequence[str] | None = None,
+    panel: StrPath | None = None,
+    dataset: str | None = None,
+    columns: str | None = None,
+    limit: int | None = None,
+    shard: PanelShard | str | None = None,
+    instruction: str | None = None,
+    output: StrPath | None = None,
+    ids: StrPath | None = None,
+    dim: int | None = None,
+    force: bool = False,
+    task: TaskName | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    mmproj: StrPath | None = None,
+    llama_cpp: LlamaCppOptions | None = None,
+    engine: str | None = None,
+    served_model: str | None = None,
+    family: str | None = None,
+    concurrency: int = 8,
+    timeout: float = 300.0,
+    progress: StageProgress | Bar | None = "bar",
+) -> Embeddings:
+    """Embed a list of texts, a file of texts (one a line), or the queries and documents of a panel.
+
+    `target` is what `score` takes; `dim` cuts the vectors and normalises them again. With `output`, a .npy file, the
+    vectors are also written there, with `ids` beside them, and an interrupted run continues.
+    """
+    keywords = dict(locals())
+    from qtool.scoring.embed import EmbedOptions
+    from qtool.scoring.embed import embed as run
+
+    if not isinstance(target, EmbedOptions):
+        keywords["runtime"] = _runtime(keywords)
+        keywords["source"] = _texts(keywords) or _panel(keywords)
+    options = _options(embed, EmbedOptions, keywords)
+    with _stages("items", progress) as shown:
+        return run(options, shown)
+
+
+def verify(
+    artefact: StrPath | VerifyOptions,
+    *,
+    reference: StrPath | None = None,
+    panels: Sequence[StrPath] | StrPath = (),
+    dataset: str | None = None,
+    columns: str | None = None,
+    output: StrPath | None = None,
+    recipe: StrPath | None = None,
+    limit: int | None = None,
+    shard: PanelShard | str | None = None,
+    task: TaskName | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    mmproj: StrPath | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    engine: str | None = None,
+    served_model: str | None = None,
+    concurrency: int = 8,
+    timeout: float = 300.0,
+    structure_only: bool = False,
+    weights: bool = False,
+    rederive: bool = False,
+    keep_going: bool = False,
+    noise_queries: int = 20,
+    use_cache: bool = True,
+    force: bool = False,
+    progress: StageProgress | Bar | None = "bar",
+) -> Report:
+    """Prove that an artefact scores as its reference does; with `output`, a folder, write the reports there.
+
+    `artefact` is a folder, a GGUF file, `org/name` or the URL of a server, `reference` the checkpoint it was made from.
+    `panels` are JSONL files or built-in panels, by default those that both can read. The folder `output` also keeps
+    every answer, and an interrupted run continues from there.
+    """
+    keywords = dict(locals())
+    from qtool.reporting.write import write_reports
+    from qtool.verify.case import VerifyOptions
+    from qtool.verify.run import verify as run
+
+    if not isinstance(artefact, VerifyOptions):
+        keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *_dataset_panel(keywords))
+    options = _options(verify, VerifyOptions, keywords)
+    with _stages("items", progress) as shown:
+        report = run(options, shown, say=_show_finished_stage)
+    if options.output is not None:
+        write_reports(report, options.output)
+    return report
+
+
+def merge_reports(folders: Sequence[StrPath], *, output: StrPath, force: bool = False) -> Report:
+    """Join the reports of all shards of a verification, judge them as one, and write the reports into `output`."""
+    from qtool.reporting.write import write_reports
+    from qtool.verify.merge import merge_reports as run
+
+    folder = coerce("output", output, Path)
+    report = run(coerce("folders", folders, tuple[Path, ...]), folder, force=coerce("force", force, bool))
+    write_reports(report, folder)
+    return report
+
+
+def open_runtime(
+    target: StrPath,
+    options: RuntimeOptions | None = None,
+    *,
+    task: TaskName | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    mmproj: StrPath | None = None,
+    llama_cpp: LlamaCppOptions | None = None,
+    engine: str | None = None,
+    served_model: str | None = None,
+    family: str | None = None,
+    concurrency: int = 8,
+    timeout: float = 300.0,
+) -> Scorer:
+    """Open what `score` and `embed` take as a scorer, whose `score` and `embed` answer pairs and items; close it after use."""
+    keywords = dict(locals())
+    from qtool.scoring.runtime import open_runtime as run
+
+    if options is None:
+        options = _runtime(keywords)
+    else:
+        _refuse_keywords(open_runtime, keywords, "target", "options")
+    return run(coerce("target", target, str), options)
+
+
+def _options(function: Callable[..., Any], kind: type[OptionsT], keywords: Mapping[str, Any]) -> OptionsT:
+    """The options of a call: the object that was passed as first argument, else one made of the keywords."""
+    first = next(iter(signature(function).parameters))
+    given = keywords[first]
+    if isinstance(given, kind):
+        _refuse_keywords(function, keywords, first, "progress")
+        return given
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # each kind is a dataclass
+    return kind(**{name: value for name, value in keywords.items() if name in known})
+
+
+def _refuse_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], *allowed: str) -> None:
+    """Raise UsageError where a keyword was passed beside an options object."""
+    for name, parameter in signature(function).parameters.items():
+        if name not in allowed and keywords[name] != parameter.default:
+            raise UsageError(
+                f"{name} cannot be combined with an options object.",
+                f"Set {name} in the options, or pass keywords only.",
+            )
+
+
+def _runtime(keywords: Mapping[str, Any]) -> RuntimeOptions:
+    """The runtime's options among the keywords."""
+    from qtool.scoring.runtime import RuntimeOptions
+
+    chosen = {field.name: keywords[field.name] for field in fields(RuntimeOptions)}
+    return RuntimeOptions(**{name: value for name, value in chosen.items() if (name, value) != ("llama_cpp", None)})
+
+
+def _panel(keywords: Mapping[str, Any]) -> Any:
+    """The panel that the keywords describe."""
+    from qtool.scoring.score import PanelChoice
+
+    named = coerce("panel", keywords["panel"], str | None)
+    panels = [*([named] if named is not None else []), *_dataset_panel(keywords)]
+    if len(panels) != 1:
+        raise UsageError(
+            f"Expected one panel, got {len(panels) or 'none'}.", "Pass a panel, or a dataset with its columns."
+        )
+    return PanelChoice(panels[0], limit=keywords["limit"], shard=keywords["shard"], instruction=keywords["instruction"])
+
+
+def _texts(keywords: Mapping[str, Any]) -> Any:
+    """The texts that the keywords name; None where a panel is embedded."""
+    from qtool.scoring.embed import Texts
+
+    texts = keywords["texts"]
+    if texts is None:
+        return None
+    for name in ("panel", "dataset", "limit", "shard"):
+        if keywords[name] is not None:
+            raise UsageError(
+                f"texts cannot be combined with {name}.", "Pass texts, or a panel or dataset with limit and shard."
+            )
+    if isinstance(texts, (str, os.PathLike)):
+        return Texts(coerce("texts", texts, Path), instruction=keywords["instruction"])
+    return Texts(lines=coerce("texts", texts, tuple[str, ...]), instruction=keywords["instruction"])
+
+
+def _dataset_panel(keywords: Mapping[str, Any]) -> list[str]:
+    """The panel that `dataset` and `columns` describe, if any."""
+    from qtool.inputs.builtin import dataset_panel
+
+    dataset = coerce("dataset", keywords["dataset"], str | None)
+    columns = coerce("columns", keywords["columns"], str | None)
+    if dataset is None and columns is None:
+        return []
+    if dataset is None or columns is None:
+        raise UsageError(
+            "dataset and columns must be given together.", "For example columns='query=COLUMN,positive=COLUMN'."
+        )
+    return [dataset_panel(dataset, columns)]
+
+
+def _show_finished_stage(line: str) -> None:
+    """What an earlier stage found, where an error ends a command and there is no report."""
+    if console.settings.is_command:
+        from qtool.checks.findings import printable
+
+        console.show_status(printable(line))
+
+
+def _bytes(label: str, progress: Progress | Bar | None) -> AbstractContextManager[Progress]:
+    return _passed_on(progress) if progress != "bar" else console.byte_bar(label)
+
+
+def _stages(unit: str, progress: StageProgress | Bar | None) -> AbstractContextManager[StageProgress]:
+    return _passed_on(progress) if progress != "bar" else console.stage_bar(unit)
+
+
+@contextmanager
+def _passed_on(progress: Any) -> Iterator[Any]:
+    """The caller's own progress, or none."""
+    if progress is not None and not callable(progress):
+        raise UsageError(f"Invalid progress {progress!r}: expected a callable, None or 'bar'.")
+    yield progress or ignore
