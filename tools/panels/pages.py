@@ -60,13 +60,13 @@ def draw_text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, siz
             _draw_marked(draw, (round(x), round(y)), letters, marks, size, fill)
         else:
             draw.text((round(x), round(y)), letters, fill=fill, font=font(size))
-        x += font(size).getlength(letters)
+        x += _advance(letters, size)
 
 
 @cache
 def text_width(text: str, size: int) -> float:
     """The width of a line in pixels."""
-    return sum(font(size).getlength(letters) for letters, _ in _clusters(text))
+    return sum(_advance(letters, size) for letters, _ in _clusters(text))
 
 
 def wrap(text: str, size: int, width: float) -> list[str]:
@@ -144,8 +144,13 @@ def _draw_table(
             draw_text(draw, (left + sum(widths[:column]) + 8, y + 3), cell, style.size)
 
 
+def _advance(letters: str, size: int) -> float:
+    """How far a run moves the pen; the font's own space is so narrow at this size that words run together."""
+    return len(letters) * round(size * 0.36) if letters.isspace() else font(size).getlength(letters)
+
+
 def _clusters(text: str) -> Iterator[tuple[str, str]]:
-    """Runs of letters without accents, and letters with theirs. Raises ValueError for what cannot be drawn."""
+    """Runs of spaces, of letters without accents, and letters with theirs. Raises ValueError for what cannot be drawn."""
     for letter, other in SUBSTITUTES.items():
         text = text.replace(letter, other)
     letters: list[tuple[str, str]] = []
@@ -157,8 +162,8 @@ def _clusters(text: str) -> Iterator[tuple[str, str]]:
         else:
             message = f"The built-in font has no {character!r} (U+{ord(character):04X})."
             raise ValueError(message)
-    for has_marks, run in groupby(letters, key=lambda letter: bool(letter[1])):
-        if has_marks:
+    for kind, run in groupby(letters, key=lambda letter: "space" if letter[0] == " " else bool(letter[1])):
+        if kind is True:
             yield from run
         else:
             yield "".join(letter for letter, _ in run), ""
