@@ -57,7 +57,7 @@ def judged(goals: list[Goal], measured: Measured) -> str:
     for goal in goals:
         if all(name in measured for name in goal.needs):
             value = goal.number(measured)
-            met = "" if goal.is_told else "yes" if goal.is_met(value) else "**no**"
+            met = "" if goal.is_informative else "yes" if goal.is_met(value) else "**no**"
             lines.append(f"| {goal.text} | {value:.2f} | {met} |")
     return "\n".join(lines)
 

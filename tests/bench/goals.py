@@ -15,7 +15,7 @@ Jobs = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Goal:
-    """A number that must be at least or at most something, or is only told; `needs` names the runs that it is made of."""
+    """A number with a bound, or without one, for information; `needs` names the runs that it is computed from."""
 
     text: str
     number: Callable[[Measured], float]
@@ -24,12 +24,12 @@ class Goal:
     most: float | None = None
 
     @property
-    def is_told(self) -> bool:
-        """Whether nothing is asked of it."""
+    def is_informative(self) -> bool:
+        """Whether it has no bound."""
         return self.least is None and self.most is None
 
     def is_met(self, value: float) -> bool:
-        """Whether `value` is good enough."""
+        """Whether `value` is within its bounds."""
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 

@@ -71,6 +71,15 @@ def test_the_same_input_gives_the_same_folder(model, tmp_path):
     assert first == second
 
 
+def test_the_number_of_threads_changes_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("qtool.export.engine.CHUNK_BYTES", 512)
+    for workers in (1, 7):
+        monkeypatch.setattr("qtool.storage.output.WORKERS", workers)
+        quantize(QuantizeOptions(str(model), tmp_path / str(workers)))
+    one, seven = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*.*")} for name in ("1", "7"))
+    assert one == seven
+
+
 @pytest.mark.parametrize("max_shard_bytes", [1 << 30, 60_000, 1])
 def test_a_dry_run_is_exact_to_the_byte(max_shard_bytes, model, tmp_path):
     options = QuantizeOptions(model=str(model), output=tmp_path / "out", max_shard_bytes=max_shard_bytes)
