@@ -5,6 +5,7 @@ Rule: a library function raises one of these with a sentence a user can act on; 
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar, Final
 
 EXIT_PASS: Final = 0
@@ -26,6 +27,8 @@ class QtoolError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint and sys.version_info >= (3, 11):
+            self.add_note(hint)  # a traceback shows it too
 
 
 class UsageError(QtoolError):

@@ -112,7 +112,8 @@ class Report(Result):
     @override
     def headline(self) -> str:
         pairs = sum(panel.pairs for panel in self.panels)
-        return f"{self.verdict.value.upper()}: {self.artefact.name} against {self.reference.name}, {pairs:,} pairs."
+        scored = f"{pairs:,} pairs scored" if pairs else "nothing scored"
+        return f"{self.verdict.value.upper()}: {self.artefact.name} against {self.reference.name}, {scored}."
 
     @override
     def records(self) -> list[dict[str, Any]]:
