@@ -18,7 +18,7 @@ ROWS = (
     ("storage", "inputs"),
     ("arch", "recipe"),
     ("formats", "doctor", "console", "manifest", "jsonfile"),
-    ("errors", "progress", "resources"),
+    ("errors", "progress", "resources", "retries"),
 )
 """From top to bottom; a package may import what stands in a lower row."""
 

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qtool.errors import NetworkError, SetupError, UsageError
+from qtool.retries import TRANSIENT_STATUSES, with_retries
 
 if TYPE_CHECKING:
     import httpx
 
 URL_SCHEMES: Final = ("data:", "http://", "https://")
-_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _GONE: Final = frozenset({404, 410})
-_PAUSES: Final = (0.5, 1.0)
-"""Seconds between one try and the next."""
+_RETRIES: Final = 2
 _STEP_SECONDS: Final = 20.0
 """Until a connection stands, and between one piece of an answer and the next."""
 _SHOWN: Final = 80
@@ -75,20 +74,20 @@ def _decoded(url: str) -> bytes:
         raise UsageError(f"broken base64 ({error})") from error
 
 
-def _fetched(url: str, max_bytes: int, deadline: float, tries: int = 0) -> bytes:
+def _fetched(url: str, max_bytes: int, deadline: float) -> bytes:
     import httpx
 
+    def pause_after(error: Exception) -> float | None:
+        return 0.0 if _is_transient(error) and time.monotonic() <= deadline else None
+
     try:
-        return _downloaded(url, max_bytes, deadline)
+        return with_retries(lambda: _downloaded(url, max_bytes, deadline), retries=_RETRIES, pause_after=pause_after)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        if tries == len(_PAUSES) or not _is_passing(error) or time.monotonic() > deadline:
-            raise _failure(error) from error
+        raise _failure(error) from error
     except UnicodeError as error:  # a host with an empty label, or one of more than 63 characters
         raise UsageError(f"no address ({error})") from error
     except (ImportError, ValueError) as error:  # SOCKS without its package, a proxy that is no address
         raise SetupError(f"no HTTP client can be made ({error})", "Does HTTP_PROXY say what it should?") from error
-    time.sleep(_PAUSES[tries])
-    return _fetched(url, max_bytes, deadline, tries + 1)
 
 
 def _downloaded(url: str, max_bytes: int, deadline: float) -> bytes:
@@ -106,11 +105,11 @@ def _downloaded(url: str, max_bytes: int, deadline: float) -> bytes:
     return bytes(received)
 
 
-def _is_passing(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     import httpx
 
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in _PASSING
+        return error.response.status_code in TRANSIENT_STATUSES
     return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
 
 

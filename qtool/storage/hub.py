@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from urllib.parse import quote
 
 from qtool import resources
 from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
+from qtool.retries import TRANSIENT_STATUSES, with_retries
 from qtool.storage.checkpoint import INDEX, MAX_HEADER, SIDECAR_PATTERNS, SINGLE
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ def _first_line(error: Exception) -> str:
 # again a few times, and every other one is a NetworkError.
 
 
-_PAUSES: Final = (0.5, 1.0)
-"""Seconds between one try and the next."""
-_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RETRIES: Final = 2
 _TIMEOUT: Final = 30.0
 _MAX_WHOLE: Final = 32 << 20
 """No file of a checkpoint but its weights is larger."""
@@ -152,7 +150,7 @@ class HubRepository:
         if constants.is_offline_mode():
             raise NetworkError(f"{repo} lies on the hub, and HF_HUB_OFFLINE is set.", "Unset it or pass a local path.")
         api = HfApi(endpoint=constants.ENDPOINT, token=token)
-        info = self._patiently(lambda: api.model_info(repo, revision=revision, timeout=_TIMEOUT))
+        info = self._retried(lambda: api.model_info(repo, revision=revision, timeout=_TIMEOUT))
         self.revision = str(info.sha)
         self.names = tuple(sorted(s.rfilename for s in info.siblings or () if _stays_inside(s.rfilename)))
         self._base = f"{constants.ENDPOINT}/{repo}/resolve/{self.revision}"
@@ -165,22 +163,19 @@ class HubRepository:
 
     def read_whole(self, name: str) -> bytes:
         """All of a small file."""
-        return self._patiently(lambda: self._request(name, None)).data
+        return self._retried(lambda: self._request(name, None)).data
 
     def read_part(self, name: str, offset: int, nbytes: int) -> Part:
         """`nbytes` bytes of a file from `offset` on; fewer only at its end."""
-        return self._patiently(lambda: self._request(name, (offset, nbytes)))
+        return self._retried(lambda: self._request(name, (offset, nbytes)))
 
-    def _patiently(self, request: Callable[[], T], tries: int = 0) -> T:
+    def _retried(self, request: Callable[[], T]) -> T:
         try:
-            return request()
+            return with_retries(request, retries=_RETRIES, pause_after=_pause_after)
         except QtoolError:
             raise
         except Exception as error:  # the hub's errors share no base class below Exception
-            if tries == len(_PAUSES) or not _is_passing(error):
-                raise self._failure(error) from error
-        time.sleep(_PAUSES[tries])
-        return self._patiently(request, tries + 1)
+            raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> QtoolError:
         import httpx
@@ -251,13 +246,15 @@ def _stays_inside(name: str) -> bool:
     return not name.startswith("/") and ".." not in name.split("/")
 
 
-def _is_passing(error: Exception) -> bool:
+def _pause_after(error: Exception) -> float | None:
     import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):
-        return error.response is not None and error.response.status_code in _PASSING
-    return isinstance(error, httpx.TransportError)
+        is_transient = error.response is not None and error.response.status_code in TRANSIENT_STATUSES
+    else:
+        is_transient = isinstance(error, httpx.TransportError)
+    return 0.0 if is_transient else None
 
 
 def _is_answered(response: httpx.Response, offset: int, length: int, limit: int) -> bool:

@@ -32,7 +32,7 @@ def hub(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("qtool.storage.hub._PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("qtool.retries.FIRST_PAUSE", 0.01)
     running = []
 
     def start(folder, **options):

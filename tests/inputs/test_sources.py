@@ -23,7 +23,7 @@ from tests.inputs.site import serve
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("qtool.retries.FIRST_PAUSE", 0.0)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

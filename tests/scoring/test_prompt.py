@@ -138,7 +138,7 @@ def test_a_broken_video_names_the_item_and_keeps_its_kind(builder, monkeypatch: 
         embedder.item(Item("d", image=("nowhere.png",), origin="query 'q3', p.jsonl, line 9"))
     with pytest.raises(UsageError, match=r"Item 'd': cannot read the video nowhere\.mp4: no such file"):
         embedder.item(Item("d", video=(Video("nowhere.mp4"),)))
-    monkeypatch.setattr(sources, "_PAUSES", ())
+    monkeypatch.setattr(sources, "_RETRIES", 0)
     with pytest.raises(NetworkError, match=r"Item 'd': cannot read the picture http://127\.0\.0\.1:9/a\.png"):
         embedder.item(Item("d", image=("http://127.0.0.1:9/a.png",)))
     monkeypatch.setattr(video_file, "find_spec", lambda _: None)

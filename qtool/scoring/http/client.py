@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import cached_property
 from http import HTTPStatus
-from itertools import count
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 from weakref import WeakSet
 
 from qtool.errors import ModelError, NetworkError, QtoolError, SetupError, UsageError
+from qtool.retries import LONGEST_PAUSE, with_retries
 
 if TYPE_CHECKING:
     import httpx
@@ -78,8 +78,6 @@ _PASSING: Final = (
 )
 _NO_SUCH_PAGE: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 _LOCKED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-_FIRST_PAUSE: Final = 0.5
-_LONGEST_PAUSE: Final = 30.0
 _SHOWN: Final = 300
 _CONNECT_SECONDS: Final = 10.0
 
@@ -176,32 +174,36 @@ class HttpClient:
 
         # Not httpx's own encoder, which refuses lone surrogates only while sending.
         content = None if body is None else json.dumps(body).encode()
-        for attempt in count(1):
-            outcome = self._tried(method, path, content)
-            pause = _pause(outcome, attempt)
-            # Not asked before the attempt: it may fail because `close` has just dropped its connection.
-            if pause is None or attempt > self._retries or self.stop.wait(pause):
-                break
-        if not isinstance(outcome, httpx.Response):
-            raise self._unreached(name, path, outcome) from _without_secrets(outcome)
-        if outcome.status_code in _PASSING:
-            times = "once" if attempt == 1 else f"{attempt} times"
-            raise NetworkError(f"{_asked_for(name)}{self._said(outcome, path)}", f"It was asked {times}.")
-        return outcome
+        attempts = 0
 
-    def _tried(self, method: str, path: str, content: bytes | None) -> httpx.Response | httpx.RequestError:
+        def attempt() -> httpx.Response:
+            nonlocal attempts
+            attempts += 1
+            return self._attempt(method, path, content)
+
+        try:
+            return with_retries(attempt, retries=self._retries, pause_after=_pause_after, wait=self.stop.wait)
+        except httpx.HTTPStatusError as error:
+            times = "once" if attempts == 1 else f"{attempts} times"
+            message = f"{_asked_for(name)}{self._said(error.response, path)}"
+            raise NetworkError(message, f"It was asked {times}.") from None
+        except httpx.RequestError as error:
+            raise self._unreached(name, path, error) from _without_secrets(error)
+
+    def _attempt(self, method: str, path: str, content: bytes | None) -> httpx.Response:
+        """The answer; raises httpx.HTTPStatusError where it says that the server is busy."""
         import httpx
 
         if self._is_closed:
             raise UsageError(f"{self.url} is asked after its connections were closed.")
         headers = {} if content is None else {"Content-Type": "application/json"}
         extensions = {"trace": self._sockets.heard}
-        try:
-            return self._client.request(
-                method, self.url + path, content=content, headers=headers, extensions=extensions
-            )
-        except httpx.RequestError as error:
-            return error
+        response = self._client.request(
+            method, self.url + path, content=content, headers=headers, extensions=extensions
+        )
+        if response.status_code in _PASSING:
+            raise httpx.HTTPStatusError("busy", request=response.request, response=response)
+        return response
 
     def _unreached(self, name: str, path: str, error: httpx.RequestError) -> QtoolError:
         import httpx
@@ -242,16 +244,16 @@ def _api_key() -> str:
     return key
 
 
-def _pause(outcome: httpx.Response | httpx.RequestError, attempt: int) -> float | None:
-    """Seconds after which another attempt may go better; None where it will not."""
+def _pause_after(error: Exception) -> float | None:
+    """The least number of seconds after which another attempt may go better; None where it will not."""
     import httpx
 
-    growing = min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
-    if isinstance(outcome, httpx.Response):
-        return max(_asked_pause(outcome), growing) if outcome.status_code in _PASSING else None
+    if isinstance(error, httpx.HTTPStatusError):
+        asked = error.response.headers.get("Retry-After", "")
+        return min(float(asked), LONGEST_PAUSE) if asked.isdecimal() else 0.0
     # A server that has hung for the whole timeout is not given another one.
-    is_final = isinstance(outcome, (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.DecodingError))
-    return None if is_final else growing
+    is_final = isinstance(error, (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.DecodingError))
+    return None if is_final or not isinstance(error, httpx.RequestError) else 0.0
 
 
 def _without_secrets(error: httpx.RequestError) -> httpx.RequestError | None:
@@ -284,11 +286,6 @@ def _parts(url: str) -> SplitResult:
         # Without the address, which may hold a password.
         raise UsageError(f"That is no server's address: {error}.", "It is like http://localhost:8000.") from None
     return parts
-
-
-def _asked_pause(response: httpx.Response) -> float:
-    asked = response.headers.get("Retry-After", "")
-    return min(float(asked), _LONGEST_PAUSE) if asked.isdecimal() else 0.0
 
 
 def _error_text(text: str) -> str:
