@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any, Final
 
-from gguf.constants import VisionProjectorType
+from gguf.constants import GGUFValueType, VisionProjectorType
 
 from qtool.arch.gguf_names import OUTPUT, PATCH_EMBEDDINGS, TOKEN_EMBEDDING, gguf_name_of
 from qtool.arch.qwen3 import decoder_tensors
@@ -19,7 +19,7 @@ from qtool.checks.gguf_language import LanguageModel
 from qtool.checks.report import StoredTensor
 from qtool.export.gguf_metadata import ARCHITECTURE
 from qtool.formats.ggml import F32, NVFP4
-from qtool.storage.gguf import GgufTensor, Kind
+from qtool.storage.gguf import GgufTensor
 from qtool.storage.gguf_model import GgufModel
 from qtool.storage.head_rows import TOKENS_KEY, HeadOrder, Read, head_order, ignored_scales
 from qtool.storage.location import ArtefactLocation
@@ -251,7 +251,7 @@ def projector_findings(projector: Projector) -> Iterator[Finding]:
     if missing:
         yield projector.found("mmproj-missing-field", field=listed(missing))
         return
-    flags = projector.file.elements(f"{_VISION}is_deepstack_layers", frozenset({Kind.BOOL}))
+    flags = projector.file.elements(f"{_VISION}is_deepstack_layers", frozenset({GGUFValueType.BOOL}))
     flagged = [layer for layer, flag in enumerate(flags) if flag]
     if flagged != projector.deepstack_layers:
         yield projector.found("mmproj-deepstack-flags", flagged=flagged, found=projector.deepstack_layers)
@@ -272,8 +272,9 @@ def _missing_projector_fields(projector: Projector) -> Iterator[str]:
     for field in (*_FIELDS, "image_size"):
         if (projector.integer(field) or 0) < 1:
             yield _VISION + field
+    floats = frozenset({GGUFValueType.FLOAT32, GGUFValueType.FLOAT64})
     for field in _STATISTICS:
-        if len(projector.file.elements(_VISION + field, frozenset({Kind.FLOAT32, Kind.FLOAT64}))) != 3:
+        if len(projector.file.elements(_VISION + field, floats)) != 3:
             yield _VISION + field
     if not projector.file.flag("clip.has_vision_encoder"):
         yield "clip.has_vision_encoder"

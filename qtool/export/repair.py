@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from gguf.constants import PoolingType
+from gguf.constants import GGUFValueType, PoolingType
 
 from qtool.arch.detect import detect
 from qtool.arch.gguf_names import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING
@@ -34,7 +34,7 @@ from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions
 from qtool.progress import Meter, Progress, ignore
 from qtool.storage.checkpoint import TensorInfo, open_checkpoint
-from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, array, encode_string, encode_value, read_gguf, string
+from qtool.storage.gguf import GgufFile, GgufTensor, Value, array, encode_string, encode_value, read_gguf, string
 from qtool.storage.gguf_layout import GgufLayout, GgufOutputTensor, lay_out_encoded
 from qtool.storage.head_rows import (
     TOKENS_KEY,
@@ -348,7 +348,7 @@ def _template_fields(gguf: GgufFile, options: RepairOptions) -> dict[str, Value]
     names = sorted({*gguf.get(NAMES_KEY, []), "rerank"})
     instruction = options.instruction or baked_instruction(gguf.get(RERANK_KEY, ""), official)
     template = rank_prompt(official, "official", instruction)
-    return {RERANK_KEY: string(template), NAMES_KEY: array(Kind.STRING, names)}
+    return {RERANK_KEY: string(template), NAMES_KEY: array(GGUFValueType.STRING, names)}
 
 
 def _field_changes(gguf: GgufFile, fields: Mapping[str, Value]) -> Iterator[str]:

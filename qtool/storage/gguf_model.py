@@ -11,16 +11,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from gguf.constants import LlamaFileType
+from gguf.constants import GGUFValueType, LlamaFileType
 
-from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value
+from qtool.storage.gguf import GgufFile, GgufTensor, Value
 
 _PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _INTEGERS: Final = frozenset(
-    {Kind.UINT8, Kind.INT8, Kind.UINT16, Kind.INT16, Kind.UINT32, Kind.INT32, Kind.UINT64, Kind.INT64}
+    {
+        GGUFValueType.UINT8,
+        GGUFValueType.INT8,
+        GGUFValueType.UINT16,
+        GGUFValueType.INT16,
+        GGUFValueType.UINT32,
+        GGUFValueType.INT32,
+        GGUFValueType.UINT64,
+        GGUFValueType.INT64,
+    }
 )
-_FLOATS: Final = frozenset({Kind.FLOAT32, Kind.FLOAT64})
-NO_VALUE: Final = Value(Kind.UINT8, None)
+_FLOATS: Final = frozenset({GGUFValueType.FLOAT32, GGUFValueType.FLOAT64})
+NO_VALUE: Final = Value(GGUFValueType.UINT8, None)
 
 
 @dataclass(frozen=True)
@@ -55,14 +64,14 @@ class GgufModel:
     def text(self, key: str) -> str | None:
         """A text."""
         value = self.metadata.get(key, NO_VALUE)
-        return value.data if value.kind is Kind.STRING and not value.is_array else None
+        return value.data if value.kind is GGUFValueType.STRING and not value.is_array else None
 
     def flag(self, key: str) -> bool | None:
         """A yes or no."""
         value = self.metadata.get(key, NO_VALUE)
-        return value.data if value.kind is Kind.BOOL and not value.is_array else None
+        return value.data if value.kind is GGUFValueType.BOOL and not value.is_array else None
 
-    def elements(self, key: str, kinds: frozenset[Kind]) -> Sequence[Any]:
+    def elements(self, key: str, kinds: frozenset[GGUFValueType]) -> Sequence[Any]:
         """A list whose elements are of one of `kinds`; empty where there is none."""
         value = self.metadata.get(key, NO_VALUE)
         return value.data if value.is_array and value.kind in kinds else ()
@@ -73,7 +82,7 @@ class GgufModel:
 
     def texts(self, key: str) -> Sequence[str]:
         """A list of texts."""
-        return self.elements(key, frozenset({Kind.STRING}))
+        return self.elements(key, frozenset({GGUFValueType.STRING}))
 
     @property
     def file_type(self) -> str:

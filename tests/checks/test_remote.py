@@ -9,13 +9,14 @@ import sys
 
 import pytest
 import torch
+from gguf.constants import GGUFValueType
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from qtool.checks.inspect import inspect
 from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.formats.ggml import F32
-from qtool.storage.gguf import Kind, array, read_gguf, string
+from qtool.storage.gguf import array, read_gguf, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from tests.checks.rewriting import codes, rewrite_gguf, rewrite_safetensors
 from tests.checks.test_checkpoint import QUERY, scale_of
@@ -81,7 +82,7 @@ def big_gguf(folder, like):
     """A file of 3 GB with a vocabulary of 150,000, all holes but for the header."""
     header = read_gguf(like)
     tokens = [f"token number {number}" for number in range(150_000)]
-    metadata = {**header.metadata, "tokenizer.ggml.tokens": array(Kind.STRING, tokens)}
+    metadata = {**header.metadata, "tokenizer.ggml.tokens": array(GGUFValueType.STRING, tokens)}
     outputs = [GgufOutputTensor(name, t.type, t.shape, t.nbytes) for name, t in header.tensors.items()]
     outputs.append(GgufOutputTensor("big.weight", F32, (30_000, 25_000), 3_000_000_000))
     (layout,) = lay_out("big.gguf", metadata, outputs)
