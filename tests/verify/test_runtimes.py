@@ -99,5 +99,5 @@ def test_a_served_file_with_llama_cpps_own_prompt_is_named(folder: Path) -> None
 def test_a_served_reranker_is_refused_beside_an_embedder_before_anything_is_scored(folder: Path) -> None:
     server = start_server(gguf_of(RERANKER, "f16", folder), None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
     options = VerifyOptions(server.listening_address, "qtool-demo-embedder", ("demo-text",), limit=1)
-    with pytest.raises(UsageError, match=r"is a reranker \(llama-server says so\), and vectors are asked of it"):
+    with pytest.raises(UsageError, match=r"serves a reranker \(as llama-server reports\), but the task is embed"):
         verify(options)
