@@ -134,12 +134,12 @@ def test_pictures_and_frames_follow_the_limits_of_their_item(builder) -> None:
 
 def test_a_broken_video_names_the_item_and_keeps_its_kind(builder, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = builder(prompts.VL_EMBEDDER)
-    with pytest.raises(UsageError, match=r"Item 'd' \(query 'q3', p\.jsonl, line 9\): cannot read the picture"):
+    with pytest.raises(UsageError, match=r"Item 'd' \(query 'q3', p\.jsonl, line 9\): Cannot read the picture"):
         embedder.item(Item("d", image=("nowhere.png",), origin="query 'q3', p.jsonl, line 9"))
-    with pytest.raises(UsageError, match=r"Item 'd': cannot read the video nowhere\.mp4: no such file"):
+    with pytest.raises(UsageError, match=r"Item 'd': Cannot read the video nowhere\.mp4: No such file"):
         embedder.item(Item("d", video=(Video("nowhere.mp4"),)))
     monkeypatch.setattr(sources, "_RETRIES", 0)
-    with pytest.raises(NetworkError, match=r"Item 'd': cannot read the picture http://127\.0\.0\.1:9/a\.png"):
+    with pytest.raises(NetworkError, match=r"Item 'd': Cannot read the picture http://127\.0\.0\.1:9/a\.png"):
         embedder.item(Item("d", image=("http://127.0.0.1:9/a.png",)))
     monkeypatch.setattr(video_file, "find_spec", lambda _: None)
     with pytest.raises(SetupError, match="Item 'd'"):

@@ -34,7 +34,9 @@ def scores_of(name: str, answer: Any, count: int) -> list[float]:
             raise ModelError(f"{name}: The server scored index {index} twice.")
         found[index] = _number(name, entry.get("relevance_score", entry.get("score")))
     if len(found) != count:
-        raise ModelError(f"{name}: The server returned {len(found)} scores for {count} documents.")
+        raise ModelError(
+            f"{name}: The number of the server's scores ({len(found)}) differs from that of documents ({count})."
+        )
     return [found[index] for index in range(count)]
 
 

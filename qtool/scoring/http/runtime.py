@@ -19,7 +19,7 @@ from qtool.arch.prompts import embedder_prompt, reranker_prompt
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.inputs.pictures import read_whole
+from qtool.inputs.pictures import decode
 from qtool.progress import ignore
 from qtool.scoring.http.client import HttpClient, ask_all
 from qtool.scoring.http.detect import Server, ServerKind, detect_server
@@ -206,7 +206,7 @@ def _read_pictures(item: Item) -> None:
     try:
         for source in item.image:
             if not isinstance(source, str):
-                read_whole(source)
+                decode(source)
     except UsageError as error:
         raise UsageError(f"{item.name}: {error.message}", error.hint) from error
 

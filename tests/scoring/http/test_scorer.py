@@ -89,7 +89,7 @@ def test_no_more_requests_than_asked_for_are_under_way():
         (results(0.5, 0.5), "index 1"),
         ({"results": [{"index": 0, "relevance_score": 0.5}] * 2}, "index 0 twice"),
         ({"results": [{"index": -1, "relevance_score": 0.5}]}, "index -1"),
-        ({"results": []}, "0 scores for 1 documents"),
+        ({"results": []}, r"scores \(0\) differs from that of documents \(1\)"),
         ({"results": "none"}, "has an unknown format"),
         ([1, 2], "has an unknown format"),
         ("just text", "is not JSON: just text"),
