@@ -17,9 +17,9 @@ from qtool.arch.spec import Presence
 from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.sides import GgufFiles, GgufSide, Planned, plan_conversion, read_side
 from qtool.export.sources import Frame, Rows, TensorSource, Whole
-from qtool.formats.floats import FLOAT_FORMATS, Float32
+from qtool.formats.floats import FLOAT_FORMATS, U8, Float32
 from qtool.formats.ggml import F32, NVFP4
-from qtool.formats.nvfp4 import BLOCK, U8
+from qtool.formats.nvfp4 import BLOCK
 from qtool.formats.nvfp4_kernels import dequantize, misrounded_blocks
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from qtool.storage.gguf import GgufTensor

@@ -14,9 +14,9 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from qtool.errors import ModelError
-from qtool.formats.floats import FLOAT_FORMATS, FloatFormat
+from qtool.formats.floats import FLOAT_FORMATS, U8, FloatFormat
 from qtool.formats.ggml import F16, GgmlType
-from qtool.formats.ggml_kernels import F16_MAX, U8, encode_run, repack_nvfp4
+from qtool.formats.ggml_kernels import F16_MAX, encode_run, repack_nvfp4
 from qtool.formats.nvfp4_kernels import largest_magnitude
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, iter_chunks
 from qtool.storage.gguf import GgufTensor

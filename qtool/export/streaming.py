@@ -14,8 +14,8 @@ import numpy as np
 
 from qtool.errors import ModelError
 from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan
-from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
-from qtool.formats.nvfp4 import BLOCK, U8, EncodeTables, encode_tables, global_scale, is_usable_scale
+from qtool.formats.floats import FLOAT_FORMATS, U8, Bits, FloatFormat
+from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables, global_scale, is_usable_scale
 from qtool.formats.nvfp4_kernels import encode, largest_magnitude
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, iter_chunks
