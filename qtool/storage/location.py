@@ -132,7 +132,7 @@ class HubLocation:
         runs = _merged(spans)
         if len(runs) > _MAX_REQUESTS:
             return None
-        parts = {start: self._repository.read_part(name, start, end - start).data for start, end in runs}
+        parts = {start: self._repository.read_range(name, start, end - start).data for start, end in runs}
         return [_cut(parts, offset, nbytes) for offset, nbytes in spans]
 
     @contextmanager

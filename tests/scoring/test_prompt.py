@@ -87,14 +87,14 @@ def test_a_picture_file_is_read_once_and_a_missing_one_names_the_item(tmp_path: 
 
 def test_a_picture_token_in_the_text_beside_a_picture_names_the_pair(builder) -> None:
     image = Image.new("RGB", (64, 64))
-    with pytest.raises(UsageError, match=r"query 'q', document 'd'.*5 picture tokens.*need 4"):
+    with pytest.raises(UsageError, match=r"query 'q', document 'd'.*contains 5 of .*need 4"):
         builder(prompts.VL_RERANKER).pair(Pair(Item("q", ("<|image_pad|>",)), Item("d", image=(image,))))
 
 
 def test_text_models_refuse_pictures_and_videos(builder) -> None:
     shown = Image.new("RGB", (9, 9))
     for item in (Item("d", image=(shown,)), Item("d", video=(Video((shown,)),))):
-        with pytest.raises(UsageError, match="'d' holds a picture or video"):
+        with pytest.raises(UsageError, match="'d' contains a picture or video"):
             builder(prompts.TEXT_RERANKER).pair(Pair(Item("q", ("t",)), item))
 
 
@@ -117,7 +117,7 @@ def test_a_video_beyond_the_length_stays_whole_and_its_times_go_or_it_is_refused
     text = official.tokenizer(vl_model).decode(prompt.token_ids)
     assert text.count("<|video_pad|>") == 256
     assert "seconds" not in text
-    with pytest.raises(UsageError, match=r"item 'd': \d+ picture tokens <\|video_pad\|> in the prompt, .* need 256"):
+    with pytest.raises(UsageError, match=r"item 'd': The prompt contains \d+ of <\|video_pad\|>; .* need 256"):
         builder(replace(prompts.VL_EMBEDDER, truncation=Truncation(max_length=100))).item(item)
 
 

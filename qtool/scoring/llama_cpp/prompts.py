@@ -14,7 +14,7 @@ from typing_extensions import override
 from qtool.arch.prompts import IMAGE_PAD, VISION_END, VISION_START, PromptSpec
 from qtool.errors import UsageError
 from qtool.scoring.llama_cpp.model import DOCUMENT, QUERY, GgufModel
-from qtool.scoring.prompt import Prompt, PromptBuilder, Shown, png_base64
+from qtool.scoring.prompt import MediaContent, Prompt, PromptBuilder, png_base64
 from qtool.scoring.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -42,15 +42,15 @@ class TextPromptBuilder(PromptBuilder):
         return cast("TextPrompt", super().item(item))
 
     @override
-    def _prompt(self, name: str, text: str, shown: Shown, group: Hashable) -> TextPrompt:
-        prompt = super()._prompt(name, text, shown, group)
+    def _prompt(self, name: str, text: str, media: MediaContent, group: Hashable) -> TextPrompt:
+        prompt = super()._prompt(name, text, media, group)
         return TextPrompt(**vars(prompt), text=text)
 
     @override
-    def _load(self, item: Item) -> Shown:
+    def _media(self, item: Item) -> MediaContent:
         if item.video:
             raise UsageError(f"{item.name} contains a video, which llama.cpp cannot read.", "Choose another panel.")
-        return super()._load(item)
+        return super()._media(item)
 
 
 class _Encoding(NamedTuple):

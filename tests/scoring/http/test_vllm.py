@@ -251,5 +251,5 @@ def test_a_broken_picture_in_memory_is_named_before_anything_is_asked():
     item = Item("cut", image=(Image.open(BytesIO(whole[:2000])),))
     with serving(lambda *_: Reply({}, 400)) as server:
         options = HttpOptions(family="qwen3_vl", retries=0, task=Task.EMBED, engine=ServerKind.VLLM, model="m")
-        with open_http(server.url, options) as scorer, pytest.raises(UsageError, match="Item 'cut': cannot read"):
+        with open_http(server.url, options) as scorer, pytest.raises(UsageError, match="Item 'cut': Cannot read"):
             scorer.embed([item])
