@@ -1,7 +1,4 @@
-"""Reads and writes the JSON files of a checkpoint.
-
-Rule: a file that cannot be read is an error that names it and says where; a file is written whole or not at all.
-"""
+"""The JSON files of a checkpoint: reading with errors that name file and position, and the bytes to write."""
 
 from __future__ import annotations
 
@@ -14,19 +11,19 @@ from qtool.errors import ModelError
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """The JSON object (or list) in `path`, or a ModelError that names the file and the position."""
+    """The JSON object (or list) in `path`. Raises ModelError with the file and the position."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path.name} is missing from {path.parent}.") from None
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+        raise ModelError(f"Cannot read {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"{path} is not readable JSON: {error}.") from None
+        raise ModelError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(value, kind):
-        raise ModelError(f"{path} holds a JSON {type(value).__name__}, not the expected {kind.__name__}.")
+        raise ModelError(f"{path} contains a JSON {type(value).__name__}; expected a {kind.__name__}.")
     return value
 
 

@@ -90,7 +90,7 @@ def test_without_a_report_the_verdict_is_error_and_the_exit_code_is_kept(model, 
     )
     assert done.returncode == 0
     assert outputs == {"code": "2", "verdict": "error"}
-    assert "No panel is called 'nope'" in done.stderr
+    assert "Unknown panel 'nope'" in done.stderr
     assert summary == ""
 
 

@@ -95,7 +95,7 @@ def test_a_dry_run_needs_no_output_and_writes_none(model, tmp_path):
         ),
         (("quantize", "{model}", "-o", "{tmp}/x", "--nope"), 2, "--nope"),
         (("quantize", "{tmp}", "-o", "{tmp}/x"), 3, "config.json is missing"),
-        (("quantize", "/nowhere", "-o", "{tmp}/x"), 2, "no folder here and no repository"),
+        (("quantize", "/nowhere", "-o", "{tmp}/x"), 2, "Not a local folder or a Hub repository"),
         (("recipes", "nope"), 2, "Known are nvfp4-w4a16"),
         (("nope",), 2, "No such command"),
     ],
@@ -128,7 +128,7 @@ def test_json_holds_a_path_that_is_no_utf8(model, tmp_path):
 def test_an_address_that_is_none_is_a_wrong_command_line(address):
     done = qtool("score", address, "--panel", "demo-text")
     assert done.returncode == 2, done.stderr
-    assert "no server's address" in done.stderr
+    assert "Invalid server address" in done.stderr
 
 
 def test_a_shown_recipe_is_the_recipe_and_can_be_used():

@@ -21,7 +21,7 @@ ROWS = (
     ("arch", "recipe"),
     ("formats", "doctor", "console", "manifest", "jsonfile"),
     ("options", "results"),
-    ("errors", "progress", "resources"),
+    ("errors", "progress", "resources", "retries"),
 )
 """From top to bottom; a package may import what stands in a lower row."""
 

@@ -20,9 +20,9 @@ from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.reference import Planned, Reference
 from qtool.export.engine import TensorSource
 from qtool.export.sources import Frame, Rows, Whole, float32_runs
-from qtool.formats.floats import FLOAT_FORMATS, Float32
+from qtool.formats.floats import FLOAT_FORMATS, U8, Float32
 from qtool.formats.ggml import F32, NVFP4
-from qtool.formats.nvfp4 import BLOCK, U8
+from qtool.formats.nvfp4 import BLOCK
 from qtool.formats.nvfp4_kernels import dequantize, misrounded_blocks
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf import GgufTensor

@@ -12,6 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from gguf.constants import GGUFValueType
+
 from qtool.arch.prompts import NO, YES
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
@@ -41,7 +43,7 @@ from qtool.export.gguf_plan import (
     plan_projector,
 )
 from qtool.formats.ggml import NVFP4
-from qtool.storage.gguf import Kind, Value, array
+from qtool.storage.gguf import Value, array
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from qtool.storage.gguf_model import PROJECTOR
 from qtool.storage.hub import Source
@@ -186,6 +188,6 @@ def _precision_metadata(tensors: list[PlannedGgufTensor]) -> dict[str, Value]:
     if not names:
         return {}
     return {
-        "general.tensor_extra.name": array(Kind.STRING, names),
-        "general.tensor_extra.prec_a4": array(Kind.BOOL, [False] * len(names)),
+        "general.tensor_extra.name": array(GGUFValueType.STRING, names),
+        "general.tensor_extra.prec_a4": array(GGUFValueType.BOOL, [False] * len(names)),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from gguf.constants import GGML_QUANT_VERSION, PoolingType, TokenType
+from gguf.constants import GGML_QUANT_VERSION, GGUFValueType, PoolingType, TokenType
 from gguf.utility import size_label
 
 from qtool.arch.detect import Detection
@@ -17,7 +17,7 @@ from qtool.arch.prompts import NO, YES, PromptSpec
 from qtool.arch.spec import Config, Task, dimension
 from qtool.errors import ModelError, UsageError
 from qtool.jsonfile import read_json
-from qtool.storage.gguf import Kind, Value, array, boolean, float32, int32, string, uint32
+from qtool.storage.gguf import Value, array, boolean, float32, int32, string, uint32
 
 # The metadata of a language model's GGUF file, the tokenizer's excepted. Keys, types and values are those of
 # llama.cpp's own converter; what config.json says and a GGUF file cannot say is an error.
@@ -95,7 +95,7 @@ def _rope_fields(family: Family, text: Config) -> Iterator[tuple[str, Value]]:
         raise ModelError(f"config.json: the rotary embedding is scaled ({kind!r}); no model of the family is.")
     if "mrope_section" in rope:
         sections = [*rope["mrope_section"], 0, 0, 0, 0][:4]
-        yield "rope.dimension_sections", array(Kind.INT32, sections)
+        yield "rope.dimension_sections", array(GGUFValueType.INT32, sections)
     yield "rope.freq_base", float32(rope.get("rope_theta", text.get("rope_theta", family.rope.default_theta)))
 
 
@@ -105,7 +105,7 @@ def task_metadata(architecture: str, task: Task) -> dict[str, Value]:
         return {f"{architecture}.pooling_type": uint32(int(PoolingType.LAST))}
     return {
         f"{architecture}.pooling_type": uint32(int(PoolingType.RANK)),
-        f"{architecture}.classifier.output_labels": array(Kind.STRING, [YES, NO]),
+        f"{architecture}.classifier.output_labels": array(GGUFValueType.STRING, [YES, NO]),
     }
 
 
@@ -140,11 +140,11 @@ def vision_metadata(detection: Detection, directory: Path) -> dict[str, Value]:
         "feed_forward_length": uint32(dimension(vision, "intermediate_size")),
         "block_count": uint32(depth),
         "attention.head_count": uint32(dimension(vision, "num_heads")),
-        "image_mean": array(Kind.FLOAT32, mean),
-        "image_std": array(Kind.FLOAT32, spread),
+        "image_mean": array(GGUFValueType.FLOAT32, mean),
+        "image_std": array(GGUFValueType.FLOAT32, spread),
         "spatial_merge_size": uint32(dimension(vision, "spatial_merge_size", 2)),
         "attention.layer_norm_epsilon": float32(text.get("rms_norm_eps", 1e-6)),
-        "is_deepstack_layers": array(Kind.BOOL, [layer in deepstack for layer in range(depth)]),
+        "is_deepstack_layers": array(GGUFValueType.BOOL, [layer in deepstack for layer in range(depth)]),
     }
     return {
         "clip.has_vision_encoder": boolean(True),
@@ -197,7 +197,7 @@ def template_metadata(directory: Path, rank_template: str | None) -> Mapping[str
     default = named.pop("default", None)
     fields = {f"{DEFAULT_KEY}.{name}": string(template) for name, template in named.items()}
     if named:
-        fields[NAMES_KEY] = array(Kind.STRING, sorted(named))
+        fields[NAMES_KEY] = array(GGUFValueType.STRING, sorted(named))
     return fields | ({DEFAULT_KEY: string(default)} if default is not None else {})
 
 
@@ -245,9 +245,9 @@ def tokenizer_metadata(
     fields = {
         "tokenizer.ggml.model": string(spec.gguf_model),
         "tokenizer.ggml.pre": string(spec.gguf_pre),
-        "tokenizer.ggml.tokens": array(Kind.STRING, tokens),
-        "tokenizer.ggml.token_type": array(Kind.INT32, kinds),
-        "tokenizer.ggml.merges": array(Kind.STRING, map(_merge, model["merges"])),
+        "tokenizer.ggml.tokens": array(GGUFValueType.STRING, tokens),
+        "tokenizer.ggml.token_type": array(GGUFValueType.INT32, kinds),
+        "tokenizer.ggml.merges": array(GGUFValueType.STRING, map(_merge, model["merges"])),
     }
     return fields | dict(_special_tokens(directory, tokenizer, settings))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from gguf.constants import PoolingType
+from gguf.constants import GGUFValueType, PoolingType
 from typing_extensions import override
 
 from qtool.arch.prompts import ANSWERS, NO, YES, PromptSpec
@@ -33,7 +33,7 @@ from qtool.options import Options
 from qtool.progress import Meter, Progress, ignore
 from qtool.results import Result
 from qtool.storage.checkpoint import TensorInfo
-from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, array, encode_string, encode_value, string
+from qtool.storage.gguf import GgufFile, GgufTensor, Value, array, encode_string, encode_value, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out_encoded
 from qtool.storage.gguf_model import (
     OUTPUT,
@@ -350,7 +350,7 @@ def _template_fields(model: GgufModel, official: PromptSpec, options: RepairOpti
     names = sorted({*model.texts(NAMES_KEY), "rerank"})
     instruction = options.instruction or official.instruction_in(model.text(RERANK_KEY) or "")
     template = rank_prompt(official, "official", instruction)
-    return {RERANK_KEY: string(template), NAMES_KEY: array(Kind.STRING, names)}
+    return {RERANK_KEY: string(template), NAMES_KEY: array(GGUFValueType.STRING, names)}
 
 
 def _field_changes(present: Mapping[str, Value], fields: Mapping[str, Value]) -> Iterator[str]:

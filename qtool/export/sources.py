@@ -20,9 +20,9 @@ from qtool.export.engine import (
     float_format_of,
     read_bits,
 )
-from qtool.formats.floats import Bits, Float32
+from qtool.formats.floats import U8, Bits, Float32
 from qtool.formats.ggml import F16, F32, NVFP4, GgmlType
-from qtool.formats.ggml_kernels import F16_MAX, U8, encode_run, repack_nvfp4
+from qtool.formats.ggml_kernels import F16_MAX, encode_run, repack_nvfp4
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf import GgufTensor
 from qtool.storage.gguf_model import GgufModel, decode

@@ -1,4 +1,1 @@
-"""Number formats on plain arrays: no tensor names, no disk, no models.
-
-Rule: a format is defined here once, bit for bit, and everything else calls it.
-"""
+"""Number formats on plain arrays, each defined once and bit for bit: no tensor names, no disk, no models."""

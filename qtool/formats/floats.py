@@ -1,7 +1,4 @@
-"""The floating-point element types of safetensors files, as bits and as float32 values.
-
-Rule: a weight stays in its stored bits until a value is really needed; widening is always exact.
-"""
+"""The floating-point element types of safetensors files, as raw bits and as exact float32 values."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from numpy.typing import NDArray
 
 Bits = NDArray[np.unsignedinteger]
 Float32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class FloatFormat:
 
 
 FLOAT_FORMATS: Final = {
-    f.name: f
-    for f in (
+    element.name: element
+    for element in (
         FloatFormat("BF16", 2, 0x7F80),
         FloatFormat("F16", 2, 0x7C00),
         FloatFormat("F32", 4, 0x7F80_0000),

@@ -1,6 +1,6 @@
-"""The compiled loops that turn weights into ggml's element types, bit for bit as gguf-py and llama.cpp do.
+"""The compiled loops that encode weights in ggml's element types, bit for bit as gguf-py and llama.cpp do.
 
-Rule: weights come as raw bits of BF16 or F32 (F16 is widened first) in one flat run of whole blocks.
+Weights are raw bits of BF16 or F32 (F16 is widened first) in one flat run of whole blocks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
-from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
+from qtool.formats.floats import FLOAT_FORMATS, U8, Bits, FloatFormat
 from qtool.formats.ggml import BF16, F16, F32, Q8_0, GgmlType
 from qtool.formats.llvm import Emitter, constant
-
-U8 = NDArray[np.uint8]
 
 F16_MAX: Final = np.float32(65504)
 _LANES: Final = 16
@@ -35,16 +32,12 @@ def encode_run(bits: Bits, element: FloatFormat, target: GgmlType) -> U8:
         bits = element.widen(bits).view(np.uint32)
     if target is F32:
         return (bits if bits.itemsize == 4 else FLOAT_FORMATS["BF16"].widen(bits)).view(np.uint8)
-    encoders = {F16: _narrowed, BF16: _rounded_to_bf16, Q8_0: _blocks_of_q8_0}
+    encoders = {F16: _encode_f16, BF16: _encode_bf16, Q8_0: _encode_q8_0}
     return encoders[target](bits)
 
 
 def repack_nvfp4(packed: U8, block_scales: U8) -> U8:
-    """ModelOpt's `packed` [rows, columns/2] and E4M3 `block_scales` [rows, columns/16] in ggml's blocks of 64.
-
-    A block is four scales without their sign bit, then four groups of 8 bytes in which byte j holds element j in its
-    low nibble and element j + 8 in its high one. No value changes. Source: llama.cpp `ggml-common.h`, `block_nvfp4`.
-    """
+    """ModelOpt's NVFP4 in ggml's blocks of 64, as `repack_nvfp4_reference` describes them; no value changes."""
     groups = block_scales.size
     out = np.empty((groups // 4, 36), np.uint8)
     out[:, :4] = block_scales.reshape(-1, 4) & 0x7F
@@ -52,8 +45,7 @@ def repack_nvfp4(packed: U8, block_scales: U8) -> U8:
     return out.reshape(-1)
 
 
-def _narrowed(bits: Bits) -> U8:
-    """F16, rounded to nearest even."""
+def _encode_f16(bits: Bits) -> U8:
     out = np.empty(bits.size, np.uint16)
     whole = bits.size // _LANES * _LANES
     _narrow_run(bits[:whole], out[:whole])
@@ -63,12 +55,12 @@ def _narrowed(bits: Bits) -> U8:
     return out.view(np.uint8)
 
 
-def _rounded_to_bf16(bits: Bits) -> U8:
+def _encode_bf16(bits: Bits) -> U8:
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return rounded.astype(np.uint16).view(np.uint8)
 
 
-def _blocks_of_q8_0(bits: Bits) -> U8:
+def _encode_q8_0(bits: Bits) -> U8:
     out = np.empty(Q8_0.nbytes(bits.size), np.uint8)
     _quantize_q8_0(bits, out)
     return out
@@ -121,12 +113,12 @@ def _quantize_block(_typing, bits, block, out):
         scale = builder.fdiv(_largest(emit, parts), ir.FloatType()(127))
         is_zero = builder.fcmp_ordered("==", scale, ir.FloatType()(0))
         inverse = builder.select(is_zero, ir.FloatType()(0), builder.fdiv(ir.FloatType()(1), scale))
-        place = emit.times(arguments[1], 34)
-        emit.store(builder.fptrunc(scale, ir.HalfType()), out_at, place)
+        position = emit.times(arguments[1], 34)
+        emit.store(builder.fptrunc(scale, ir.HalfType()), out_at, position)
         for index, part in enumerate(parts):
             rounded = emit.call("llvm.round.v16f32", _FLOATS, builder.fmul(part, emit.splat(inverse, _LANES)))
             codes = builder.trunc(builder.fptosi(rounded, _WORDS), ir.VectorType(ir.IntType(8), _LANES))
-            emit.store(codes, out_at, builder.add(place, place.type(2 + index * _LANES)))
+            emit.store(codes, out_at, builder.add(position, position.type(2 + index * _LANES)))
         return context.get_dummy_value()
 
     return types.void(bits, block, out), generate
@@ -134,7 +126,7 @@ def _quantize_block(_typing, bits, block, out):
 
 @no_type_check
 def _largest(emit, parts):
-    """The largest magnitude, found among the bits: they order as the values do, and integers know no NaN."""
+    """The largest magnitude, by comparing bits: they order as the values do, and integers have no NaN."""
     words = [emit.builder.bitcast(part, _WORDS) for part in parts]
     magnitudes = [emit.builder.and_(word, constant(_WORDS, 0x7FFFFFFF)) for word in words]
     larger = emit.call("llvm.umax.v16i32", _WORDS, *magnitudes)

@@ -1,6 +1,6 @@
-"""Vector instructions for the compiled kernels, spelled out in LLVM's own terms where its vectorizer gives up on a loop.
+"""Vector instructions for the compiled kernels, where LLVM's vectorizer cannot handle the loop.
 
-Rule: a vector holds one value a lane; LLVM turns it into whatever registers the processor has (AVX-512, AVX2, NEON).
+LLVM maps the vectors to whatever registers the processor has (AVX-512, AVX2, NEON).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numba.core import cgutils
 
 
 class Emitter:
-    """Emits vector operations at one place of a compiled function."""
+    """Emits vector operations into a compiled function."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder) -> None:
         self.builder = builder
@@ -28,13 +28,13 @@ class Emitter:
 
     def load(self, vector: ir.VectorType, start: ir.Value, index: ir.Value) -> ir.Value:
         """The vector of elements from `start[index]` on."""
-        place = self.builder.gep(start, [index])
-        return self.builder.load(self.builder.bitcast(place, vector.as_pointer()), align=1)
+        address = self.builder.gep(start, [index])
+        return self.builder.load(self.builder.bitcast(address, vector.as_pointer()), align=1)
 
     def store(self, value: ir.Value, start: ir.Value, index: ir.Value) -> None:
         """Write a vector to the elements from `start[index]` on."""
-        place = self.builder.gep(start, [index])
-        self.builder.store(value, self.builder.bitcast(place, value.type.as_pointer()), align=1)
+        address = self.builder.gep(start, [index])
+        self.builder.store(value, self.builder.bitcast(address, value.type.as_pointer()), align=1)
 
     def scalar(self, start: ir.Value, index: ir.Value) -> ir.Value:
         """The element `start[index]`."""

@@ -1,8 +1,8 @@
 """NVFP4: blocks of 16 values, each a 4-bit E2M1 code under an E4M3 block scale and one float32 global scale.
 
-Rule: every rounding is NVIDIA ModelOpt's (0.47, `NVFP4QTensor`), so that our bytes equal its bytes. ModelOpt divides
-each weight by its scale in float32; that quotient grows with the weight, so each code begins at one exact bit pattern.
-We find those patterns once for each of the 126 block scales and the kernels then only compare integers.
+Every rounding is NVIDIA ModelOpt's (0.47, `NVFP4QTensor`), so that our bytes equal its bytes. ModelOpt divides each weight
+by its scale in float32; the quotient grows with the weight, so each code begins at one exact bit pattern. These patterns
+are found once for each of the 126 block scales, so that the kernels only compare integers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qtool.formats.floats import FLOAT_FORMATS, Bits, Float32, FloatFormat
+from qtool.formats.floats import FLOAT_FORMATS, U8, Bits, Float32, FloatFormat
 
 BLOCK: Final = 16
 E2M1_MAX: Final = np.float32(6)
@@ -21,12 +20,10 @@ E4M3_MAX: Final = np.float32(448)
 E4M3_MIN: Final = np.float32(2.0**-9)
 E4M3_ONE: Final = 0x38
 
-U8 = NDArray[np.uint8]
-
 E2M1_VALUES: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 """Value of each 4-bit code; bit 3 is the sign."""
 
-# Midpoints between neighbouring magnitudes; ModelOpt sends ties at the odd entries up and at the even ones down.
+# Midpoints between neighbouring magnitudes; as in ModelOpt, a tie goes to the even code.
 _E2M1_MIDPOINTS: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], dtype=np.float32)
 _TIE_GOES_UP: Final = np.array([False, True, False, True, False, True, False])
 
@@ -66,7 +63,7 @@ def is_usable_scale(scale: np.float32) -> bool:
 
 def block_scale_codes(block_amax: Float32, scale: np.float32) -> U8:
     """E4M3 code of the scale of blocks with these largest magnitudes, under the global scale `scale`."""
-    with np.errstate(over="ignore"):  # maxima that no block of this group has
+    with np.errstate(over="ignore"):  # the table contains maxima that no block of the group has
         ratio = block_amax / np.float32(E2M1_MAX * scale)
     ratio[ratio == 0] = 1
     return encode_e4m3(np.clip(ratio, E4M3_MIN, E4M3_MAX))
@@ -76,9 +73,9 @@ def block_scale_codes(block_amax: Float32, scale: np.float32) -> U8:
 class EncodeTables:
     """What the kernels look up to encode one fused group.
 
-    `element`: the type that they read, BF16 or F32 (F16 is widened first).
-    `thresholds` [127, 8, 16]: for each block-scale code, the magnitude bits at which codes 1..7 begin, then those at
-    which a negative weight starts to show its sign (below, the quotient underflows to zero and ModelOpt drops it);
+    `element`: the type of the weights, BF16 or F32 (F16 is widened first).
+    `thresholds` [127, 8, 16]: for each block-scale code, the magnitude bits at which codes 1..7 begin, then those from
+    which a negative weight keeps its sign (below, the quotient underflows to zero and ModelOpt drops the sign);
     each repeated for the 16 weights of a block.
     `scale_codes` [infinity_bits]: block-scale code for each possible block maximum; empty for F32.
     """
@@ -101,7 +98,7 @@ def encode_tables(scale: np.float32, stored: FloatFormat) -> EncodeTables:
 
 
 def _thresholds(scale: np.float32, element: FloatFormat) -> Bits:
-    """Bisect, for every block scale and bound at once, the smallest magnitude whose quotient passes the bound."""
+    """The smallest magnitude whose quotient exceeds each bound, bisected for all block scales and bounds at once."""
     divisor = (E4M3_VALUES[:0x7F] * scale)[:, None]
     bounds = np.append(_E2M1_MIDPOINTS, np.float32(0))
     tie_passes = np.append(_TIE_GOES_UP, False)
@@ -115,3 +112,73 @@ def _thresholds(scale: np.float32, element: FloatFormat) -> Bits:
             low, high = np.where(passes, low, middle + 1), np.where(passes, middle, high)
             low = np.minimum(low, high)
     return low.astype(element.bits_dtype)
+
+
+NEAREST_FROM: Final = np.array([0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32) * np.float32(1 - 1e-5)
+NEAREST_TO: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, np.inf], np.float32) * np.float32(1 + 1e-5)
+"""The quotients for which each magnitude is a nearest one. The largest has no end: its block scale is checked instead."""
+
+# The specification of `nvfp4_kernels`, which tests compare with it bit for bit.
+
+
+def unpack(packed: U8) -> U8:
+    """The 4-bit codes [n/16, 16] of `packed` [n/2]; the even element is in the low nibble."""
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1, BLOCK)
+
+
+def largest_magnitude_reference(bits: Bits, element: FloatFormat) -> int:
+    """The largest magnitude in `bits`, as bits; at least `element.infinity_bits` if any is NaN or infinite."""
+    return int((bits & element.magnitude_mask).max(initial=0))
+
+
+def encode_reference(weights: Float32, scale: np.float32) -> tuple[U8, U8]:
+    """(packed [n/2], block scales [n/16]) of `weights` [n] under the global scale `scale`."""
+    blocks = weights.reshape(-1, BLOCK)
+    scales = block_scale_codes(np.abs(blocks).max(axis=1), scale)
+    quotients = blocks / (E4M3_VALUES[scales] * scale)[:, None]
+    codes = np.searchsorted(_E2M1_MIDPOINTS, np.abs(quotients))
+    is_tie = np.abs(quotients) == np.append(_E2M1_MIDPOINTS, np.nan)[codes]
+    codes += is_tie & (codes % 2 == 1)  # to the even code
+    signed: U8 = (codes | np.where(quotients < 0, 8, 0)).astype(np.uint8)
+    return (signed[:, ::2] | signed[:, 1::2] << np.uint8(4)).reshape(-1), scales
+
+
+def dequantize_reference(packed: U8, block_scales: U8, scale: np.float32) -> Float32:
+    """The float32 weights [n/16, 16] of `packed` [n/2]; the two scales are multiplied first, as ModelOpt and kernels do."""
+    return E2M1_VALUES[unpack(packed)] * (E4M3_VALUES[block_scales] * scale)[:, None]
+
+
+def squared_sums_reference(weights: Float32, restored: Float32, blocks_summed: int) -> tuple[float, float]:
+    """The sums of (weight - restored)² and weight² over blocks [n/16, 16].
+
+    Each of the 16 columns is summed in float32 over runs of `blocks_summed` blocks, then over the columns; the runs are
+    summed in float64.
+    """
+    error = power = 0.0
+    for start in range(0, len(weights), blocks_summed):
+        run = weights[start : start + blocks_summed]
+        difference = run - restored[start : start + blocks_summed]
+        error += float(
+            np.cumsum(np.cumsum(difference * difference, axis=0)[-1])[-1]
+        )  # cumsum adds in order, sum does not
+        power += float(np.cumsum(np.cumsum(run * run, axis=0)[-1])[-1])
+    return error, power
+
+
+def misrounded_blocks_reference(values: Float32, packed: U8, block_scales: U8, scale: np.float32) -> int:
+    """How many blocks of `values` [n] do not round to `packed` [n/2] and `block_scales` [n/16] under `scale`.
+
+    A block is accepted if its scale is within one E4M3 step of the ideal one and every code is a nearest one; ties, and
+    the last bit of a division, may go either way, so that every correct quantizer is accepted.
+    """
+    blocks, codes = values.reshape(-1, BLOCK), unpack(packed)
+    maxima, magnitudes = np.abs(blocks).max(axis=1), codes & 7
+    if not (np.isfinite(scale) and scale > 0):
+        return len(blocks)
+    steps = np.abs(block_scales.astype(int) - block_scale_codes(maxima, scale))
+    with np.errstate(divide="ignore", invalid="ignore"):  # block scale 0
+        quotients = np.abs(blocks) / (E4M3_VALUES[block_scales] * scale)[:, None]
+    is_nearest = (NEAREST_FROM[magnitudes] <= quotients) & (quotients <= NEAREST_TO[magnitudes])
+    is_sign_right = (magnitudes == 0) | ((blocks < 0) == (codes > 7))
+    is_good = (block_scales <= 126) & (steps <= 1) & (is_nearest & is_sign_right).all(axis=1)
+    return int(np.count_nonzero(~np.where(maxima == 0, (magnitudes == 0).all(axis=1), is_good)))

@@ -1,4 +1,8 @@
-"""The compiled loops of NVFP4: weights to bytes and back, without Python objects and without the GIL."""
+"""The compiled loops of NVFP4: encoding, decoding, and checking whether blocks are rounded correctly.
+
+What they compute is specified by the references in `nvfp4`. A weight is one flat run of blocks: blocks of 16 never span rows,
+so no loop needs the shape. All loops run without the GIL.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,20 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from qtool.formats.floats import FLOAT_FORMATS, Bits, Float32, FloatFormat
+from qtool.formats.floats import FLOAT_FORMATS, U8, Bits, Float32, FloatFormat
 from qtool.formats.llvm import Emitter, constant
-from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, E4M3_VALUES, U8, EncodeTables, block_scale_codes
+from qtool.formats.nvfp4 import (
+    BLOCK,
+    E2M1_VALUES,
+    E4M3_VALUES,
+    NEAREST_FROM,
+    NEAREST_TO,
+    EncodeTables,
+    block_scale_codes,
+)
 
-# One NVFP4 block as vector instructions: 16 weights in, 8 bytes and 16 running sums out, all in registers. A code is
-# the number of thresholds that a magnitude reaches; nothing is divided and nothing is rounded here.
-
+# One block as vector instructions: 16 weights in, 8 bytes and 16 running sums out, all in registers. A code is the number
+# of thresholds that a magnitude reaches; nothing is divided or rounded.
 
 _LANES: Final = 16
 _FLOATS: Final = ir.VectorType(ir.FloatType(), _LANES)
@@ -45,8 +56,8 @@ def block_maximum(_typing, bits, start, mask):
 def encode_blocks(_typing, bits, scales, thresholds, half_factors, packed, sums):
     """Encode `bits` [n * 16] into `packed` [n * 8] under the block scale codes `scales` [n].
 
-    `thresholds` [127, 8, 16] are those of EncodeTables; `half_factors` [256] is what a code's doubled magnitude is worth
-    under each block scale. `sums` [2, 16] become, lane by lane, the squared error and the squared weight.
+    `thresholds` [127, 8, 16] are those of EncodeTables; `half_factors` [256] is half of each block scale times the global
+    scale. `sums` [2, 16] receive the sums of squared errors and squared weights of each lane.
     """
 
     def generate(context, builder, signature, arguments):
@@ -90,7 +101,7 @@ class _Block:
         return codes
 
     def _doubled(self, codes: Any) -> Any:
-        """Twice the magnitudes: codes 0..4 are 0, 1, 2, 3, 4; from there it goes on to 6, 8, 12."""
+        """Twice the magnitudes: 0, 1, 2, 3, 4, 6, 8, 12 for the codes 0 to 7."""
         beyond_4, beyond_6 = self._beyond(codes, 4), self._beyond(codes, 6)
         return self._builder.add(codes, self._builder.add(beyond_4, self._builder.add(beyond_6, beyond_6)))
 
@@ -98,13 +109,13 @@ class _Block:
         name = f"llvm.usub.sat.v{_LANES}i{self._width}"
         return self._emit.call(name, self.vector, codes, constant(self.vector, limit))
 
-    def packed(self, codes: Any, shows_sign: Any) -> Any:
+    def packed(self, codes: Any, sign_from: Any) -> Any:
         """Signed codes, two in a byte; the even element takes the low nibble."""
         sign = self._builder.and_(
             self._builder.lshr(self._words, constant(self.vector, self._width - 4)), constant(self.vector, 8)
         )
-        shown = self._builder.icmp_unsigned(">=", self._magnitudes, shows_sign)
-        nibbles = self._builder.or_(codes, self._builder.select(shown, sign, constant(self.vector, 0)))
+        keeps_sign = self._builder.icmp_unsigned(">=", self._magnitudes, sign_from)
+        nibbles = self._builder.or_(codes, self._builder.select(keeps_sign, sign, constant(self.vector, 0)))
         pairs = ir.VectorType(ir.IntType(2 * self._width), _LANES // 2)
         both = self._builder.bitcast(nibbles, pairs)  # little-endian: the even element is the lower half
         high = self._builder.lshr(both, constant(pairs, self._width - 4))
@@ -125,12 +136,10 @@ class _Block:
         return self._builder.bitcast(words, _FLOATS)
 
 
-# The compiled loops of NVFP4: weights to bytes and back, without Python objects and without the GIL. A weight is one
-# flat run of blocks. Blocks of 16 never straddle rows, so no loop needs the shape.
+# Runs of blocks.
 
-
-_SUMMED: Final = 1 << 10
-"""Blocks whose errors are summed in float32 before a double takes them over."""
+BLOCKS_SUMMED: Final = 1 << 10
+"""Blocks whose squared errors are summed in float32 before they are added to a float64."""
 
 _compile = numba.njit(nogil=True, cache=True, boundscheck=False)
 
@@ -160,10 +169,7 @@ def encode(bits: Bits, tables: EncodeTables, packed: U8, block_scales: U8) -> tu
 
 
 def dequantize(packed: U8, block_scales: U8, scale: np.float32) -> Float32:
-    """The float32 weights [out, in] of `packed` [out, in/2] under E4M3 `block_scales` [out, in/16].
-
-    The two scales are multiplied first, as ModelOpt and the engines' kernels do.
-    """
+    """The float32 weights [out, in] of `packed` [out, in/2] under E4M3 `block_scales` [out, in/16]."""
     weights = np.empty((packed.shape[0], packed.shape[1] * 2), np.float32)
     factors = E4M3_VALUES * np.float32(scale)
     _decode_run(np.ascontiguousarray(packed).reshape(-1), block_scales.reshape(-1), factors, weights.reshape(-1))
@@ -199,8 +205,8 @@ def _look_up(scale_codes, maxima, scales):
 def _encode_run(bits, scales, thresholds, half_factors, packed):
     sums = np.empty((2, 16), np.float32)
     error = power = 0.0
-    for first in range(0, scales.size, _SUMMED):
-        last = min(first + _SUMMED, scales.size)
+    for first in range(0, scales.size, BLOCKS_SUMMED):
+        last = min(first + BLOCKS_SUMMED, scales.size)
         run, into = bits[first * 16 : last * 16], packed[first * 8 : last * 8]
         encode_blocks(run, scales[first:last], thresholds, half_factors, into, sums)
         error += sums[0].sum()
@@ -217,18 +223,11 @@ def _decode_run(packed, scales, factors, weights):
         weights[2 * i + 1] = E2M1_VALUES[packed[i] >> 4] * factor
 
 
-# Whether NVFP4 blocks are what rounding to nearest makes of their weights. A block passes if its scale is within one
-# E4M3 step of its largest magnitude over six and every code is a nearest one under that scale; ties and the last bit
-# of a division may fall either way, so that any sound quantizer passes.
-
-
-_LOW: Final = np.array([0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32) * np.float32(1 - 1e-5)
-_HIGH: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, np.inf], np.float32) * np.float32(1 + 1e-5)
-"""Between which quotients each magnitude is a nearest one; the largest has no end, since its scale is judged instead."""
+# Checking that blocks are rounded to nearest.
 
 
 def misrounded_blocks(values: Float32, packed: U8, block_scales: U8, scale: np.float32) -> int:
-    """How many blocks of `values` [n] are not what `packed` [n/2] and `block_scales` [n/16] under `scale` may hold."""
+    """How many blocks of `values` [n] do not round to `packed` [n/2] and `block_scales` [n/16] under `scale`."""
     maxima = np.abs(values.reshape(-1, BLOCK)).max(axis=1)
     if not (np.isfinite(scale) and scale > 0):
         return int(maxima.size)
@@ -237,7 +236,7 @@ def misrounded_blocks(values: Float32, packed: U8, block_scales: U8, scale: np.f
     return int(_count(values, packed, block_scales, maxima, ideal, factors))
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")  # a block scale may be zero
 @no_type_check
 def _count(values, packed, block_scales, maxima, ideal, factors):
     bad = 0
@@ -245,15 +244,14 @@ def _count(values, packed, block_scales, maxima, ideal, factors):
         code = np.int64(block_scales[block])
         is_bad = maxima[block] > 0 and (code > 126 or abs(code - np.int64(ideal[block])) > 1)
         factor = factors[code]
-        for place in range(16):
-            index = block * 16 + place
+        for index in range(block * 16, block * 16 + 16):
             nibble = np.int64(packed[index // 2]) >> 4 * (index % 2) & 15
             magnitude = nibble & 7
             if maxima[block] == 0:
                 is_bad |= magnitude != 0
                 continue
             quotient = abs(values[index]) / factor
-            is_bad |= not (_LOW[magnitude] <= quotient <= _HIGH[magnitude])
+            is_bad |= not (NEAREST_FROM[magnitude] <= quotient <= NEAREST_TO[magnitude])
             is_bad |= magnitude != 0 and (values[index] < 0) != (nibble > 7)
         bad += is_bad
     return bad

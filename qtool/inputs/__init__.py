@@ -1,4 +1,1 @@
-"""What is scored: items of text and pictures, panels of queries with documents, pixels ready for the model.
-
-Rule: this room knows files and pictures, and no model.
-"""
+"""What is scored: items of text and pictures, panels of queries with documents, pixels ready for the model."""

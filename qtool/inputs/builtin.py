@@ -1,6 +1,6 @@
 """Panels by name or path: those that come with qtool and a user's own.
 
-Rule: a word without suffix or slash is a built-in name; nothing else looks like one, so a typing error is never a missing file.
+A word without suffix or slash is a built-in name, so a mistyped name is never reported as a missing file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def builtin_panels() -> list[str]:
 
 
 def default_panels(*, is_vision: bool) -> tuple[str, ...]:
-    """The built-in panels that a model is judged on where the user names none."""
+    """The built-in panels that are used where the user names none."""
     return VISION_PANELS if is_vision else TEXT_PANELS
 
 
@@ -35,21 +35,23 @@ def find_panel(name_or_path: str) -> Path:
     if path.suffix or len(path.parts) > 1:
         return path
     if name_or_path not in builtin_panels():
-        raise UsageError(f"No panel is called {name_or_path!r}.", f"Built in are {', '.join(builtin_panels())}.")
+        raise UsageError(
+            f"Unknown panel {name_or_path!r}.", f"Choose one of {', '.join(builtin_panels())}, or pass a path."
+        )
     return resources.path(f"{_FOLDER}/{name_or_path}.jsonl")
 
 
 def load_panels(names_or_paths: Sequence[str], limit: int | None = None) -> list[Panel]:
     """Panels by name or path, each cut to its first `limit` queries; no two may share a name."""
     if limit is not None and limit < 1:
-        raise UsageError(f"A limit of {limit} leaves nothing to score; it takes at least one query.")
+        raise UsageError(f"Invalid limit {limit}: expected at least 1 query.")
     panels = [_load(name, limit) for name in names_or_paths]
     check_panel_names(panels)
     return panels
 
 
 def dataset_panel(dataset: str, columns: str) -> str:
-    """The name under which `load_panels` finds the panel that --dataset and --columns describe."""
+    """The name by which `load_panels` loads the panel that --dataset and --columns describe."""
     return f"{_DATASET}{dataset}?{columns}"
 
 
@@ -64,8 +66,10 @@ def _load(name: str, limit: int | None) -> Panel:
 
 
 def check_panel_names(panels: Sequence[Panel]) -> None:
-    """Refuse panels that a report could not tell apart."""
+    """Raise UsageError where two panels have one name, by which reports refer to them."""
     names = [panel.name for panel in panels]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"Two panels are called {name!r}; the report could not tell them apart.")
+            raise UsageError(
+                f"Two panels are named {name!r}.", "Give them different names: reports refer to panels by name."
+            )

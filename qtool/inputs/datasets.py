@@ -1,4 +1,4 @@
-"""Panels out of data sets: a Hugging Face id, a folder or a file that the package `datasets` reads."""
+"""Panels from data sets: a Hugging Face id, a folder or a file that the package `datasets` reads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from typing import Any, Final
 
 from qtool.errors import NetworkError, QtoolError, UsageError
 from qtool.inputs.items import is_text
-from qtool.inputs.media import is_url, opened, shown
+from qtool.inputs.media import is_url, open_media, quoted
 from qtool.inputs.panel_lines import HIGHEST_GRADE
 from qtool.inputs.panels import Panel, panel_of
 
-# The rows of a data set, streamed by the package `datasets`. No more is fetched than is read, and pictures come as
-# the bytes that the data set holds.
-
+# Rows, streamed by the package `datasets`: only what is read is fetched. Pictures are the bytes in the data set.
 
 _SPLITS: Final = ("test", "validation", "train")
 _PICTURE_BYTES: Final = 128 << 20
@@ -30,27 +28,27 @@ _FORMATS: Final = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet":
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows with the names by which messages call them, and the licence of the data set as far as it tells."""
+    """Rows with their names for messages, and the licence that the data set declares, if any."""
 
     rows: Iterator[tuple[str, Mapping[str, Any]]]
     license: str
 
 
 def open_rows(path: str, config: str | None, split: str | None, revision: str | None) -> Rows:
-    """The rows of one split. Raises UsageError where there is none, NetworkError where the hub does not answer."""
+    """The rows of one split. Raises UsageError for a wrong name, NetworkError where the hub cannot be reached."""
     try:
-        splits = _opened(path, config, revision)
-    except Exception as error:  # `datasets` and what it stands on share no base class below Exception
+        splits = _open_splits(path, config, revision)
+    except Exception as error:  # the errors of `datasets` and its dependencies share no base class below Exception
         raise _explained(path, error) from error
     found = _split(path, splits, split)
     return Rows(_rows(path, _undecoded(found)), str(found.info.license or ""))
 
 
 def read_picture(path: str) -> bytes:
-    """A picture that a data set keeps in a file of its own, here or on the hub, perhaps within an archive."""
+    """A picture in a file of a data set: local, on the hub, or inside an archive."""
     if "://" not in path:
-        found = opened(path, _PICTURE_BYTES, _PICTURE_SECONDS)
-        return found.read_bytes() if isinstance(found, Path) else found.getvalue()
+        media = open_media(path, _PICTURE_BYTES, _PICTURE_SECONDS)
+        return media.read_bytes() if isinstance(media, Path) else media.getvalue()
     from datasets.utils.file_utils import xopen
 
     try:
@@ -61,16 +59,18 @@ def read_picture(path: str) -> bytes:
     return content
 
 
-def _opened(path: str, config: str | None, revision: str | None) -> Any:
+def _open_splits(path: str, config: str | None, revision: str | None) -> Any:
     import datasets
 
     local = Path(path)
     if not local.exists() and (local.suffix in _FORMATS or path.startswith((".", "~", "/"))):
-        raise UsageError(f"There is no file or folder {path}.")
+        raise UsageError(f"No such file or folder: {path}.")
     if not local.is_file():
         return datasets.load_dataset(path, config, revision=revision, streaming=True)
     if local.suffix not in _FORMATS:
-        raise UsageError(f"{path} is no data set.", f"Files of one end in {', '.join(_FORMATS)}.")
+        raise UsageError(
+            f"Unknown file type of data set {path}.", f"Expected a name that ends in {', '.join(_FORMATS)}."
+        )
     return datasets.load_dataset(_FORMATS[local.suffix], data_files=path, streaming=True)
 
 
@@ -78,7 +78,7 @@ def _split(path: str, splits: Mapping[str, Any], wanted: str | None) -> Any:
     for name in (wanted,) if wanted else (*_SPLITS, *splits):
         if name in splits:
             return splits[name]
-    raise UsageError(f"Data set {path} has no split {wanted!r}.", f"It has {', '.join(splits)}.")
+    raise UsageError(f"Data set {path} has no split {wanted!r}.", f"Choose one of {', '.join(splits)}.")
 
 
 def _undecoded(rows: Any) -> Any:
@@ -109,20 +109,19 @@ def _explained(path: str, error: Exception) -> QtoolError:
     if isinstance(error, QtoolError):
         return error
     if isinstance(error, ConnectionError | httpx.TransportError | TimeoutError):
-        return NetworkError(f"Data set {path} could not be read: {error}", "Check the network.")
-    return UsageError(f"Data set {path} could not be read: {error}")
+        return NetworkError(f"Cannot read data set {path}: {error}", "Check the network.")
+    return UsageError(f"Cannot read data set {path}: {error}")
 
 
-# A row of a data set as a query with its documents. Strict. A column that is missing, empty or of another kind than
-# its role asks for is an error that names the row; only that nothing is negative may be.
-
+# A row as a query with its documents. A column that is missing, empty or of the wrong type is an error that names the
+# row; only negatives may be empty.
 
 Columns = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Side:
-    """A query or a document, a text or a picture's address or both, with its grade."""
+    """A query or a document: a text, a picture's address or both, with its grade."""
 
     text: str | None = None
     image: str | None = None
@@ -130,12 +129,12 @@ class Side:
 
     @property
     def key(self) -> str:
-        """Equal for sides of equal content."""
+        """Equal for equal content."""
         return hashlib.sha256(json.dumps([self.text, self.image]).encode()).hexdigest()
 
     @property
     def line(self) -> dict[str, Any]:
-        """As a panel file writes it."""
+        """The side in a line of a panel file."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -155,7 +154,7 @@ class Row:
         return self.query.key
 
     def joined(self, other: Row) -> Row:
-        """This row with the documents that another one of its query adds; one that is positive there is not negative."""
+        """This row with the documents of another row of the same query; positive wins over negative."""
         added = replace(
             self,
             positives=(*self.positives, *other.positives),
@@ -165,7 +164,7 @@ class Row:
 
     @property
     def distinct(self) -> Row:
-        """This row with each document once, by the best that is said of it: as a positive, and with its highest label."""
+        """This row with each document once: as a positive if it is one anywhere, and with its highest label."""
         positives: dict[str, Side] = {}
         for side in self.positives:
             known = positives.setdefault(side.key, side)
@@ -175,31 +174,31 @@ class Row:
         return replace(self, positives=tuple(positives.values()), negatives=tuple(negatives.values()))
 
 
-def json_line(row: Row, place: int) -> bytes:
-    """The row as a line of a panel file, newline included; `place` names queries that have no id."""
+def json_line(row: Row, number: int) -> bytes:
+    """The row as a line of a panel file, newline included; `number` is the id of a query that has none."""
     positives = row.positives if row.is_listed else tuple(replace(side, label=1.0) for side in row.positives)
     documents = [*positives, *(replace(side, label=0.0) for side in row.negatives)]
-    content = {"id": row.id or f"q{place}", "query": row.query.line, "documents": [side.line for side in documents]}
+    content = {"id": row.id or f"q{number}", "query": row.query.line, "documents": [side.line for side in documents]}
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
 def read_row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
-    """Read a row by its columns; `where` opens error messages."""
+    """Read a row by its columns; messages begin with `where`."""
     for column in (column for named in columns.values() for column in named):
         if column not in values:
-            raise UsageError(f"{where}: there is no column {column!r}.", f"There are {', '.join(values)}.")
+            raise UsageError(f"{where}: There is no column {column!r}.", f"Choose from {', '.join(values)}.")
     (query,) = _sides(values, columns, "query", where)[:1]
-    found = _values(values, columns, "id")
-    row_id = str(found[0]) if found and found[0] is not None else None
+    ids = _values(values, columns, "id")
+    row_id = str(ids[0]) if ids and ids[0] is not None else None
     if "positive" in columns or "positive_image" in columns:
-        negatives = () if _has_none(values, columns, "negative") else _sides(values, columns, "negative", where)
+        negatives = () if _is_empty(values, columns, "negative") else _sides(values, columns, "negative", where)
         return Row(row_id, query, _sides(values, columns, "positive", where), negatives).distinct
     documents = _sides(values, columns, "documents", where)
     return Row(row_id, query, _labelled(documents, values, columns, where), is_listed=True).distinct
 
 
-def _has_none(values: Mapping[str, Any], columns: Columns, role: str) -> bool:
-    """Whether the role has no column, or none that holds anything in this row."""
+def _is_empty(values: Mapping[str, Any], columns: Columns, role: str) -> bool:
+    """Whether the role has no columns, or only empty ones in this row."""
     found = (values[column] for name in (role, f"{role}_image") for column in columns.get(name, ()))
     return all(value is None or value == [] for value in found)
 
@@ -209,7 +208,9 @@ def _labelled(documents: tuple[Side, ...], values: Mapping[str, Any], columns: C
         return documents
     labels = _values(values, columns, "labels")
     if len(labels) != len(documents):
-        raise UsageError(f"{where}: {len(labels)} labels for {len(documents)} documents.")
+        raise UsageError(
+            f"{where}: The number of labels ({len(labels)}) differs from that of documents ({len(documents)})."
+        )
     return tuple(
         replace(document, label=_grade(label, where)) for document, label in zip(documents, labels, strict=True)
     )
@@ -218,17 +219,19 @@ def _labelled(documents: tuple[Side, ...], values: Mapping[str, Any], columns: C
 def _grade(value: Any, where: str) -> float:
     if isinstance(value, bool | int | float) and 0 <= value <= HIGHEST_GRADE:
         return float(value)
-    raise UsageError(f"{where}: the label {value!r} is no grade from 0 to {HIGHEST_GRADE}.")
+    raise UsageError(f"{where}: Invalid label {value!r}: expected a number from 0 to {HIGHEST_GRADE}.")
 
 
 def _sides(values: Mapping[str, Any], columns: Columns, role: str, where: str) -> tuple[Side, ...]:
-    """The sides that play a role: texts, pictures, or both by twos."""
+    """The sides of a role: texts, pictures, or pairs of both."""
     texts: list[str | None] = [_text(value, role, where) for value in _values(values, columns, role)]
     images: list[str | None] = [_image(value, role, where) for value in _values(values, columns, f"{role}_image")]
     if texts and images and len(texts) != len(images):
-        raise UsageError(f"{where}: {len(texts)} texts and {len(images)} pictures for {role}.")
+        raise UsageError(
+            f"{where}: The number of texts ({len(texts)}) differs from that of pictures ({len(images)}) for {role}."
+        )
     if not texts and not images:
-        raise UsageError(f"{where}: nothing for {role}.")
+        raise UsageError(f"{where}: There is no content for {role}.")
     count = max(len(texts), len(images))
     return tuple(Side(*pair) for pair in zip(texts or [None] * count, images or [None] * count, strict=True))
 
@@ -243,39 +246,37 @@ def _values(values: Mapping[str, Any], columns: Columns, role: str) -> list[Any]
 
 def _text(value: Any, role: str, where: str) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{where}: {role} is no text but {_kind(value)}.")
+        raise UsageError(f"{where}: {role} is {_kind(value)}; expected a text.")
     if not is_text(value):
-        raise UsageError(f"{where}: {role} holds half of a character (a lone surrogate).")
+        raise UsageError(f"{where}: {role} contains a lone surrogate (half of a character).")
     return value
 
 
 def _image(value: Any, role: str, where: str) -> str:
-    """An address; the bytes of a picture, or of the file that it is kept in, become a `data:` URL."""
+    """The address of a picture; one stored in the data set becomes a `data:` URL."""
     if isinstance(value, str) and is_url(value):
         return value
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (None, None)
     if content is None and isinstance(path, str):
-        content = _stored(path, f"{where}: {role}_image")
+        content = _read_stored(path, f"{where}: {role}_image")
     if isinstance(content, bytes):
         return f"data:;base64,{base64.b64encode(content).decode()}"
-    raise UsageError(f"{where}: {role}_image is no picture or http(s) address but {_kind(value)}.")
+    raise UsageError(f"{where}: {role}_image is {_kind(value)}; expected a picture or an http(s) address.")
 
 
-def _stored(path: str, where: str) -> bytes:
+def _read_stored(path: str, where: str) -> bytes:
     try:
         return read_picture(path)
     except QtoolError as error:
-        raise type(error)(f"{where}: cannot read {shown(path)}: {error.message}", error.hint) from error
+        raise type(error)(f"{where}: Cannot read {quoted(path)}: {error.message}", error.hint) from error
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "empty" if value is None else f"a {type(value).__name__}"
 
 
-# Panels out of data sets: a Hugging Face id, a folder or a file that the package `datasets` reads. What is taken
-# becomes the lines of a panel file, pictures included, so that its hash covers all that is scored; the same data set,
-# columns, limit and seed give the same lines.
-
+# The panel: rows become the lines of a panel file, pictures included, so that its hash covers all that is scored. The same
+# data set, columns, limit and seed give the same lines.
 
 ROLES: Final = (
     *("id", "query", "query_image", "positive", "positive_image", "negative", "negative_image"),
@@ -288,10 +289,10 @@ _SPELLING: Final = re.compile(r"(?P<path>[^#]+?)(:(?P<config>[^:#/]+))?(#(?P<spl
 class DatasetSpec:
     """Which rows of a data set make a panel.
 
-    `columns` maps a role (ROLES) to the columns that play it: a query, and either `documents`, with `labels` if there
-    are any, or `positive` and `negative`. For a query without a negative `negatives` are drawn from the other queries'
-    positives. A column holds a value or a list of them; rows of equal queries are one query. Without `split` it is the
-    first of test, validation and train that there is. `limit` counts queries.
+    `columns` maps a role (ROLES) to its columns: a query, and either `documents`, optionally with `labels`, or `positive`
+    and optionally `negative`. For a query without negatives, `negatives` of them are drawn from the other queries'
+    positives. A column contains a value or a list of values; rows of equal queries become one query. The default `split`
+    is the first that exists of test, validation and train. `limit` counts queries.
     """
 
     path: str
@@ -306,7 +307,7 @@ class DatasetSpec:
 
     @property
     def name(self) -> str:
-        """As the command line spells it."""
+        """The data set as the command line takes it."""
         return "".join((self.path, (self.config and f":{self.config}") or "", (self.split and f"#{self.split}") or ""))
 
 
@@ -314,57 +315,58 @@ def parse_dataset(text: str, columns: str, **options: Any) -> DatasetSpec:
     """`ID[:CONFIG][#SPLIT]` and `query=COLUMN,positive=COLUMN,…` as --dataset and --columns take them."""
     match = _SPELLING.fullmatch(text)
     if not match:
-        raise UsageError(f"{text!r} is no data set.", "Write it as ID, ID:CONFIG, ID#SPLIT or ID:CONFIG#SPLIT.")
+        raise UsageError(f"Invalid data set {text!r}.", "Write it as ID, ID:CONFIG, ID#SPLIT or ID:CONFIG#SPLIT.")
     spec = DatasetSpec(match["path"], _columns(columns), match["config"], match["split"], **options)
     _check(spec)
     return spec
 
 
 def load_dataset_panel(spec: DatasetSpec) -> Panel:
-    """The panel that `spec` describes; its hash is that of its lines. Raises UsageError, or NetworkError from the hub."""
+    """The panel that `spec` describes; its hash is that of its lines. Raises UsageError or NetworkError."""
     _check(spec)
     lines, licence = dataset_lines(spec)
     panel = replace(panel_of(lines, Path(spec.name)), name=spec.name, license=licence)
     if spec.instruction is None:
         return panel
-    told = (replace(query, item=query.item.with_instruction(spec.instruction)) for query in panel.queries)
-    return replace(panel, queries=tuple(told))
+    instructed = (replace(query, item=query.item.with_instruction(spec.instruction)) for query in panel.queries)
+    return replace(panel, queries=tuple(instructed))
 
 
 def dataset_lines(spec: DatasetSpec) -> tuple[bytes, str]:
     """The lines of a panel file without a header, and the data set's licence."""
     source = open_rows(spec.path, spec.config, spec.split, spec.revision)
-    rows = _taken((read_row(values, spec.columns, where) for where, values in source.rows), spec.limit)
+    rows = _first_queries((read_row(values, spec.columns, where) for where, values in source.rows), spec.limit)
     if not rows:
-        raise UsageError(f"Data set {spec.name} holds no row.")
-    return b"".join(json_line(row, place) for place, row in enumerate(_judged(rows, spec), start=1)), source.license
+        raise UsageError(f"Data set {spec.name} has no rows.")
+    lines = (json_line(row, number) for number, row in enumerate(_with_negatives(rows, spec), start=1))
+    return b"".join(lines), source.license
 
 
 def _columns(text: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for part in text.split(","):
-        role, _, column = (piece.strip() for piece in part.partition("="))
+        role, _, column = (word.strip() for word in part.partition("="))
         if role not in ROLES or not column:
-            raise UsageError(f"{part!r} maps no column.", f"Write role=column; roles are {', '.join(ROLES)}.")
+            raise UsageError(f"Invalid --columns entry {part!r}.", f"Write ROLE=COLUMN; roles are {', '.join(ROLES)}.")
         found[role] = (*found.get(role, ()), column)
     return found
 
 
 def _check(spec: DatasetSpec) -> None:
-    has = spec.columns.keys()
-    if not has & {"query", "query_image"}:
-        raise UsageError("No column is the query.", "Name it with --columns query=COLUMN.")
-    listed, sorted_out = has & {"documents", "documents_image"}, has & {"positive", "positive_image"}
-    if bool(listed) == bool(sorted_out):
-        raise UsageError("Either documents or positive needs a column.", "Name one with --columns positive=COLUMN.")
-    if "labels" in has and not listed:
-        raise UsageError("Labels belong to documents.", "Name their column with --columns documents=COLUMN.")
+    roles = spec.columns.keys()
+    if not roles & {"query", "query_image"}:
+        raise UsageError("No column is given for the query.", "Add --columns query=COLUMN.")
+    documents, positives = roles & {"documents", "documents_image"}, roles & {"positive", "positive_image"}
+    if bool(documents) == bool(positives):
+        raise UsageError("Expected a column for either documents or positive.", "Add --columns positive=COLUMN.")
+    if "labels" in roles and not documents:
+        raise UsageError("A column for labels needs one for documents.", "Add --columns documents=COLUMN.")
     if spec.limit < 1 or spec.negatives < 1:
-        raise UsageError(f"A limit of {spec.limit} queries with {spec.negatives} negatives leaves nothing to rank.")
+        raise UsageError(f"limit is {spec.limit} and negatives {spec.negatives}; expected at least 1 of each.")
 
 
-def _taken(rows: Iterator[Row], limit: int) -> list[Row]:
-    """The first `limit` queries, each with the documents of all rows that came before the next one too many."""
+def _first_queries(rows: Iterator[Row], limit: int) -> list[Row]:
+    """The first `limit` queries, with the documents of all rows up to the first row of a further query."""
     found: dict[str, Row] = {}
     for row in rows:
         if row.key not in found and len(found) == limit:
@@ -373,20 +375,17 @@ def _taken(rows: Iterator[Row], limit: int) -> list[Row]:
     return list(found.values())
 
 
-def _judged(rows: Sequence[Row], spec: DatasetSpec) -> Iterator[Row]:
-    """Each row, those without a negative with some of the others' positives."""
+def _with_negatives(rows: Sequence[Row], spec: DatasetSpec) -> Iterator[Row]:
+    """The rows; those without negatives get some of the other rows' positives."""
     pool = list({document.key: document for row in rows for document in row.positives}.values())
-    for place, row in enumerate(rows):
-        yield row if row.negatives or row.is_listed else replace(row, negatives=_drawn(row, place, pool, spec))
+    for index, row in enumerate(rows):
+        yield row if row.negatives or row.is_listed else replace(row, negatives=_drawn(row, index, pool, spec))
 
 
-def _drawn(row: Row, place: int, pool: Sequence[Side], spec: DatasetSpec) -> tuple[Side, ...]:
+def _drawn(row: Row, index: int, pool: Sequence[Side], spec: DatasetSpec) -> tuple[Side, ...]:
     own = {document.key for document in row.positives}
     others = [document for document in pool if document.key not in own]
     if not others:
-        raise UsageError(
-            f"Data set {spec.name}: there is nothing to draw negatives from.", "Take more queries with --limit."
-        )
-    # Each query has a generator of its own, so that a longer panel does not change how it begins to choose.
-    chosen = random.Random(f"{spec.seed}/{place}").sample(others, min(spec.negatives, len(others)))
-    return tuple(chosen)
+        raise UsageError(f"Data set {spec.name} has no documents to draw negatives from.", "Pass a higher --limit.")
+    # Each query has a generator of its own, so that a longer panel begins with the same negatives.
+    return tuple(random.Random(f"{spec.seed}/{index}").sample(others, min(spec.negatives, len(others))))

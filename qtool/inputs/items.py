@@ -10,9 +10,8 @@ from PIL.Image import Image
 
 from qtool.errors import UsageError
 
-# How large a picture and how many frames the model sees. The numbers and the rule of the official Qwen3-VL scripts,
-# which resize before the processor and switch its own resize off.
-
+# Sizes: the numbers and the rule of the official Qwen3-VL scripts, which resize before the processor and switch its own
+# resize off.
 
 MAX_ASPECT_RATIO: Final = 200
 
@@ -21,8 +20,8 @@ MAX_ASPECT_RATIO: Final = 200
 class PixelLimits:
     """Geometry of the vision input; the defaults are those of the official Qwen3-VL scripts.
 
-    `min_pixels` and `max_pixels` bound an image, `total_pixels` all frames of a list together. A frame of a video has
-    bounds of its own, `frame_min_pixels` and `frame_max_pixels`, and the official classes bound a file's frames by no total.
+    `min_pixels` and `max_pixels` bound an image, `frame_min_pixels` and `frame_max_pixels` one frame of a video, and
+    `total_pixels` all frames of a list together (the official classes do not bound those of a file).
     """
 
     patch: int = 16
@@ -41,14 +40,14 @@ class PixelLimits:
     def __post_init__(self) -> None:
         if not 1 <= self.min_pixels <= self.max_pixels:
             raise UsageError(
-                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} leave no size for a picture"
+                f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}; expected 1 <= min_pixels <= max_pixels."
             )
         if self.total_pixels < 1:
-            raise UsageError(f"total_pixels is {self.total_pixels}; it must be at least 1")
+            raise UsageError(f"total_pixels is {self.total_pixels}; expected at least 1.")
 
     @property
     def factor(self) -> int:
-        """Both sides of a resized picture are multiples of this."""
+        """Height and width of a resized picture are multiples of this."""
         return self.patch * self.merge
 
 
@@ -58,14 +57,14 @@ OFFICIAL_LIMITS: Final = PixelLimits()
 def smart_resize(height: int, width: int, limits: PixelLimits = OFFICIAL_LIMITS) -> tuple[int, int]:
     """The (height, width) to resize to, as `qwen_vl_utils.smart_resize`. Raises UsageError.
 
-    Sides below half a factor differ from the transformers processor (which rounds them to zero first);
-    official scripts resize before the processor and switch its resize off, so theirs is the rule.
+    Sides below half a factor differ from the transformers processor, which rounds them to zero first; the official
+    scripts resize before the processor and switch its resize off, so theirs is followed.
     """
     return fitted(height, width, limits.factor, limits.min_pixels, limits.max_pixels)
 
 
 def fitted(height: int, width: int, factor: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
-    """`smart_resize` with bounds of one's own."""
+    """`smart_resize` with other bounds."""
     _check_aspect(height, width)
     rows = max(factor, round(height / factor) * factor)
     columns = max(factor, round(width / factor) * factor)
@@ -78,28 +77,28 @@ def fitted(height: int, width: int, factor: int, min_pixels: int, max_pixels: fl
         rows = math.ceil(height * grow / factor) * factor
         columns = math.ceil(width * grow / factor) * factor
     if not rows * columns:
-        raise UsageError(f"a picture of {width}x{height} pixels vanishes when it is resized to {max_pixels:.0f} pixels")
+        raise UsageError(
+            f"A picture of {width}x{height} pixels has no pixels left when resized to at most {max_pixels:.0f}."
+        )
     return rows, columns
 
 
 def _check_aspect(height: int, width: int) -> None:
     if min(height, width) < 1 or max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise UsageError(
-            f"a picture of {width}x{height} pixels is too narrow for the model",
-            f"the longer side may be at most {MAX_ASPECT_RATIO} times the shorter one",
+            f"A picture of {width}x{height} pixels is too narrow.",
+            f"The longer side may be at most {MAX_ASPECT_RATIO} times the shorter one.",
         )
 
 
-# Queries, documents and the pairs of them that a scorer sees. An item is data; nothing is opened, resized or
-# tokenized here.
-
+# Items and pairs. They are data: no file is opened here.
 
 ImageSource: TypeAlias = str | Image
 """A file's path, an http(s) or `data:` URL, or a picture in memory."""
 
 
 def is_text(value: object) -> bool:
-    """Whether it is a str that UTF-8 can carry: a lone surrogate, half of a character, is none."""
+    """Whether `value` is a str that UTF-8 can encode, without lone surrogates."""
     if not isinstance(value, str):
         return False
     try:
@@ -111,10 +110,10 @@ def is_text(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Video:
-    """A file (path, http(s) or `data:` URL) of which `fps` frames a second are read, or a list of frames.
+    """A file (path, http(s) or `data:` URL) of which `fps` frames per second are read, or a list of frames.
 
-    Of both at most `max_frames` are kept, evenly spread; None is the official number. A list has no frame rate: the
-    official classes take it for two frames a second, and `fps` cannot change that.
+    At most `max_frames` are kept, evenly spaced; None is the official number. The official classes assume two frames
+    per second for a list, which `fps` cannot change.
     """
 
     source: str | tuple[ImageSource, ...]
@@ -123,22 +122,22 @@ class Video:
 
     def __post_init__(self) -> None:
         if not self.source:
-            raise UsageError("a video without a frame")
+            raise UsageError("The video has no frames.")
         if self.fps is not None and not isinstance(self.source, str):
-            raise UsageError("fps samples a file; a list of frames is scored as it is")
+            raise UsageError("fps applies to a file; a list of frames is scored as it is.")
         if self.fps is not None and not 0 < self.fps < float("inf"):
-            raise UsageError(f"fps is {self.fps}; it must be a positive number")
+            raise UsageError(f"fps is {self.fps}; expected a positive number.")
         if self.max_frames is not None and self.max_frames < 1:
-            raise UsageError(f"max_frames is {self.max_frames}; it must be at least 1")
+            raise UsageError(f"max_frames is {self.max_frames}; expected at least 1.")
 
 
 @dataclass(frozen=True)
 class Item:
     """One side of a pair: any number of texts, images and videos, as the official API takes them.
 
-    Inside a side videos come first, then images, then texts, which are joined without a separator. `text=("",)` is an
-    empty text; `text=()` with no picture is a side without content, which a prompt may write differently. `origin` says to
-    people where it was read; no two items differ by it.
+    In the prompt videos come first, then images, then texts, which are joined without a separator. `text=("",)` is an
+    empty text; `text=()` without pictures is a side without content, which a prompt may write differently. `origin` is
+    where the item was read, for messages; it is not compared.
     """
 
     id: str
@@ -151,19 +150,19 @@ class Item:
     origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        # Runtimes fail on these each in its own way, llama.cpp and servers only once they are asked.
+        # Each runtime would fail on these in its own way, llama.cpp and servers only when they are asked.
         for text in (*self.text, self.instruction or ""):
             if not is_text(text):
-                raise UsageError(f"Item {self.id!r}: no text but {text!r}", "Texts are str, without lone surrogates.")
+                raise UsageError(f"Item {self.id!r}: Invalid text {text!r}: expected str without lone surrogates.")
 
     @property
     def name(self) -> str:
-        """How messages about it alone begin: ids of documents recur from query to query, so its origin is said too."""
+        """The item in messages; with its origin, since ids of documents recur from query to query."""
         return f"Item {self.id!r} ({self.origin})" if self.origin else f"Item {self.id!r}"
 
     @property
     def joined_text(self) -> str:
-        """The texts as the prompt shows them."""
+        """The texts as they are in the prompt."""
         return "".join(self.text)
 
     @property
@@ -178,12 +177,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Pair:
-    """A query and a document to judge together, under the query's instruction."""
+    """A query and a document to score together, with the query's instruction."""
 
     query: Item
     document: Item
 
     @property
     def name(self) -> str:
-        """How messages name the pair."""
+        """The pair in messages."""
         return f"query {self.query.id!r}, document {self.document.id!r}"

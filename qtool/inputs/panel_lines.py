@@ -1,7 +1,4 @@
-"""The shape of a panel's lines.
-
-Rule: strict. A field that is unknown, or of another type than the format says, is an error and is never coerced.
-"""
+"""The schema of a panel's lines. It is strict: an unknown field or a value of another type is an error, never coerced."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _as_tuple(value: Any) -> Any:
-    # Strict mode takes no list where a tuple stands, and a side of one text may be written without brackets.
+    # Strict mode takes no list for a tuple, and a side of one text may be written without brackets.
     if isinstance(value, list):
         return tuple(value)
     return (value,) if isinstance(value, str) else value
@@ -38,7 +35,7 @@ def _as_sides(value: Any) -> Any:
 def _not_a_flag(value: Any) -> Any:
     # bool is a subclass of int, and `"label": true` is a mistake more often than a grade.
     if isinstance(value, bool):
-        message = "should be a number, not true or false"
+        message = "Expected a number, not true or false"
         raise ValueError(message)  # noqa: TRY004 - pydantic reports ValueError only
     return value
 
@@ -50,15 +47,15 @@ Id = Annotated[str, Field(min_length=1)]
 Pixels = Annotated[int | None, Field(ge=1)]
 
 
-def _no_half_characters(value: Any) -> Any:
-    # JSON may write one as \ud83d, Python keeps it, and no tokenizer or server takes it.
+def _no_lone_surrogates(value: Any) -> Any:
+    # JSON may contain one as \ud83d, Python keeps it, and no tokenizer or server takes it.
     if isinstance(value, str) and not is_text(value):
-        message = "holds half of a character (a lone surrogate)"
+        message = "Text contains a lone surrogate (half of a character)"
         raise ValueError(message)
     return value
 
 
-Text = Annotated[str, BeforeValidator(_no_half_characters)]
+Text = Annotated[str, BeforeValidator(_no_lone_surrogates)]
 
 
 class _Line(BaseModel):
@@ -86,12 +83,12 @@ class VideoLine(_Line):
     max_frames: Annotated[int | None, Field(ge=1)] = None
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> VideoLine:
+    def _is_file_or_frames(self) -> VideoLine:
         if (self.file is None) == (self.frames is None):
-            message = "needs either file or frames"
+            message = "Expected either file or frames"
             raise ValueError(message)
         if self.frames is not None and self.fps is not None:
-            message = "fps samples a file; a list of frames is scored as it is"
+            message = "fps applies to a file; a list of frames is scored as it is"
             raise ValueError(message)
         return self
 
@@ -108,7 +105,7 @@ class SidesLine(_Line):
 
     @property
     def is_blank(self) -> bool:
-        """Whether no side was given, not even as an empty list."""
+        """Whether no content was given, not even an empty list."""
         return self.text is None and self.image is None and self.video is None
 
 
@@ -128,34 +125,33 @@ class QueryLine(_Line):
     documents: Annotated[list[Annotated[DocumentLine, BeforeValidator(_as_sides)]], Field(min_length=1)]
 
 
-_CONTENT: Final = "should be a text, or an object with text, image or video"
+_CONTENT: Final = "Expected a text, or an object with text, image or video"
 _SHAPES: Final = {
-    HeaderLine.__name__: "the header is an object with qtool_panel",
-    QueryLine.__name__: 'a query is an object {"query": …, "documents": […]}',
+    HeaderLine.__name__: "Expected an object with qtool_panel",
+    QueryLine.__name__: 'Expected an object {"query": …, "documents": […]}',
     SidesLine.__name__: _CONTENT,
     DocumentLine.__name__: _CONTENT,
-    VideoLine.__name__: "should be a file's path, or an object with file or frames",
+    VideoLine.__name__: "Expected a path, or an object with file or frames",
 }
-"""What should stand where something else than an object does."""
+"""What is expected where the value is not an object."""
 
 LineT = TypeVar("LineT", bound=_Line)
 
 
 def parse_line(shape: type[LineT], value: object, where: str) -> LineT:
-    """Check one decoded line against its shape; `where` opens the error message."""
+    """One decoded line as `shape`. Raises UsageError with a message that begins with `where`."""
     try:
         return shape.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        message = f"{where}: {_field(first['loc'])}{_complaint(first)}"
+        message = f"{where}: {_field(first['loc'])}{_problem(first)}."
         raise UsageError(message) from error
 
 
-def _complaint(problem: ErrorDetails) -> str:
-    """What is wrong, without pydantic's names for it."""
-    if problem["type"] == "model_type":
-        return _SHAPES[problem["ctx"]["class_name"]]
-    return problem["msg"].removeprefix("Value error, ")
+def _problem(error: ErrorDetails) -> str:
+    if error["type"] == "model_type":  # pydantic's own message names our classes
+        return _SHAPES[error["ctx"]["class_name"]]
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Panels: JSON Lines files of queries, each with the documents to rank for it."""
+"""Panels: JSON Lines files of queries, each with the documents to rank for it, and shards of panels."""
 
 from __future__ import annotations
 
@@ -11,62 +11,54 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from qtool.errors import UsageError
 from qtool.inputs.items import OFFICIAL_LIMITS, Item, Pair, PixelLimits, Video
-from qtool.inputs.media import is_url, shown
+from qtool.inputs.media import is_url, quoted
 from qtool.inputs.panel_lines import HeaderLine, QueryLine, SidesLine, VideoLine, parse_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Text files of users. UTF-8, and what is not is an error that names the line, which an editor finds.
 
-
-def read_text_bytes(path: Path, what: str) -> bytes:
-    """The content of a file, which is UTF-8. Raises UsageError, calling the file `what`."""
+def read_text_bytes(path: Path, kind: str) -> bytes:
+    """The content of a UTF-8 file. Raises UsageError, with the line of an error; `kind` is the file's role in messages."""
     try:
         content = path.read_bytes()
         content.decode()
     except OSError as error:
-        raise UsageError(f"cannot read {what} {path}: {error.strerror}") from error
+        raise UsageError(f"Cannot read {kind} {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        place = error.start - error.object.rfind(b"\n", 0, error.start)
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
         raise UsageError(
-            f"{path.name}, line {line}: not UTF-8 text (byte {place} of the line is 0x{error.object[error.start]:02x})",
-            "Save it as UTF-8.",
+            f"{path.name}, line {line}: Byte {column} is 0x{error.object[error.start]:02x}, which is not UTF-8.",
+            "Save the file as UTF-8.",
         ) from error
     return content
 
 
-# One share of a panel, so that several machines divide its queries among them. The shards of a count hold each query
-# once, whole, with all its documents.
-
-
 @dataclass(frozen=True)
 class PanelShard:
-    """Share `index` of `count`, counted from 1: every `count`-th query from that one on."""
+    """Shard `index` of `count`, counted from 1: every `count`-th query with all its documents, from query `index` on."""
 
     index: int
     count: int
 
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
-            raise UsageError(f"There is no shard {self}.", f"The shards of {self.count} are 1/{self.count} and so on.")
+            raise UsageError(f"Invalid shard {self}.", "Write it as 2/8: the second of eight.")
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
     @classmethod
     def parse(cls, text: str) -> PanelShard:
-        """A shard as --shard names it, such as 2/8."""
+        """A shard as --shard takes it, such as 2/8."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match:
-            raise UsageError(f"{text!r} is no shard.", "Write it as 2/8: the second of eight.")
+            raise UsageError(f"Invalid shard {text!r}.", "Write it as 2/8: the second of eight.")
         return cls(int(match[1]), int(match[2]))
 
 
-# Panels: JSON Lines files of queries, each with the documents to rank for it. A panel is checked whole before
-# anything is scored, and every complaint names the file, the line and the field.
-
+# A panel is checked whole before anything is scored; messages name the file, the line and the field.
 
 Modality = Literal["text", "image", "video", "mixed"]
 Labels = Literal["graded", "binary", "none"]
@@ -91,7 +83,7 @@ class Query:
 
     @property
     def labels(self) -> tuple[float, ...] | None:
-        """The documents' relevance, or None where they carry none."""
+        """The documents' relevance grades; None where they have none."""
         grades = tuple(document.label for document in self.documents if document.label is not None)
         return grades or None
 
@@ -113,15 +105,15 @@ class Panel:
         return tuple(pair for query in self.queries for pair in query.pairs)
 
     def first(self, queries: int | None) -> Panel:
-        """The panel cut to its first queries, under the same name and hash; all of them for None."""
+        """The first `queries` of the panel, with its name and hash; all of them for None."""
         return self if queries is None else replace(self, queries=self.queries[:queries])
 
     def shard(self, shard: PanelShard | None) -> Panel:
-        """The panel cut to a shard's queries, under the same name and hash; all of them for None."""
+        """The queries of a shard, with the panel's name and hash; all of them for None."""
         if shard is None:
             return self
         if shard.index > len(self.queries):
-            raise UsageError(f"Panel {self.name} has {len(self.queries)} queries, none for shard {shard}.")
+            raise UsageError(f"Panel {self.name} has too few queries ({len(self.queries)}) for shard {shard}.")
         return replace(self, queries=self.queries[shard.index - 1 :: shard.count])
 
     @property
@@ -131,12 +123,12 @@ class Panel:
 
 
 def load_panel(path: Path) -> Panel:
-    """Read and check a panel; relative picture paths start at the panel's folder."""
+    """Read and check a panel; relative paths of pictures start at the panel's folder."""
     return panel_of(read_text_bytes(path, "panel"), path)
 
 
 def panel_of(content: bytes, path: Path) -> Panel:
-    """The panel whose file at `path` has this content."""
+    """The panel with this content; `path` gives its name and the folder of relative paths."""
     first, _, rest = content.partition(b"\n")
     if not _is_header(first):
         queries = _queries(path, content, first_line=1, instruction=None)
@@ -169,7 +161,7 @@ def _where(path: Path, number: int) -> str:
 def _is_header(line: bytes) -> bool:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError):  # said with its line once it is read as a query
+    except (ValueError, RecursionError):  # reported with its line when it is read as a query
         return False
     return isinstance(value, dict) and "qtool_panel" in value
 
@@ -177,18 +169,18 @@ def _is_header(line: bytes) -> bool:
 def _queries(path: Path, content: bytes, first_line: int, instruction: str | None) -> tuple[Query, ...]:
     queries: list[Query] = []
     seen: set[str] = set()
-    # Not str.splitlines: JSON strings may hold U+2028 and its like.
+    # Not str.splitlines: JSON strings may contain U+2028 and other line separators.
     for number, line in enumerate(content.split(b"\n"), start=first_line):
         if not line.strip():
             continue
         query = _query(line, len(queries) + 1, instruction, path, _where(path, number))
         if query.id in seen:
-            message = f"{_where(path, number)}: id: query {query.id!r} is there already"
+            message = f"{_where(path, number)}: id: Query {query.id!r} exists already."
             raise UsageError(message)
         seen.add(query.id)
         queries.append(query)
     if not queries:
-        message = f"panel {path} holds no query"
+        message = f"Panel {path} contains no queries."
         raise UsageError(message)
     return tuple(queries)
 
@@ -210,17 +202,17 @@ def _json(line: bytes, where: str) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        message = f"{where}: not JSON ({error})"
+        message = f"{where}: Invalid JSON: {error}."
         raise UsageError(message) from error
     except RecursionError as error:
-        message = f"{where}: not JSON that can be read (nested too deeply)"
+        message = f"{where}: The JSON is nested too deeply."
         raise UsageError(message) from error
 
 
 def _item(sides: SidesLine, item_id: str, label: float | None, path: Path, where: str) -> Item:
     if sides.is_blank:
-        message = f"{where}: no text, image or video"
-        raise UsageError(message, hint='for a side that is empty on purpose write "text": []')
+        message = f"{where}: No text, image or video."
+        raise UsageError(message, hint='Write "text": [] for a side that is empty on purpose.')
     images = tuple(_media(path, source, f"{where}.image") for source in sides.image or ())
     videos = tuple(_video(path, line, f"{where}.video") for line in sides.video or ())
     return Item(item_id, sides.text or (), images, videos, label=label, limits=_limits(sides, where))
@@ -246,15 +238,15 @@ def _media(panel: Path, source: str, where: str) -> str:
         return source
     resolved = panel.parent / source
     if not _is_file(resolved):
-        message = f"{where}: no such file: {shown(source)}"
-        raise UsageError(message, hint="relative paths start at the panel's folder")
+        message = f"{where}: No such file: {quoted(source)}."
+        raise UsageError(message, hint="Relative paths start at the panel's folder.")
     return str(resolved)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or holds a NUL, is no file's
+    except (OSError, ValueError):  # the name is too long or contains NUL
         return False
 
 
@@ -262,13 +254,13 @@ def _check_documents(documents: tuple[Item, ...], where: str) -> None:
     seen: set[str] = set()
     for position, document in enumerate(documents):
         if document.id in seen:
-            message = f"{where}: documents[{position}].id: {document.id!r} is there already"
+            message = f"{where}: documents[{position}].id: Document {document.id!r} exists already."
             raise UsageError(message)
         seen.add(document.id)
     labelled = sum(document.label is not None for document in documents)
     if labelled not in (0, len(documents)):
         missing = next(position for position, document in enumerate(documents) if document.label is None)
-        message = f"{where}: documents[{missing}].label: missing, though other documents of the query have one"
+        message = f"{where}: documents[{missing}].label: Missing; other documents of the query have one."
         raise UsageError(message)
 
 
@@ -298,16 +290,18 @@ def _labels(queries: tuple[Query, ...]) -> Labels:
 def _check_header(panel: Panel, header: HeaderLine, path: Path) -> None:
     where = _where(path, 1)
     if panel.sha256 != header.sha256:
-        message = f"{where}: sha256: the header says {header.sha256}, the lines after it hash to {panel.sha256}"
-        raise UsageError(message, hint="the panel was changed after it was published; fetch it again")
+        message = f"{where}: sha256: The header declares {header.sha256}; the lines after it have {panel.sha256}."
+        raise UsageError(message, hint="The panel was changed after it was published; download it again.")
     if header.modality != "mixed" and header.modality != _modality(panel.queries):
-        message = f"{where}: modality: the header says {header.modality!r}, the items are {_modality(panel.queries)!r}"
+        message = (
+            f"{where}: modality: The header declares {header.modality!r}; the items are {_modality(panel.queries)!r}."
+        )
         raise UsageError(message)
     found = _labels(panel.queries)
     if found != header.labels and (header.labels, found) != ("graded", "binary"):
-        message = f"{where}: labels: the header says {header.labels!r}, the documents are {found!r}"
+        message = f"{where}: labels: The header declares {header.labels!r}; the documents are {found!r}."
         raise UsageError(message)
     unlabelled = [query.id for query in panel.queries if query.labels is None]
     if header.labels != "none" and unlabelled:
-        message = f"{where}: labels: the header says {header.labels!r}, query {unlabelled[0]!r} has none"
+        message = f"{where}: labels: The header declares {header.labels!r}; query {unlabelled[0]!r} has none."
         raise UsageError(message)

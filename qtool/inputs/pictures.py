@@ -1,7 +1,7 @@
 """Pictures as the Qwen3-VL vision tower reads them.
 
-Rule: follow the official path (load, RGB, PIL bicubic resize, normalise, patchify) to the
-last bit, with pillow and numpy alone; its tests compare it with the transformers processor.
+The official path (load, RGB, PIL bicubic resize, normalise, patchify), bit for bit, with pillow and numpy alone; tests
+compare it with the transformers processor.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from PIL import Image
 
 from qtool.errors import QtoolError, UsageError
 from qtool.inputs.items import OFFICIAL_LIMITS, PixelLimits, smart_resize
-from qtool.inputs.media import opened, shown
+from qtool.inputs.media import open_media, quoted
 
 _MAX_BYTES: Final = 128 << 20
 _SECONDS: Final = 60.0
-_HINT: Final = "pass a picture file that pillow reads, its http(s) address, or a base64 data: URL"
+_HINT: Final = "Pass a picture file that pillow reads, an http(s) address, or a base64 data: URL."
 
 
 @dataclass(frozen=True)
@@ -38,43 +38,43 @@ class PatchedImage:
 
 
 def load_image(source: str | Path | Image.Image) -> Image.Image:
-    """Read a path, an address, a `data:` URL or a PIL image into RGB; transparency falls on white.
+    """The RGB picture of a path, an address, a `data:` URL or a PIL image; RGBA is composed on white.
 
     As in the official loader, an EXIF rotation is not applied, and of an animation the first frame is taken. Raises
-    UsageError where the picture is at fault (missing, broken, too large), NetworkError where the way to it is.
+    UsageError for a missing, broken or too large picture, NetworkError for a failed transfer.
     """
     if isinstance(source, Image.Image):
-        read_whole(source)
+        decode(source)
         return to_rgb(source)
     try:
         return _decoded(source)
     except QtoolError as error:
-        raise type(error)(f"cannot read the picture {shown(source)}: {error.message}", error.hint or _HINT) from error
+        raise type(error)(f"Cannot read the picture {quoted(source)}: {error.message}", error.hint or _HINT) from error
 
 
-def read_whole(image: Image.Image) -> None:
-    """Decode a picture in memory, which `Image.open` leaves for later. Raises UsageError where it is broken."""
+def decode(image: Image.Image) -> None:
+    """Decode a picture in memory, which `Image.open` postpones. Raises UsageError where it is broken."""
     try:
         image.load()
     except Exception as error:  # as in _decoded
-        name = shown(getattr(image, "filename", "") or "in memory")
-        raise UsageError(f"cannot read the picture {name}: {str(error) or type(error).__name__}", _HINT) from error
+        name = quoted(getattr(image, "filename", "") or "in memory")
+        raise UsageError(f"Cannot read the picture {name}: {str(error) or type(error).__name__}.", _HINT) from error
 
 
 def _decoded(source: str | Path) -> Image.Image:
-    found = opened(source, _MAX_BYTES, _SECONDS)
+    content = open_media(source, _MAX_BYTES, _SECONDS)
     try:
-        # Up to its limit of about 179 million pixels pillow only warns, and the official loader goes on.
+        # Up to its limit of about 179 million pixels pillow only warns, and the official loader continues.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(found) as image:
+            with Image.open(content) as image:
                 return to_rgb(image)
-    except Exception as error:  # pillow's decoders raise whatever the bytes make them
-        raise UsageError(str(error) or type(error).__name__) from error
+    except Exception as error:  # pillow's decoders raise exceptions of any kind
+        raise UsageError(f"{error or type(error).__name__}.") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB as `qwen_vl_utils.to_rgb`: only the RGBA mode is composed, on white."""
+    """The picture in RGB, as `qwen_vl_utils.to_rgb` converts it: only RGBA is composed on white."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     white = Image.new("RGB", image.size, (255, 255, 255))
@@ -83,7 +83,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_image(image: Image.Image, limits: PixelLimits = OFFICIAL_LIMITS) -> Image.Image:
-    """Resize an RGB picture to the official grid, bicubic."""
+    """An RGB picture, resized to the official grid with bicubic interpolation."""
     rows, columns = smart_resize(image.height, image.width, limits)
     return image.resize((columns, rows), Image.Resampling.BICUBIC)
 
@@ -91,11 +91,11 @@ def resize_image(image: Image.Image, limits: PixelLimits = OFFICIAL_LIMITS) -> I
 def patchify(image: Image.Image, limits: PixelLimits = OFFICIAL_LIMITS) -> PatchedImage:
     """Resize, normalise and cut one picture; its frame is repeated to fill the temporal patch."""
     pixels = _normalise(np.asarray(resize_image(to_rgb(image), limits)), limits)
-    return cut(np.stack([pixels] * limits.temporal_patch), limits)
+    return patches_of(np.stack([pixels] * limits.temporal_patch), limits)
 
 
-def cut(frames: NDArray[np.float32], limits: PixelLimits = OFFICIAL_LIMITS) -> PatchedImage:
-    """Normalised frames [temporal_patch, 3, H, W] as one step in time: merge windows first, then the patches inside each."""
+def patches_of(frames: NDArray[np.float32], limits: PixelLimits = OFFICIAL_LIMITS) -> PatchedImage:
+    """The patches of normalised frames [temporal_patch, 3, H, W], ordered by merge windows: one step in time."""
     patch, merge = limits.patch, limits.merge
     rows, columns = frames.shape[2] // patch, frames.shape[3] // patch
     windows = frames.reshape(len(frames), 3, rows // merge, merge, patch, columns // merge, merge, patch)

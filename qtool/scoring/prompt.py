@@ -18,74 +18,71 @@ from qtool.inputs.videos import PatchedVideo, patchify_video
 from qtool.scoring.scorer import query_content
 from qtool.scoring.tokenizer import PromptTokenizer
 
-# Pictures and videos made ready once and kept for a while: a query's recurs with each of its documents. What is kept
-# is bounded by pixels, not by the number of pictures.
+# A cache of patches, since a query's pictures recur with each of its documents.
 
+_MAX_CACHED_TOKENS: Final = 16_384  # 24 KiB of float32 pixels each: about 400 MB
 
-_TOKENS_KEPT: Final = 16_384  # 24 KiB of float32 pixels each: about 400 MB
-
-SeenT = TypeVar("SeenT", PatchedImage, PatchedVideo)
+MediaT = TypeVar("MediaT", PatchedImage, PatchedVideo)
 T = TypeVar("T")
 
 
 class PictureCache:
-    """Pictures and videos by source, the least recently used dropped first; those in memory are not kept."""
+    """Patches of pictures and videos by source, least recently used first out; pictures in memory are not cached."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, PatchedImage | PatchedVideo] = OrderedDict()
+        self._cached: OrderedDict[Hashable, PatchedImage | PatchedVideo] = OrderedDict()
         self._tokens = 0
 
     def image(self, item: Item, source: ImageSource) -> PatchedImage:
         """The picture `source` of `item`. Raises an error that names the item."""
         key = (source, item.limits) if isinstance(source, str) else None
-        return self._ready(item, key, lambda: patchify(load_image(source), item.limits))
+        return self._get(item, key, lambda: patchify(load_image(source), item.limits))
 
     def video(self, item: Item, video: Video) -> PatchedVideo:
         """The `video` of `item`. Raises an error that names the item."""
         is_named = isinstance(video.source, str) or all(isinstance(frame, str) for frame in video.source)
-        return self._ready(item, (video, item.limits) if is_named else None, lambda: patchify_video(video, item.limits))
+        return self._get(item, (video, item.limits) if is_named else None, lambda: patchify_video(video, item.limits))
 
-    def _ready(self, item: Item, key: Hashable, make: Callable[[], SeenT]) -> SeenT:
+    def _get(self, item: Item, key: Hashable, make: Callable[[], MediaT]) -> MediaT:
         if key is None:
-            return _named(item, make)
-        if key not in self._kept:
-            self._keep(key, _named(item, make))
-        self._kept.move_to_end(key)
-        seen: SeenT = self._kept[key]  # type: ignore[assignment]
-        return seen
+            return _with_item_name(item, make)
+        if key not in self._cached:
+            self._add(key, _with_item_name(item, make))
+        self._cached.move_to_end(key)
+        media: MediaT = self._cached[key]  # type: ignore[assignment]
+        return media
 
-    def _keep(self, key: Hashable, seen: PatchedImage | PatchedVideo) -> None:
-        self._kept[key] = seen
-        self._tokens += seen.placeholder_tokens
-        while self._tokens > _TOKENS_KEPT and len(self._kept) > 1:
-            self._tokens -= self._kept.popitem(last=False)[1].placeholder_tokens
+    def _add(self, key: Hashable, media: PatchedImage | PatchedVideo) -> None:
+        self._cached[key] = media
+        self._tokens += media.placeholder_tokens
+        while self._tokens > _MAX_CACHED_TOKENS and len(self._cached) > 1:
+            self._tokens -= self._cached.popitem(last=False)[1].placeholder_tokens
 
 
 def png_base64(item: Item, source: ImageSource) -> str:
-    """A picture of `item` as engines take it, resized by the official rule: llama.cpp's own pads with black."""
+    """A picture of `item` for engines, already resized by the official rule: llama.cpp's own pads with black."""
     target = BytesIO()
-    _named(item, lambda: resize_image(load_image(source), item.limits)).save(target, "PNG")
+    _with_item_name(item, lambda: resize_image(load_image(source), item.limits)).save(target, "PNG")
     return base64.b64encode(target.getvalue()).decode()
 
 
-def _named(item: Item, make: Callable[[], T]) -> T:
-    """What `make` makes; its errors get the item's name and keep their kind."""
+def _with_item_name(item: Item, make: Callable[[], T]) -> T:
+    """The result of `make`, whose errors get the item's name and keep their class."""
     try:
         return make()
     except QtoolError as error:
-        kind = UsageError if type(error) is QtoolError else type(error)
-        raise kind(f"{item.name}: {error.message}", error.hint) from error
+        error_class = UsageError if type(error) is QtoolError else type(error)
+        raise error_class(f"{item.name}: {error.message}", error.hint) from error
 
 
-# The official prompt of a pair or an item, as token ids and pictures. Text, placeholders and truncation are the
-# publisher's; `arch/prompts.py` states them, this module applies them.
+# Prompts: text, placeholders and truncation are the publisher's, given as data in `arch/prompts.py`.
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model reads for one pair or item; `name` says which in messages, prompts of a `group` begin alike.
+    """What the model reads for one pair or item; `name` is for messages, prompts of one `group` begin alike.
 
-    `pictures` are images and pairs of video frames, as their tokens follow each other.
+    `pictures` are images and pairs of video frames, in the order of their tokens.
     """
 
     name: str
@@ -95,8 +92,8 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The pictures of a side, and what stands for them in its text."""
+class MediaContent:
+    """The pictures of a side, and the placeholder tokens for them in its text."""
 
     text: str = ""
     pictures: tuple[PatchedImage, ...] = ()
@@ -114,55 +111,55 @@ class PromptBuilder:
 
     def pair(self, pair: Pair) -> Prompt:
         """The reranker's prompt."""
-        query, document = self._load(pair.query), self._load(pair.document)
+        query, document = self._media(pair.query), self._media(pair.document)
         text = self.spec.template.format(
             instruction=pair.query.instruction or self.spec.default_instruction,
             query=self._side(pair.query, query),
             document=self._side(pair.document, document),
         )
-        shown = Shown(query.text + document.text, query.pictures + document.pictures)
-        return self._prompt(pair.name, text, shown, query_content(pair.query))
+        media = MediaContent(query.text + document.text, query.pictures + document.pictures)
+        return self._prompt(pair.name, text, media, query_content(pair.query))
 
     def item(self, item: Item) -> Prompt:
         """The embedder's prompt."""
-        shown = self._load(item)
+        media = self._media(item)
         instruction = embed_instruction(item.instruction, self.spec)
         template = self.spec.template if instruction else self.spec.bare_template
-        text = template.format(instruction=instruction, content=self._side(item, shown))
-        return self._prompt(f"item {item.id!r}", text, shown, instruction)
+        text = template.format(instruction=instruction, content=self._side(item, media))
+        return self._prompt(f"item {item.id!r}", text, media, instruction)
 
-    def _side(self, item: Item, shown: Shown) -> str:
-        return shown.text + item.joined_text if item.text or shown.pictures else self.spec.empty_side
+    def _side(self, item: Item, media: MediaContent) -> str:
+        return media.text + item.joined_text if item.text or media.pictures else self.spec.empty_side
 
-    def _prompt(self, name: str, text: str, shown: Shown, group: Hashable) -> Prompt:
+    def _prompt(self, name: str, text: str, media: MediaContent, group: Hashable) -> Prompt:
         ids = self._tokenizer.encode(text)
-        # Qwen3-Embedding's own tokenizer appends the end; one that does not gets it here.
+        # Qwen3-Embedding's own tokenizer appends the end token; for one that does not, it is appended here.
         if self.spec.end_token and not self._tokenizer.appends(self.spec.end_token):
             ids.append(self._tokenizer.token_id(self.spec.end_token))
         kept = truncate(ids, self.spec.truncation, self._tail, self._tokenizer.special_ids)
-        if shown.pictures:
-            self._check_placeholders(name, kept, shown)
-        return Prompt(name, tuple(kept), shown.pictures, group)
+        if media.pictures:
+            self._check_placeholders(name, kept, media)
+        return Prompt(name, tuple(kept), media.pictures, group)
 
-    def _check_placeholders(self, name: str, ids: Sequence[int], shown: Shown) -> None:
+    def _check_placeholders(self, name: str, ids: Sequence[int], media: MediaContent) -> None:
         for pad in (IMAGE_PAD, VIDEO_PAD):
-            found, expected = ids.count(self._tokenizer.token_id(pad)), shown.text.count(pad)
+            found, expected = ids.count(self._tokenizer.token_id(pad)), media.text.count(pad)
             if found != expected:
                 raise UsageError(
-                    f"{name}: {found} picture tokens {pad} in the prompt, the pictures need {expected}.",
-                    f"A text holds {pad}, or the pictures alone exceed the model's length.",
+                    f"{name}: The prompt contains {found} of {pad}; its pictures need {expected}.",
+                    f"A text contains {pad}, or the pictures alone exceed the model's length.",
                 )
 
-    def _load(self, item: Item) -> Shown:
+    def _media(self, item: Item) -> MediaContent:
         if item.has_pictures and not self.spec.sees_pictures:
             raise UsageError(
-                f"{item.name} holds a picture or video, and the model reads text only.",
+                f"{item.name} contains a picture or video; the model reads text only.",
                 "Choose a text panel for this model.",
             )
         videos = [self._pictures.video(item, video) for video in item.video]
         images = [self._pictures.image(item, source) for source in item.image]
         text = "".join(map(_video_text, videos)) + "".join(_tokens(IMAGE_PAD, image) for image in images)
-        return Shown(text, (*(step for video in videos for step in video.steps), *images))
+        return MediaContent(text, (*(step for video in videos for step in video.steps), *images))
 
 
 def _tokens(pad: str, picture: PatchedImage) -> str:
@@ -175,38 +172,35 @@ def _video_text(video: PatchedVideo) -> str:
 
 
 def embed_instruction(given: str | None, spec: PromptSpec) -> str:
-    """The instruction as an embedder's prompt shows it: stripped and punctuated where the official class does so."""
+    """The instruction in an embedder's prompt: stripped and punctuated where the official class does so."""
     instruction = given or ""
     if spec.punctuate:
         instruction = instruction.strip()
-        if instruction and not _is_punctuation(instruction[-1]):
+        if instruction and not unicodedata.category(instruction[-1]).startswith("P"):
             instruction += "."
     return instruction or spec.default_instruction
 
 
-def _is_punctuation(character: str) -> bool:
-    return unicodedata.category(character).startswith("P")
-
-
 def truncate(ids: Sequence[int], rule: Truncation, kept_tail: int, special_ids: Collection[int]) -> list[int]:
-    """The ids that remain under the publisher's rule, of which the last `kept_tail` are not touched."""
+    """The ids that remain under the publisher's rule; the last `kept_tail` are always kept."""
     tail_start = max(len(ids) - kept_tail, 0)
     body, tail = ids[:tail_start], ids[tail_start:]
-    room = rule.max_length if rule.tail_is_extra else rule.max_length - len(tail)
-    if len(body) <= room:
+    limit = rule.max_length if rule.tail_is_extra else rule.max_length - len(tail)
+    if len(body) <= limit:
         return list(ids)
     if not rule.keep_special:
-        return [*body[:room], *tail]
-    plain_room = max(room - sum(token in special_ids for token in body), 0)
-    return [*_drop_plain(body, plain_room, special_ids), *tail]
+        return [*body[:limit], *tail]
+    plain = max(limit - sum(token in special_ids for token in body), 0)
+    return [*_with_plain(body, plain, special_ids), *tail]
 
 
-def _drop_plain(body: Sequence[int], plain_room: int, special_ids: Collection[int]) -> list[int]:
+def _with_plain(body: Sequence[int], limit: int, special_ids: Collection[int]) -> list[int]:
+    """All special tokens, and the first `limit` others."""
     kept = []
     for token in body:
         if token in special_ids:
             kept.append(token)
-        elif plain_room > 0:
+        elif limit > 0:
             kept.append(token)
-            plain_room -= 1
+            limit -= 1
     return kept

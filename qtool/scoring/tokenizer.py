@@ -1,6 +1,6 @@
 """A checkpoint's tokenizer, read from `tokenizer.json` without transformers.
 
-Rule: ids are those of the transformers tokenizer of the same folder, special tokens inside user text included.
+Its ids equal those of the transformers tokenizer of the same folder, also for special tokens inside user text.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _LISTED = ("additional_special_tokens", "extra_special_tokens")
 
 
 class PromptTokenizer:
-    """Text to ids, and the few facts about the vocabulary that prompts and heads need."""
+    """Text to ids, and what prompts and heads need of the vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer, special_ids: frozenset[int]) -> None:
-        # A tokenizer.json may carry the padding and truncation of whoever saved it; transformers ignores them too.
+        # tokenizer.json may contain padding and truncation from training; transformers ignores them too.
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
@@ -37,38 +37,38 @@ class PromptTokenizer:
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises bare Exception
-            raise ModelError(f"{path} is not a readable tokenizer: {error}.") from error
+            raise ModelError(f"Cannot read the tokenizer {path}: {error}.") from error
         return cls(tokenizer, _special_ids(tokenizer, directory))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a whole prompt; whatever the tokenizer itself appends is in them, as in the official code."""
+        """The ids of a whole prompt, with what the tokenizer itself appends, as in the official code."""
         try:
             ids: list[int] = self._tokenizer.encode(text).ids
-        except (TypeError, UnicodeError) as error:  # what is no str, and one with a lone surrogate
-            raise UsageError(f"no text that a tokenizer reads: {text!a:.80}") from error
+        except (TypeError, UnicodeError) as error:  # not a str, or with a lone surrogate
+            raise UsageError(f"Invalid text {text!a:.80}: expected str without lone surrogates.") from error
         return ids
 
     def appends(self, token: str) -> bool:
-        """Whether the tokenizer puts `token` behind every text by itself."""
+        """Whether the tokenizer itself appends `token` to every text."""
         return self.encode("")[-1:] == [self.token_id(token)]
 
     def token_id(self, token: str) -> int:
-        """The id of a token that the family must have."""
+        """The id of a token. Raises ModelError where the vocabulary does not have it."""
         found = self._tokenizer.token_to_id(token)
         if found is None:
             raise ModelError(f"The tokenizer has no token {token!r}.")
         return int(found)
 
     def word_id(self, word: str) -> int:
-        """The id of a word that must be one token, such as a reranker's answer."""
+        """The id of a word that must be one token, such as a reranker's answer. Raises ModelError."""
         ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
         if len(ids) != 1:
-            raise ModelError(f"{word!r} is {len(ids)} tokens for this tokenizer; the rank head needs it to be one.")
+            raise ModelError(f"The tokenizer splits {word!r} into {len(ids)} tokens; the rank head needs it to be one.")
         return ids[0]
 
 
 def _special_ids(tokenizer: Tokenizer, directory: Path) -> frozenset[int]:
-    """What transformers calls `all_special_ids`: the declared tokens, or those flagged special if none are declared."""
+    """`all_special_ids` of transformers: the declared tokens, or if there are none those flagged as special."""
     config = read_json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").is_file() else {}
     if any(config.get(field) for field in _LISTED):
         ids = (tokenizer.token_to_id(token) for token in _declared(config))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from gguf.constants import GGUFValueType
 
@@ -19,21 +19,18 @@ from qtool.storage.byte_source import ByteSource, FileBytes
 # for bit. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3).
 
 
-Kind: TypeAlias = GGUFValueType
-"""Type of a metadata value."""
-
 CODES: Final = {
-    Kind.UINT8: "B",
-    Kind.INT8: "b",
-    Kind.UINT16: "H",
-    Kind.INT16: "h",
-    Kind.UINT32: "I",
-    Kind.INT32: "i",
-    Kind.FLOAT32: "f",
-    Kind.BOOL: "?",
-    Kind.UINT64: "Q",
-    Kind.INT64: "q",
-    Kind.FLOAT64: "d",
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT64: "d",
 }
 """The `struct` code of each type of fixed width."""
 
@@ -42,37 +39,37 @@ CODES: Final = {
 class Value:
     """One metadata value; of an array, `kind` is the type of the elements and `data` a list."""
 
-    kind: Kind
+    kind: GGUFValueType
     data: Any
     is_array: bool = False
 
 
 def uint32(number: int) -> Value:
     """A number such as a size, a count or a token id."""
-    return Value(Kind.UINT32, number)
+    return Value(GGUFValueType.UINT32, number)
 
 
 def int32(number: int) -> Value:
     """A number that may be negative."""
-    return Value(Kind.INT32, number)
+    return Value(GGUFValueType.INT32, number)
 
 
 def float32(number: float) -> Value:
     """A number with a fraction, rounded to single precision."""
-    return Value(Kind.FLOAT32, struct.unpack("<f", struct.pack("<f", number))[0])
+    return Value(GGUFValueType.FLOAT32, struct.unpack("<f", struct.pack("<f", number))[0])
 
 
 def boolean(flag: bool) -> Value:  # noqa: FBT001 - the value itself
     """A flag."""
-    return Value(Kind.BOOL, flag)
+    return Value(GGUFValueType.BOOL, flag)
 
 
 def string(text: str) -> Value:
     """A text."""
-    return Value(Kind.STRING, text)
+    return Value(GGUFValueType.STRING, text)
 
 
-def array(kind: Kind, elements: Iterable[Any]) -> Value:
+def array(kind: GGUFValueType, elements: Iterable[Any]) -> Value:
     """A list of values of one type."""
     return Value(kind, list(elements), is_array=True)
 
@@ -87,12 +84,12 @@ def encode_value(value: Value) -> bytes:
     """A value with its type before it."""
     if not value.is_array:
         return struct.pack("<I", value.kind) + _encode_elements(value.kind, [value.data])
-    head = struct.pack("<IIQ", Kind.ARRAY, value.kind, len(value.data))
+    head = struct.pack("<IIQ", GGUFValueType.ARRAY, value.kind, len(value.data))
     return head + _encode_elements(value.kind, value.data)
 
 
-def _encode_elements(kind: Kind, elements: Sequence[Any]) -> bytes:
-    if kind is Kind.STRING:
+def _encode_elements(kind: GGUFValueType, elements: Sequence[Any]) -> bytes:
+    if kind is GGUFValueType.STRING:
         return b"".join(map(encode_string, elements))
     return struct.pack(f"<{len(elements)}{CODES[kind]}", *elements)
 
@@ -262,24 +259,24 @@ def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Value], dict[
 
 def _read_value(cursor: _Cursor, what: str) -> Value:
     kind = _read_kind(cursor, what)
-    if kind is not Kind.ARRAY:
+    if kind is not GGUFValueType.ARRAY:
         return Value(kind, _read_elements(cursor, kind, 1, what)[0])
     kind = _read_kind(cursor, what)
-    if kind is Kind.ARRAY:
+    if kind is GGUFValueType.ARRAY:
         raise ModelError(f"{cursor.source.name}: {what} is an array of arrays, which llama.cpp does not read.")
     (count,) = cursor.unpack("<Q", f"the length of {what}")
     return Value(kind, _read_elements(cursor, kind, count, what), is_array=True)
 
 
-def _read_kind(cursor: _Cursor, what: str) -> Kind:
+def _read_kind(cursor: _Cursor, what: str) -> GGUFValueType:
     (number,) = cursor.unpack("<I", f"the type of {what}")
-    if number not in Kind.__members__.values():
+    if number not in GGUFValueType.__members__.values():
         raise ModelError(f"{cursor.source.name}: {what} has the unknown type {number}.")
-    return Kind(number)
+    return GGUFValueType(number)
 
 
-def _read_elements(cursor: _Cursor, kind: Kind, count: int, what: str) -> list[Any]:
-    if kind is Kind.STRING:
+def _read_elements(cursor: _Cursor, kind: GGUFValueType, count: int, what: str) -> list[Any]:
+    if kind is GGUFValueType.STRING:
         return cursor.texts(count, what)
     width = struct.calcsize(CODES[kind])
     cursor.require(width * count, f"{count:,} elements of {what}")
@@ -287,9 +284,14 @@ def _read_elements(cursor: _Cursor, kind: Kind, count: int, what: str) -> list[A
 
 
 def _alignment(name: str, metadata: Mapping[str, Value]) -> int:
-    value = metadata.get(ALIGNMENT_KEY, Value(Kind.UINT32, DEFAULT_ALIGNMENT))
+    value = metadata.get(ALIGNMENT_KEY, Value(GGUFValueType.UINT32, DEFAULT_ALIGNMENT))
     number = value.data
-    if value.kind is not Kind.UINT32 or value.is_array or not 0 < number <= _MAX_ALIGNMENT or number & (number - 1):
+    if (
+        value.kind is not GGUFValueType.UINT32
+        or value.is_array
+        or not 0 < number <= _MAX_ALIGNMENT
+        or number & (number - 1)
+    ):
         raise ModelError(f"{name}: {ALIGNMENT_KEY} is {number!r}, which is no power of two up to {_MAX_ALIGNMENT:,}.")
     return int(number)
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf.constants import GGUFValueType
+
 from qtool.formats.ggml import GgmlType
-from qtool.storage.gguf import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, Kind, Value, encode_string, encode_value
+from qtool.storage.gguf import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, Value, encode_string, encode_value
 from qtool.storage.output_files import FileLayout
 
 _VERSION = 3
@@ -80,9 +82,9 @@ def _split_file(
 ) -> FileLayout:
     """The first part has all the metadata; the others only what ties them to it."""
     ties = {
-        "split.no": Value(Kind.UINT16, number),
-        "split.count": Value(Kind.UINT16, len(groups)),
-        "split.tensors.count": Value(Kind.INT32, sum(map(len, groups))),
+        "split.no": Value(GGUFValueType.UINT16, number),
+        "split.count": Value(GGUFValueType.UINT16, len(groups)),
+        "split.tensors.count": Value(GGUFValueType.INT32, sum(map(len, groups))),
     }
     own = {**metadata, **ties} if number == 0 else {_ARCHITECTURE: metadata[_ARCHITECTURE], **ties}
     name = f"{Path(file_name).stem}-{number + 1:05}-of-{len(groups):05}.gguf"

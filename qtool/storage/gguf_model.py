@@ -10,17 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType, LlamaFileType
+from gguf.constants import GGMLQuantizationType, GGUFValueType, LlamaFileType
 from gguf.quants import dequantize
-from numpy.typing import NDArray
 
 from qtool.errors import ModelError
-from qtool.formats.floats import Float32
+from qtool.formats.floats import U8, Float32
 from qtool.formats.ggml import NVFP4, GgmlType
-from qtool.storage.gguf import GgufFile, GgufTensor, Kind, Value, parse_gguf
+from qtool.storage.gguf import GgufFile, GgufTensor, Value, parse_gguf
 from qtool.storage.location import ArtefactLocation, LocalLocation
-
-U8 = NDArray[np.uint8]
 
 # The names of llama.cpp that are the same in every architecture.
 
@@ -38,10 +35,19 @@ RERANK_KEY: Final = "tokenizer.chat_template.rerank"
 
 _PART: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _INTEGERS: Final = frozenset(
-    {Kind.UINT8, Kind.INT8, Kind.UINT16, Kind.INT16, Kind.UINT32, Kind.INT32, Kind.UINT64, Kind.INT64}
+    {
+        GGUFValueType.UINT8,
+        GGUFValueType.INT8,
+        GGUFValueType.UINT16,
+        GGUFValueType.INT16,
+        GGUFValueType.UINT32,
+        GGUFValueType.INT32,
+        GGUFValueType.UINT64,
+        GGUFValueType.INT64,
+    }
 )
-_FLOATS: Final = frozenset({Kind.FLOAT32, Kind.FLOAT64})
-_NO_VALUE: Final = Value(Kind.UINT8, None)
+_FLOATS: Final = frozenset({GGUFValueType.FLOAT32, GGUFValueType.FLOAT64})
+_NO_VALUE: Final = Value(GGUFValueType.UINT8, None)
 
 
 @dataclass(frozen=True)
@@ -129,14 +135,14 @@ class GgufModel:
     def text(self, key: str) -> str | None:
         """A text."""
         value = self.metadata.get(key, _NO_VALUE)
-        return value.data if value.kind is Kind.STRING and not value.is_array else None
+        return value.data if value.kind is GGUFValueType.STRING and not value.is_array else None
 
     def flag(self, key: str) -> bool | None:
         """A yes or no."""
         value = self.metadata.get(key, _NO_VALUE)
-        return value.data if value.kind is Kind.BOOL and not value.is_array else None
+        return value.data if value.kind is GGUFValueType.BOOL and not value.is_array else None
 
-    def elements(self, key: str, kinds: frozenset[Kind]) -> Sequence[Any]:
+    def elements(self, key: str, kinds: frozenset[GGUFValueType]) -> Sequence[Any]:
         """A list whose elements are of one of `kinds`; empty where there is none."""
         value = self.metadata.get(key, _NO_VALUE)
         return value.data if value.is_array and value.kind in kinds else ()
@@ -151,11 +157,11 @@ class GgufModel:
 
     def texts(self, key: str) -> Sequence[str]:
         """A list of texts."""
-        return self.elements(key, frozenset({Kind.STRING}))
+        return self.elements(key, frozenset({GGUFValueType.STRING}))
 
     def flags(self, key: str) -> Sequence[bool]:
         """A list of yes or no."""
-        return self.elements(key, frozenset({Kind.BOOL}))
+        return self.elements(key, frozenset({GGUFValueType.BOOL}))
 
     @property
     def file_type(self) -> str:

@@ -1,11 +1,10 @@
-"""Where a checkpoint comes from: a folder, the models that come with qtool, or the hub, whole or by range."""
+"""Where a checkpoint comes from: a folder, a built-in demo model, or the Hub, downloaded whole or read by range."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,14 +14,13 @@ from urllib.parse import quote
 
 from qtool import resources
 from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
+from qtool.retries import TRANSIENT_STATUSES, with_retries
 from qtool.storage.checkpoint import INDEX, MAX_HEADER, SIDECAR_PATTERNS, SINGLE
 
 if TYPE_CHECKING:
     import httpx
 
-# Where a checkpoint comes from: a folder, the hub, or the models that come with qtool. Whatever the form, the rest of
-# qtool sees a folder and where it came from, with the commit it stands at.
-
+# Resolving: whatever the form of a model, the rest of qtool gets a folder.
 
 _SCHEME: Final = "hf://"
 _FILES: Final = (".gguf", ".safetensors", ".json", ".jsonl")
@@ -32,13 +30,13 @@ _WANTED: Final = (
     "model.safetensors.index.json",
     "hf_quant_config.json",
     "qtool.json",
-    *(pattern.replace("**/", "") for pattern in SIDECAR_PATTERNS),  # the hub's `*` crosses folders by itself
+    *(pattern.replace("**/", "") for pattern in SIDECAR_PATTERNS),  # the Hub's `*` matches slashes too
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on this disk. `revision` is the commit sha of a hub repository, None for a folder."""
+    """A checkpoint on disk. `revision` is the commit of a Hub repository, None for a folder."""
 
     directory: Path
     origin: str
@@ -46,11 +44,12 @@ class Source:
 
 
 def resolve(model: str, revision: str | None = None, token: str | None = None) -> Source:
-    """Find `model` (a folder, a built-in demo model, `org/name` or `hf://org/name@revision`), downloading if need be."""
+    """The checkpoint `model` (a folder, a built-in demo model, `org/name` or `hf://org/name@revision`), downloaded if needed."""
     if not model.startswith(_SCHEME) and Path(model).is_dir():
         if revision is not None:
             raise UsageError(
-                f"{model} is a folder and has no revisions.", "Leave --revision out, or write hf://org/name."
+                f"{model} is a local folder; --revision applies to Hub repositories only.",
+                "Remove --revision, or write hf://org/name.",
             )
         return Source(Path(model), Path(model).resolve().name)
     if model in resources.demo_models():
@@ -63,22 +62,22 @@ def resolve(model: str, revision: str | None = None, token: str | None = None) -
 def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
     repo, _, in_name = model.removeprefix(_SCHEME).partition("@")
     if in_name and revision not in (None, in_name):
-        raise UsageError(f"{model} names one revision and --revision another.")
+        raise UsageError(f"{model} and --revision {revision} name different revisions.", "Remove one of them.")
     parts = repo.split("/")
     if len(parts) != 2 or not all(parts) or is_path(model):
         raise UsageError(
-            f"{model} is no folder here and no repository.", "Pass a folder, org/name or hf://org/name@revision."
+            f"Not a local folder or a Hub repository: {model!r}.", "Pass a folder, org/name or hf://org/name@revision."
         )
     return repo, in_name or revision
 
 
 def is_path(target: str) -> bool:
-    """Whether a target that is not here is a mistyped path all the same, and no `org/name` for the hub to look for."""
+    """Whether a target that does not exist locally must be a mistyped path, since it cannot be an `org/name` on the Hub."""
     if target.startswith(_SCHEME):
         return False
     path = Path(target)
-    begins_here = target.startswith((".", "~", "/")) or (len(path.parts) > 1 and Path(path.parts[0]).exists())
-    return begins_here or path.suffix in _FILES or target.count("/") != 1
+    is_local = target.startswith((".", "~", "/")) or (len(path.parts) > 1 and Path(path.parts[0]).exists())
+    return is_local or path.suffix in _FILES or target.count("/") != 1
 
 
 def _download(repo: str, revision: str | None, token: str | None) -> Path:
@@ -86,61 +85,57 @@ def _download(repo: str, revision: str | None, token: str | None) -> Path:
 
     try:
         return Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=list(_WANTED)))
-    except Exception as error:  # the hub's errors share no base class below Exception
+    except Exception as error:  # the errors of huggingface_hub share no base class below Exception
         raise explained(error, repo, revision) from error
 
 
 def explained(error: Exception, repo: str, revision: str | None) -> QtoolError:
-    """An error of the hub's client in our words."""
+    """A QtoolError for an error of huggingface_hub."""
     from huggingface_hub import errors
 
     at = f" at {revision}" if revision else ""
     if isinstance(error, errors.GatedRepoError | errors.RepositoryNotFoundError):
         return NetworkError(
-            f"{repo} is not on the hub, or it is private or gated.", "Check the name; set HF_TOKEN or pass --token."
+            f"{repo} is not on the Hub, or it is private or gated.", "Check the name, and set HF_TOKEN or pass --token."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return NetworkError(f"{repo} has no revision {revision}.")
     if isinstance(error, errors.LocalEntryNotFoundError):
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        hint = "HF_HUB_OFFLINE is set; unset it or fetch the model first." if offline else "Check the network."
-        return NetworkError(f"{repo}{at} is not in the cache and the hub cannot be reached.", hint)
+        hint = "HF_HUB_OFFLINE is set: unset it, or download the model first." if offline else "Check the network."
+        return NetworkError(f"{repo}{at} is not in the cache, and the Hub cannot be reached.", hint)
     if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{repo} is no valid repository name.")
+        return UsageError(f"Invalid repository name {repo!r}.")
     if isinstance(error, OSError | errors.HfHubHTTPError):
-        return NetworkError(f"{repo}{at} could not be fetched: {_first_line(error)}.")
-    return ModelError(f"{repo}{at} could not be fetched: {type(error).__name__}: {_first_line(error)}.")
+        return NetworkError(f"Cannot download {repo}{at}: {_first_line(error)}.")
+    return ModelError(f"Cannot download {repo}{at}: {type(error).__name__}: {_first_line(error)}.")
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-# A repository on the hub whose files are read in part: `Range` requests over one kept-alive session. What was not
-# asked for is not transferred. A server that would send a whole file instead is refused, a passing failure is tried
-# again a few times, and every other one is a NetworkError.
+# Reading by range: `Range` requests over one session. A server that ignores the range and would send a whole weight file
+# is refused.
 
-
-_PAUSES: Final = (0.5, 1.0)
-"""Seconds between one try and the next."""
-_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RETRIES: Final = 2
 _TIMEOUT: Final = 30.0
 _MAX_WHOLE: Final = 32 << 20
-"""No file of a checkpoint but its weights is larger."""
+"""A file of a checkpoint that is larger contains weights."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Bytes of a file and how many it has in all."""
+class FileRange:
+    """Bytes of a file, and the size of the whole file."""
 
     data: bytes
     size: int
 
 
 class HubRepository:
-    """The files of `repo` at the commit that `revision` points to; `fetched` counts the bytes of their contents."""
+    """The files of `repo` at the commit that `revision` points to; `fetched` counts the bytes received."""
 
     def __init__(self, repo: str, revision: str | None = None, token: str | None = None) -> None:
         from huggingface_hub import HfApi, constants
@@ -148,11 +143,11 @@ class HubRepository:
 
         self.repo = repo
         self.fetched = 0
-        self._asked_revision = revision
+        self._revision_option = revision
         if constants.is_offline_mode():
-            raise NetworkError(f"{repo} lies on the hub, and HF_HUB_OFFLINE is set.", "Unset it or pass a local path.")
+            raise NetworkError(f"{repo} is on the Hub, and HF_HUB_OFFLINE is set.", "Unset it, or pass a local path.")
         api = HfApi(endpoint=constants.ENDPOINT, token=token)
-        info = self._patiently(lambda: api.model_info(repo, revision=revision, timeout=_TIMEOUT))
+        info = self._retried(lambda: api.model_info(repo, revision=revision, timeout=_TIMEOUT))
         self.revision = str(info.sha)
         self.names = tuple(sorted(s.rfilename for s in info.siblings or () if _stays_inside(s.rfilename)))
         self._base = f"{constants.ENDPOINT}/{repo}/resolve/{self.revision}"
@@ -160,38 +155,33 @@ class HubRepository:
         self._direct: dict[str, str] = {}
 
     def open(self, name: str, chunk: int) -> HubFile:
-        """The file `name`, of which the first `chunk` bytes are fetched at once."""
+        """The file `name`, of which the first `chunk` bytes are fetched immediately."""
         return HubFile(self, name, chunk)
 
     def read_whole(self, name: str) -> bytes:
         """All of a small file."""
-        return self._patiently(lambda: self._request(name, None)).data
+        return self._retried(lambda: self._request(name, None)).data
 
-    def read_part(self, name: str, offset: int, nbytes: int) -> Part:
+    def read_range(self, name: str, offset: int, nbytes: int) -> FileRange:
         """`nbytes` bytes of a file from `offset` on; fewer only at its end."""
-        return self._patiently(lambda: self._request(name, (offset, nbytes)))
+        return self._retried(lambda: self._request(name, (offset, nbytes)))
 
-    def _patiently(self, request: Callable[[], T], tries: int = 0) -> T:
+    def _retried(self, request: Callable[[], T]) -> T:
         try:
-            return request()
+            return with_retries(request, retries=_RETRIES, pause_after=_pause_after)
         except QtoolError:
             raise
-        except Exception as error:  # the hub's errors share no base class below Exception
-            if tries == len(_PAUSES) or not _is_passing(error):
-                raise self._failure(error) from error
-        time.sleep(_PAUSES[tries])
-        return self._patiently(request, tries + 1)
+        except Exception as error:  # the errors of huggingface_hub share no base class below Exception
+            raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> QtoolError:
         import httpx
 
         if isinstance(error, httpx.TransportError):
-            return NetworkError(
-                f"{self.repo} could not be read: {error or type(error).__name__}.", "Check the network."
-            )
-        return explained(error, self.repo, self._asked_revision)
+            return NetworkError(f"Cannot read {self.repo}: {error or type(error).__name__}.", "Check the network.")
+        return explained(error, self.repo, self._revision_option)
 
-    def _request(self, name: str, span: tuple[int, int] | None) -> Part:
+    def _request(self, name: str, span: tuple[int, int] | None) -> FileRange:
         from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined] # as above
 
         headers = self._headers if name not in self._direct else {"Accept-Encoding": "identity"}
@@ -199,39 +189,40 @@ class HubRepository:
             headers = {**headers, "Range": f"bytes={span[0]}-{span[0] + span[1] - 1}"}
         address = self._direct.get(name, f"{self._base}/{quote(name)}")
         with get_session().stream("GET", address, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
-            if response.status_code == 416:  # the file ends before what was asked for
-                return Part(b"", _size_of(response, 0))
+            if response.status_code == 416:  # the range begins behind the end of the file
+                return FileRange(b"", _size_of(response, 0))
             if response.is_error:
                 response.read()
                 hf_raise_for_status(response)
-            self._remember(name, response)
+            if response.history and response.url.host != response.history[0].url.host:
+                # A signed address in the store of large files: used directly from now on, it needs no token.
+                self._direct[name] = str(response.url)
             return self._received(name, response, span)
 
-    def _remember(self, name: str, response: httpx.Response) -> None:
-        """Ask the store of large files directly from now on: its signed address needs no token."""
-        if response.history and response.url.host != response.history[0].url.host:
-            self._direct[name] = str(response.url)
-
-    def _received(self, name: str, response: httpx.Response, span: tuple[int, int] | None) -> Part:
+    def _received(self, name: str, response: httpx.Response, span: tuple[int, int] | None) -> FileRange:
         offset, limit = span or (0, _MAX_WHOLE)
         length = int(response.headers.get("Content-Length", "-1"))
         if span is None and length > limit:
-            raise ModelError(f"{name} of {self.repo} is too large to be what its name says: {length:,} bytes.")
-        if span is not None and not _is_answered(response, offset, length, limit):
-            raise NetworkError(f"The server of {self.repo} does not answer range requests.", "Fetch the model first.")
+            raise ModelError(f"{name} of {self.repo} has {length:,} bytes; expected at most {limit:,}.")
+        if span is not None and not _has_range(response, offset, length, limit):
+            raise NetworkError(
+                f"The server of {self.repo} does not support range requests.", "Download the model first."
+            )
         data = _read_at_most(response, limit)
         size = _size_of(response, len(data))
         if span is not None and len(data) < min(limit, size - offset):
-            raise NetworkError(f"The server of {self.repo} answered with less of {name} than was asked for.")
+            raise NetworkError(
+                f"The server of {self.repo} sent {len(data):,} bytes of {name}; expected {min(limit, size - offset):,}."
+            )
         self.fetched += len(data)
-        return Part(data, size)
+        return FileRange(data, size)
 
 
 class HubFile:
     """One file of a repository as a source of bytes."""
 
     def __init__(self, repository: HubRepository, name: str, chunk: int) -> None:
-        head = repository.read_part(name, 0, chunk)
+        head = repository.read_range(name, 0, chunk)
         self.name = f"hf://{repository.repo}/{name}"
         self.size = head.size
         self.chunk = chunk
@@ -244,63 +235,69 @@ class HubFile:
         end = min(offset + nbytes, self.size)
         if end <= len(self._head):
             return self._head[offset:end]
-        return self._repository.read_part(self._path, offset, end - offset).data
+        return self._repository.read_range(self._path, offset, end - offset).data
 
 
 def _stays_inside(name: str) -> bool:
     return not name.startswith("/") and ".." not in name.split("/")
 
 
-def _is_passing(error: Exception) -> bool:
+def _pause_after(error: Exception) -> float | None:
     import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):
-        return error.response is not None and error.response.status_code in _PASSING
-    return isinstance(error, httpx.TransportError)
+        is_transient = error.response is not None and error.response.status_code in TRANSIENT_STATUSES
+    else:
+        is_transient = isinstance(error, httpx.TransportError)
+    return 0.0 if is_transient else None
 
 
-def _is_answered(response: httpx.Response, offset: int, length: int, limit: int) -> bool:
-    """Whether the answer is the part that was asked for: by its own word, or a whole file that is no larger."""
+def _has_range(response: httpx.Response, offset: int, length: int, limit: int) -> bool:
+    """Whether the response is the requested range: by its Content-Range, or because the whole file is no larger."""
     if response.status_code == 206:
         return str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-")
     return offset == 0 and 0 <= length <= limit
 
 
 def _size_of(response: httpx.Response, default: int) -> int:
-    """The size of the file: behind the slash of Content-Range."""
+    """The size of the file, which is after the slash in Content-Range."""
     match = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
     return int(match[1]) if match else default
 
 
 def _read_at_most(response: httpx.Response, limit: int) -> bytes:
-    parts = []
+    chunks = []
     left = limit
-    for part in response.iter_raw():
-        parts.append(part[:left])
-        left -= len(parts[-1])
+    for chunk in response.iter_raw():
+        chunks.append(chunk[:left])
+        left -= len(chunks[-1])
         if left == 0:
             break
-    return b"".join(parts)
+    return b"".join(chunks)
 
 
-# A checkpoint on the hub as a folder of its headers: the small files whole, of each weight file the header alone.
-# What was not fetched is a hole in a sparse file of the right size, so that the reader for checkpoints on disk checks
-# headers, sizes and index of a remote one too; nobody may read a weight from it.
+# A checkpoint on the Hub as a folder of headers: the small files whole, of each weight file only the header. The rest is a
+# hole in a sparse file of the right size, so that the reader of local checkpoints can check headers, sizes and index.
 
-
-_SMALL: Final = (
-    "config.json", INDEX, "hf_quant_config.json", "tokenizer_config.json", "chat_template.jinja",
-    "modules.json", "config_sentence_transformers.json", "[0-9]_*/config.json",
-)  # fmt: skip
+_SMALL_FILES: Final = (
+    "config.json",
+    INDEX,
+    "hf_quant_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "[0-9]_*/config.json",
+)
 _CHUNK: Final = 256 << 10
-"""Larger than the header of a 2B model, so that one request is enough."""
+"""Larger than the header of a 2B model, so that one request suffices."""
 
 
 def mirror_headers(repository: HubRepository, folder: Path) -> None:
     """Write everything but the weights of `repository`'s checkpoint into the empty `folder`."""
     for name in repository.names:
-        if any(fnmatchcase(name, pattern) for pattern in _SMALL):
+        if any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(repository.read_whole(name))
     for name in _weight_files(repository, folder):
@@ -308,14 +305,14 @@ def mirror_headers(repository: HubRepository, folder: Path) -> None:
 
 
 def _weight_files(repository: HubRepository, folder: Path) -> Iterable[str]:
-    """The weight files that there are; whether these are all that the index names is the reader's to check."""
+    """The weight files that exist; the reader checks that the index names no others."""
     names = {SINGLE}
     if (folder / INDEX).is_file():
         try:
             weight_map = json.loads((folder / INDEX).read_bytes()).get("weight_map", {})
             names = {str(name) for name in weight_map.values()}
         except (ValueError, AttributeError):
-            names = set()  # the reader explains what is wrong with it
+            names = set()  # the reader reports what is wrong with it
     return sorted(name for name in names.intersection(repository.names) if Path(name).name == name)
 
 

@@ -152,14 +152,14 @@ class HubLocation(ArtefactLocation):
     @override
     def read_into(self, name: str, offset: int, buffer: NDArray[np.uint8], what: str) -> None:
         del what  # the repository's errors name the file
-        buffer[:] = np.frombuffer(self._repository.read_part(name, offset, buffer.nbytes).data, np.uint8)
+        buffer[:] = np.frombuffer(self._repository.read_range(name, offset, buffer.nbytes).data, np.uint8)
 
     @override
     def read_spans(self, name: str, spans: Sequence[ByteSpan]) -> list[bytes] | None:
         runs = _merged(spans)
         if len(runs) > _MAX_REQUESTS:
             return None
-        parts = {start: self._repository.read_part(name, start, end - start).data for start, end in runs}
+        parts = {start: self._repository.read_range(name, start, end - start).data for start, end in runs}
         return [_cut(parts, offset, nbytes) for offset, nbytes in spans]
 
     @contextmanager

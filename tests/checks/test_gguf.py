@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType, GGUFValueType
 from gguf.quants import quantize
 
 from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
@@ -15,7 +15,7 @@ from qtool.checks.findings import INSPECTION_CODES as CATALOGUE
 from qtool.checks.inspect import inspect
 from qtool.export.repair import RepairOptions, repair_gguf
 from qtool.formats.ggml import GGML_TYPES, Q8_0
-from qtool.storage.gguf import Kind, array, boolean, string, uint32
+from qtool.storage.gguf import array, boolean, string, uint32
 from qtool.storage.gguf_model import RANK_HEAD, RERANK_KEY
 from tests.checks.rewriting import TOKENIZER, codes, drop, put, retype, rewrite_gguf
 
@@ -30,7 +30,7 @@ def baked(prompt, instruction=None):
 def forget(word):
     def change(values):
         tokens = [f"[{word}]" if token == word else token for token in values[f"{TOKENIZER}tokens"].data]
-        values[f"{TOKENIZER}tokens"] = array(Kind.STRING, tokens)
+        values[f"{TOKENIZER}tokens"] = array(GGUFValueType.STRING, tokens)
 
     return change
 
@@ -39,7 +39,7 @@ def make_normal(token):
     def change(values):
         kinds = list(values[f"{TOKENIZER}token_type"].data)
         kinds[values[f"{TOKENIZER}tokens"].data.index(token)] = 1
-        values[f"{TOKENIZER}token_type"] = array(Kind.INT32, kinds)
+        values[f"{TOKENIZER}token_type"] = array(GGUFValueType.INT32, kinds)
 
     return change
 
@@ -82,7 +82,7 @@ FIELDS = {
     "gguf-missing-field": ("reranker", drop("qwen3vl.feed_forward_length")),
     "gguf-no-pooling": ("reranker", drop("qwen3vl.pooling_type")),
     "gguf-wrong-pooling": ("reranker", put("qwen3vl.pooling_type", uint32(1))),
-    "gguf-labels": ("reranker", put(LABELS, array(Kind.STRING, ["no", "yes"]))),
+    "gguf-labels": ("reranker", put(LABELS, array(GGUFValueType.STRING, ["no", "yes"]))),
     "gguf-no-rerank-template": ("reranker", drop(RERANK_KEY)),
     "gguf-wrong-rerank-template": ("reranker", put(RERANK_KEY, baked(TEXT_RERANKER))),
     "gguf-incomplete-rerank-template": ("reranker", put(RERANK_KEY, string("{query}"))),
@@ -197,7 +197,7 @@ def test_published_sizes_are_held_to_what_was_published(copy_of):
 
 def test_sections_must_fill_half_a_head(copy_of):
     folder = copy_of("reranker-gguf")
-    sections = array(Kind.INT32, [12, 10, 8, 0])
+    sections = array(GGUFValueType.INT32, [12, 10, 8, 0])
     rewrite_gguf(folder / "model.gguf", fields=put("qwen3vl.rope.dimension_sections", sections))
     (finding,) = inspect(str(folder)).findings
     assert finding.code == "gguf-rope"

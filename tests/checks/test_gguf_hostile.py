@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from gguf.constants import GGUFValueType
 
 from qtool.checks.findings import Severity
 from qtool.checks.inspect import inspect
 from qtool.errors import ModelError
-from qtool.storage.gguf import Kind, Value, array, float32, string, uint32
+from qtool.storage.gguf import Value, array, float32, string, uint32
 from tests.checks.rewriting import TOKENIZER, codes, put, rewrite_gguf
 
 
@@ -21,14 +22,14 @@ def test_a_field_of_the_wrong_type_counts_as_missing(copy_of):
     ("key", "value"),
     [
         ("qwen3vl.block_count", uint32((1 << 32) - 1)),
-        ("qwen3vl.embedding_length", Value(Kind.INT32, -1)),
-        ("qwen3vl.attention.head_count_kv", Value(Kind.INT32, -5)),
+        ("qwen3vl.embedding_length", Value(GGUFValueType.INT32, -1)),
+        ("qwen3vl.attention.head_count_kv", Value(GGUFValueType.INT32, -5)),
         ("qwen3vl.rope.freq_base", string("high")),
         ("qwen3vl.rope.freq_base", float32(float("nan"))),
-        ("qwen3vl.rope.dimension_sections", array(Kind.STRING, ["a"])),
+        ("qwen3vl.rope.dimension_sections", array(GGUFValueType.STRING, ["a"])),
         (f"{TOKENIZER}tokens", uint32(7)),
-        (f"{TOKENIZER}token_type", array(Kind.INT32, [])),
-        (f"{TOKENIZER}eos_token_id", Value(Kind.INT32, -1)),
+        (f"{TOKENIZER}token_type", array(GGUFValueType.INT32, [])),
+        (f"{TOKENIZER}eos_token_id", Value(GGUFValueType.INT32, -1)),
         ("general.file_type", string("x")),
         ("general.architecture", uint32(1)),
     ],
@@ -43,8 +44,8 @@ def test_nonsense_in_a_field_is_survived(key, value, copy_of):
     ("key", "value"),
     [
         ("clip.vision.block_count", uint32((1 << 32) - 1)),
-        ("clip.vision.patch_size", Value(Kind.INT32, -1)),
-        ("clip.vision.spatial_merge_size", Value(Kind.INT32, -1)),
+        ("clip.vision.patch_size", Value(GGUFValueType.INT32, -1)),
+        ("clip.vision.spatial_merge_size", Value(GGUFValueType.INT32, -1)),
         ("clip.vision.image_size", uint32(1)),
         ("clip.projector_type", uint32(1)),
     ],

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from gguf.constants import GGUFValueType
 
 from qtool.checks.inspect import inspect
-from qtool.storage.gguf import Kind, array, string, uint32
+from qtool.storage.gguf import array, string, uint32
 from tests.checks.rewriting import codes, drop, put, retype, rewrite_gguf
 
 PROJECTOR_FIELDS = {
     "mmproj-type": put("clip.projector_type", string("ldp")),
     "mmproj-missing-field": drop("clip.vision.image_mean"),
-    "mmproj-deepstack-flags": put("clip.vision.is_deepstack_layers", array(Kind.BOOL, [True, False, False])),
+    "mmproj-deepstack-flags": put("clip.vision.is_deepstack_layers", array(GGUFValueType.BOOL, [True, False, False])),
 }
 PROJECTOR_TENSORS = {
     "mmproj-missing-tensor": drop("v.blk.1.attn_qkv.weight"),

@@ -156,7 +156,7 @@ def test_an_architecture_that_transformers_lacks_still_streams(tmp_path):
 
 
 def test_a_folder_has_no_revision(model, tmp_path):
-    with pytest.raises(UsageError, match="is a folder and has no revisions"):
+    with pytest.raises(UsageError, match="is a local folder; --revision applies to Hub repositories only"):
         quantize(QuantizeOptions(model=str(model), output=tmp_path / "out", revision="main"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from gguf.constants import GGUFValueType
 
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, UsageError
@@ -12,7 +13,7 @@ from qtool.export.convert import convert_gguf
 from qtool.export.gguf_metadata import NAMES_KEY
 from qtool.export.gguf_plan import ConvertOptions
 from qtool.export.repair import RepairOptions, repair_gguf
-from qtool.storage.gguf import Kind, Value, array, read_gguf, string
+from qtool.storage.gguf import Value, array, read_gguf, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from qtool.storage.gguf_model import RERANK_KEY
 from qtool.storage.output_files import open_files
@@ -115,7 +116,9 @@ def with_head(source, target, make, labels=None):
         tensors[HEAD] = replace(tensors[HEAD], data=np.asarray(make(head, table), np.float16).tobytes())
 
     copyfile(source, target)
-    rewrite_gguf(target, lambda fields: fields.update({LABELS: array(Kind.STRING, labels)}) if labels else None, change)
+    rewrite_gguf(
+        target, lambda fields: fields.update({LABELS: array(GGUFValueType.STRING, labels)}) if labels else None, change
+    )
     return target
 
 
@@ -188,7 +191,7 @@ def test_an_embedder_without_pooling_gets_it_when_asked(right, tmp_path):
             {"fields": {"general.architecture": string("llama")}},
             "holds the architecture 'llama'; known are qwen3, qwen3vl",
         ),
-        ({"fields": {"split.count": Value(Kind.UINT16, 2)}}, "one part of several"),
+        ({"fields": {"split.count": Value(GGUFValueType.UINT16, 2)}}, "one part of several"),
         ({"without": [HEAD, "token_embd.weight"]}, "the answers' rows are not in it"),
         ({"without": [HEAD], "drop_fields": ["tokenizer.ggml.tokens"]}, "no single token 'yes'"),
     ],

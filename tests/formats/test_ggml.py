@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qtool.formats import nvfp4
 from qtool.formats.floats import FLOAT_FORMATS
-from qtool.formats.ggml import BF16, F16, F32, NVFP4, Q8_0
+from qtool.formats.ggml import BF16, F16, F32, NVFP4, Q8_0, encode_reference, repack_nvfp4_reference
 from qtool.formats.ggml_kernels import encode_run, repack_nvfp4
 
 TARGETS = {t.name: t for t in (F32, F16, BF16, Q8_0)}
@@ -34,7 +34,10 @@ def test_weights_of_any_bits_encode_as_gguf_py_does(name, target, seed):
     values = element.widen(bits)
     if target is Q8_0:  # beyond that the scale, or its reciprocal, is no normal float32
         bits[(np.abs(values) > 1e36) | (np.abs(values) < 1e-30)] = 0
-    assert np.array_equal(encode_run(bits, element, target), theirs(element.widen(bits), target))
+    encoded = encode_run(bits, element, target)
+    assert np.array_equal(encoded, theirs(element.widen(bits), target))
+    with np.errstate(over="ignore"):
+        assert np.array_equal(encoded, encode_reference(element.widen(bits), target))
 
 
 def test_q8_0_rounds_halves_away_from_zero():
@@ -43,6 +46,14 @@ def test_q8_0_rounds_halves_away_from_zero():
     encoded = encode_run(values.view(np.uint32), FLOAT_FORMATS["F32"], Q8_0)
     assert encoded[:2].view("<f2")[0] == 1
     assert encoded[2:7].view(np.int8).tolist() == [127, 1, -1, 3, -127]
+
+
+@given(st.lists(st.floats(-4, 4, width=32), min_size=32, max_size=32))
+def test_q8_0_is_its_reference_on_every_float(values):
+    block = np.array(values, np.float32)
+    block[np.abs(block) < 1e-30] = 0
+    encoded = encode_run(block.view(np.uint32), FLOAT_FORMATS["F32"], Q8_0)
+    assert np.array_equal(encoded, encode_reference(block, Q8_0))
 
 
 def test_a_tail_shorter_than_a_vector_is_narrowed_too():
@@ -62,3 +73,4 @@ def test_repacked_nvfp4_decodes_to_the_same_weights(seed, rows):
     expected = nvfp4.E2M1_VALUES[codes] * nvfp4.E4M3_VALUES[scales][..., None]
     assert np.array_equal(decoded, expected.reshape(rows, 128))
     assert NVFP4.nbytes(128) == 72
+    assert np.array_equal(repack_nvfp4(packed, scales), repack_nvfp4_reference(packed, scales))

@@ -1,4 +1,4 @@
-"""The number format against literal tables, torch and ModelOpt."""
+"""The number format against literal tables, torch and ModelOpt, and the compiled kernels against their references."""
 
 from __future__ import annotations
 
@@ -152,3 +152,78 @@ def test_nonfinite_weights_are_counted():
         bits = bits_of(torch.tensor([1.0, float("nan"), float("inf"), -float("inf"), 0.0]).to(TORCH[name]))
         assert element.count_nonfinite(bits) == 3
         assert nvfp4_kernels.largest_magnitude(bits, element) >= element.infinity_bits
+
+
+# The kernels compute what their NumPy references say, bit for bit. Blocks are drawn with ties, zeros and both signs; a
+# run longer than BLOCKS_SUMMED shows the order in which errors are summed.
+
+ELEMENTS = st.sampled_from(list(FLOAT_FORMATS.values()))
+
+
+def random_bits(seed, element, blocks):
+    """Finite bits of weights that spread over some powers of two, some of them zero or on a tie."""
+    random = np.random.default_rng(seed)
+    values = random.standard_normal(blocks * 16) * 2.0 ** random.integers(-6, 6, blocks * 16)
+    values[random.random(values.size) < 0.1] = 0
+    is_tie = random.random(values.size) < 0.3
+    values[is_tie] = random.choice([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, -0.0], is_tie.sum())
+    if element.name == "BF16":
+        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype({"F16": np.float16, "F32": np.float32}[element.name]).view(element.bits_dtype)
+
+
+@given(seed=st.integers(0, 1 << 32), element=ELEMENTS, blocks=st.integers(1, 40), is_broken=st.booleans())
+def test_the_largest_magnitude_is_its_reference(seed, element, blocks, is_broken):
+    bits = random_bits(seed, element, blocks)
+    bits[seed % bits.size] = element.infinity_bits + is_broken if seed % 2 else bits[seed % bits.size]
+    assert nvfp4_kernels.largest_magnitude(bits, element) == nvfp4.largest_magnitude_reference(bits, element)
+
+
+@given(
+    seed=st.integers(0, 1 << 32), element=ELEMENTS, blocks=st.integers(1, 2500), scale=st.floats(2**-20, 1024, width=32)
+)
+def test_encoding_and_its_errors_are_their_references(seed, element, blocks, scale):
+    bits, scale = random_bits(seed, element, blocks), np.float32(scale)
+    packed, scales = np.empty(bits.size // 2, np.uint8), np.empty(bits.size // 16, np.uint8)
+    sums = nvfp4_kernels.encode(bits, nvfp4.encode_tables(scale, element), packed, scales)
+    weights = element.widen(bits)
+    expected_packed, expected_scales = nvfp4.encode_reference(weights, scale)
+    assert np.array_equal(scales, expected_scales)
+    assert np.array_equal(packed, expected_packed)
+    restored = nvfp4.dequantize_reference(packed, scales, scale)
+    assert sums == nvfp4.squared_sums_reference(weights.reshape(-1, 16), restored, nvfp4_kernels.BLOCKS_SUMMED)
+
+
+@given(seed=st.integers(0, 1 << 32), blocks=st.integers(1, 40), scale=st.floats(0, float("inf"), width=32))
+def test_dequantization_is_its_reference_for_any_bytes(seed, blocks, scale):
+    random = np.random.default_rng(seed)
+    packed, scales = random.integers(0, 256, blocks * 8, np.uint8), random.integers(0, 256, blocks, np.uint8)
+    with np.errstate(all="ignore"):
+        found = nvfp4_kernels.dequantize(packed.reshape(1, -1), scales.reshape(1, -1), np.float32(scale))
+        expected = nvfp4.dequantize_reference(packed, scales, np.float32(scale))
+    assert np.array_equal(found.reshape(-1, 16), expected, equal_nan=True)
+
+
+@given(
+    seed=st.integers(0, 1 << 32),
+    blocks=st.integers(1, 60),
+    scale=st.sampled_from([1.0, 0.01, 3.7, 0.0, float("nan"), float("inf")]),
+    damage=st.floats(0, 1),
+)
+def test_misrounded_blocks_are_those_of_the_reference(seed, blocks, scale, damage):
+    random, scale = np.random.default_rng(seed), np.float32(scale)
+    values = FLOAT_FORMATS["F32"].widen(random_bits(seed, FLOAT_FORMATS["F32"], blocks))
+    values[:16] = 0
+    packed, scales = nvfp4.encode_reference(values, np.float32(scale if 0 < scale < 10 else 1))
+    is_hit = random.random(packed.size) < damage / 8
+    packed[is_hit] = random.integers(0, 256, is_hit.sum(), np.uint8)
+    is_hit = random.random(scales.size) < damage
+    scales[is_hit] += random.integers(0, 256, is_hit.sum(), np.uint8) >> np.uint8(random.integers(0, 8))
+    found = nvfp4_kernels.misrounded_blocks(values, packed, scales, scale)
+    assert found == nvfp4.misrounded_blocks_reference(values, packed, scales, scale)
+
+
+def test_what_rounding_to_nearest_makes_is_not_misrounded():
+    values = FLOAT_FORMATS["F32"].widen(random_bits(5, FLOAT_FORMATS["F32"], 3000))
+    scale = nvfp4.global_scale(np.abs(values).max())
+    assert nvfp4.misrounded_blocks_reference(values, *nvfp4.encode_reference(values, scale), scale) == 0

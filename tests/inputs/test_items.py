@@ -27,5 +27,5 @@ def test_a_pair_is_named_by_its_ids() -> None:
     "fields", [{"text": ("a \ud83d",)}, {"instruction": "\udcff"}, {"text": (None,)}, {"text": (b"bytes",)}]
 )
 def test_an_item_of_what_is_no_text_is_refused_by_name(fields: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="Item 'd': no text"):
+    with pytest.raises(UsageError, match="Item 'd': Invalid text"):
         Item("d", **fields)

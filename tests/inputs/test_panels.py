@@ -142,46 +142,46 @@ def with_document(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("{not json", "line 2: not JSON"),
-        ([1, 2], r'line 2: a query is an object \{"query": …, "documents": \[…\]\}$'),
+        ("{not json", "line 2: Invalid JSON"),
+        ([1, 2], r'line 2: Expected an object \{"query": …, "documents": \[…\]\}\.$'),
         ({"id": "q1", "documents": ["x"]}, "line 2: query: Field required"),
         ({"query": "a", "documents": []}, "line 2: documents: "),
         ({"query": "a", "docs": ["x"]}, "line 2: docs: |line 2: documents: Field required"),
         ({"query": {"txt": "a"}, "documents": [DOCUMENT]}, "line 2: query.txt: Extra inputs"),
-        ({"query": {}, "documents": [DOCUMENT]}, "line 2: query: no text, image or video"),
-        ({"query": 7, "documents": [DOCUMENT]}, "line 2: query: should be a text, or an object with text, image or"),
-        ({"query": "a", "documents": [7]}, r"line 2: documents\[0\]: should be a text, or an object with text"),
+        ({"query": {}, "documents": [DOCUMENT]}, "line 2: query: No text, image or video"),
+        ({"query": 7, "documents": [DOCUMENT]}, "line 2: query: Expected a text, or an object with text, image or"),
+        ({"query": "a", "documents": [7]}, r"line 2: documents\[0\]: Expected a text, or an object with text"),
         (with_document(texts="x"), r"line 2: documents\[1\].texts: Extra inputs"),
-        (with_document(text=None), r"line 2: documents\[1\]: no text, image or video"),
+        (with_document(text=None), r"line 2: documents\[1\]: No text, image or video"),
         (with_document(text=[1]), r"line 2: documents\[1\].text\[0\]: "),
         (with_document(text=3), r"line 2: documents\[1\].text: "),
-        (with_document(id="d1"), r"line 2: documents\[1\].id: 'd1' is there already"),
+        (with_document(id="d1"), r"line 2: documents\[1\].id: Document 'd1' exists already"),
         (with_document(id=""), r"line 2: documents\[1\].id: "),
         (with_document(label="2"), r"line 2: documents\[1\].label: "),
         (with_document(label=True), r"line 2: documents\[1\].label: .*true or false"),
         (with_document(label=-1), r"line 2: documents\[1\].label: "),
         (with_document(label=float("nan")), r"line 2: documents\[1\].label: "),
         (with_document(label=1500), r"line 2: documents\[1\].label: .*100"),
-        (with_document(label=None), r"line 2: documents\[1\].label: missing"),
-        (with_document(video="gone.mp4"), r"line 2: documents\[1\].video: no such file: gone.mp4"),
-        (with_document(video={"frames": ["gone.png"]}), r"line 2: documents\[1\].video: no such file: gone.png"),
+        (with_document(label=None), r"line 2: documents\[1\].label: Missing"),
+        (with_document(video="gone.mp4"), r"line 2: documents\[1\].video: No such file: gone.mp4"),
+        (with_document(video={"frames": ["gone.png"]}), r"line 2: documents\[1\].video: No such file: gone.png"),
         (with_document(video={"frames": []}), r"line 2: documents\[1\].video\[0\].frames: "),
-        (with_document(video={"fps": 2}), r"line 2: documents\[1\].video\[0\]: needs either file or frames"),
-        (with_document(video={"frames": ["data:,"], "fps": 2}), r"video\[0\]: .*fps samples a file"),
+        (with_document(video={"fps": 2}), r"line 2: documents\[1\].video\[0\]: Expected either file or frames"),
+        (with_document(video={"frames": ["data:,"], "fps": 2}), r"video\[0\]: .*fps applies to a file"),
         (with_document(video={"file": "a.mp4", "fps": 0}), r"line 2: documents\[1\].video\[0\].fps: "),
         (with_document(video={"file": "a.mp4", "speed": 2}), r"line 2: documents\[1\].video\[0\].speed: Extra inputs"),
-        (with_document(video=["a.mp4", 7]), r"line 2: documents\[1\].video\[1\]: should be a file's path, or"),
+        (with_document(video=["a.mp4", 7]), r"line 2: documents\[1\].video\[1\]: Expected a path, or"),
         (with_document(max_pixels=0), r"line 2: documents\[1\].max_pixels: "),
-        (with_document(min_pixels=99, max_pixels=98), r"line 2: documents\[1\]: min_pixels 99 and max_pixels 98"),
-        (with_document(image="gone.png"), r"line 2: documents\[1\].image: no such file: gone.png"),
-        (with_document(image="x" * 5000), r"line 2: documents\[1\].image: no such file"),
-        (with_document(image="nul\0"), r"line 2: documents\[1\].image: no such file"),
-        (with_document(text="a \ud83d"), r"line 2: documents\[1\].text\[0\]: holds half of a character"),
+        (with_document(min_pixels=99, max_pixels=98), r"line 2: documents\[1\]: min_pixels is 99 and max_pixels 98"),
+        (with_document(image="gone.png"), r"line 2: documents\[1\].image: No such file: gone.png"),
+        (with_document(image="x" * 5000), r"line 2: documents\[1\].image: No such file"),
+        (with_document(image="nul\0"), r"line 2: documents\[1\].image: No such file"),
+        (with_document(text="a \ud83d"), r"line 2: documents\[1\].text\[0\]: Text contains a lone surrogate"),
         (with_document(id="\ud83d"), r"line 2: documents\[1\].id: "),
         ({"query": "a \ud83d", "documents": ["x"]}, r"line 2: query.text\[0\]: .*half of a character"),
         ({"query": "a", "instruction": "\udcff", "documents": ["x"]}, "line 2: instruction: .*half of a character"),
-        ("[" * 100_000, "line 2: not JSON.*nested too deeply"),
-        ('{"query": ' + "[" * 100_000, "line 2: not JSON.*nested too deeply"),
+        ("[" * 100_000, "line 2: The JSON is nested too deeply"),
+        ('{"query": ' + "[" * 100_000, "line 2: The JSON is nested too deeply"),
     ],
 )
 def test_a_broken_query_names_line_and_field(tmp_path: Path, query: Any, message: str) -> None:
@@ -193,16 +193,16 @@ def test_a_broken_query_names_line_and_field(tmp_path: Path, query: Any, message
 
 
 def test_a_query_id_that_recurs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="line 3: id: query 'q1' is there already"):
+    with pytest.raises(UsageError, match="line 3: id: Query 'q1' exists already"):
         load_panel(panel_file(tmp_path, QUERY, QUERY))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"labels": "binary"}, "labels: the header says 'binary', the documents are 'graded'"),
-        ({"labels": "none"}, "labels: the header says 'none'"),
-        ({"modality": "image"}, "modality: the header says 'image', the items are 'text'"),
+        ({"labels": "binary"}, "labels: The header declares 'binary'; the documents are 'graded'"),
+        ({"labels": "none"}, "labels: The header declares 'none'"),
+        ({"modality": "image"}, "modality: The header declares 'image'; the items are 'text'"),
     ],
 )
 def test_a_header_that_does_not_fit_its_lines_is_refused(tmp_path: Path, fields: dict[str, str], message: str) -> None:
@@ -227,7 +227,7 @@ def test_a_header_is_not_written_with_fields_it_does_not_have(fields: dict[str, 
 def test_a_panel_changed_after_its_header_was_written_is_refused(tmp_path: Path) -> None:
     path = panel_file(tmp_path, QUERY)
     path.write_bytes(path.read_bytes().replace(b"red", b"rad"))
-    with pytest.raises(UsageError, match="line 1: sha256: the header says"):
+    with pytest.raises(UsageError, match="line 1: sha256: The header declares"):
         load_panel(path)
 
 
@@ -245,9 +245,9 @@ def test_an_unlabelled_query_of_a_labelled_panel_is_named(tmp_path: Path) -> Non
 
 
 def test_files_that_are_no_panels(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot read panel"):
+    with pytest.raises(UsageError, match="Cannot read panel"):
         load_panel(tmp_path / "gone.jsonl")
-    with pytest.raises(UsageError, match="holds no query"):
+    with pytest.raises(UsageError, match="contains no queries"):
         load_panel(write(tmp_path / "empty.jsonl", b"\n"))
     with pytest.raises(UsageError, match="not UTF-8"):
         load_panel(write(tmp_path / "latin.jsonl", b'{"query": "\xe9"}'))
@@ -255,7 +255,7 @@ def test_files_that_are_no_panels(tmp_path: Path) -> None:
 
 def test_a_first_line_of_brackets_is_no_header_and_named(tmp_path: Path) -> None:
     for line in ("[" * 100_000, '{"qtool_panel": ' + "[" * 100_000):
-        with pytest.raises(UsageError, match=r"deep\.jsonl, line 1: not JSON"):
+        with pytest.raises(UsageError, match=r"deep\.jsonl, line 1: The JSON is nested too deeply"):
             load_panel(write(tmp_path / "deep.jsonl", lines(line)))
 
 

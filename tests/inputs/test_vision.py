@@ -130,7 +130,7 @@ def test_a_path_a_data_url_and_an_image_load_alike(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_picture_is_an_error_with_a_hint(source: str) -> None:
-    with pytest.raises(QtoolError, match="cannot read the picture") as caught:
+    with pytest.raises(QtoolError, match="Cannot read the picture") as caught:
         load_image(source)
     assert caught.value.hint
     assert len(caught.value.message) < 300
@@ -147,7 +147,7 @@ def test_a_picture_in_memory_that_was_never_read_whole_is_an_error_too(tmp_path:
     (tmp_path / "cut.png").write_bytes(png(noise((64, 64)))[:2000])
     with (
         Image.open(tmp_path / "cut.png") as lazy,
-        pytest.raises(UsageError, match=r"cannot read the picture .*cut\.png: .*truncated"),
+        pytest.raises(UsageError, match=r"Cannot read the picture .*cut\.png: .*truncated"),
     ):
         load_image(lazy)
     with Image.open(BytesIO(png(noise((64, 64)))[:2000])) as lazy, pytest.raises(UsageError, match="in memory"):

@@ -84,8 +84,8 @@ def test_the_mark_that_windows_begins_a_file_with_is_no_text(tmp_path: Path) -> 
     ("content", "message"),
     [
         (b"\n \n", "holds no text"),
-        (b"a\n\xff", r"line 2: not UTF-8 text \(byte 1 of"),
-        (None, "cannot read texts .*: No such file"),
+        (b"a\n\xff", "line 2: Byte 1 is 0xff, which is not UTF-8"),
+        (None, "Cannot read texts .*: No such file"),
     ],
 )
 def test_a_file_without_text_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:

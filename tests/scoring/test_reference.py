@@ -154,9 +154,9 @@ def test_bf16_is_near_fp32_and_an_unknown_dtype_is_refused(vl_model: Path) -> No
 
 
 def test_each_task_refuses_the_others_question(vl_model: Path) -> None:
-    with pytest.raises(UsageError, match="embedder does not score"):
+    with pytest.raises(UsageError, match="embedder and cannot score"):
         embedder(vl_model).score(TEXT_PAIRS)
-    with pytest.raises(UsageError, match="reranker does not embed"):
+    with pytest.raises(UsageError, match="a reranker and cannot embed"):
         rerank(vl_model).embed([])
 
 
@@ -171,7 +171,7 @@ def edited(source: Path, target: Path, edit: Callable[[dict[str, torch.Tensor]],
 def test_a_missing_tensor_is_named(vl_model: Path, tmp_path: Path) -> None:
     gone = "model.language_model.layers.1.self_attn.q_norm.weight"
     broken = edited(vl_model, tmp_path / "m", lambda tensors: tensors.pop(gone))
-    with pytest.raises(ModelError, match=r"lacks language_model\.layers\.1\.self_attn\.q_norm\.weight"):
+    with pytest.raises(ModelError, match=r"has no language_model\.layers\.1\.self_attn\.q_norm\.weight"):
         rerank(broken).score(TEXT_PAIRS)
 
 
@@ -206,7 +206,7 @@ def test_weights_that_are_not_numbers_name_the_pair(text_model: Path, tmp_path: 
 
 def test_an_untied_reranker_needs_its_head_and_an_untied_embedder_does_not(text_model: Path, tmp_path: Path) -> None:
     headless = edited(text_model, tmp_path / "m", lambda tensors: tensors.pop("lm_head.weight"))
-    with pytest.raises(ModelError, match=r"lacks lm_head\.weight"):
+    with pytest.raises(ModelError, match=r"has no lm_head\.weight"):
         rerank(headless).score(TEXT_PAIRS)
     items = [pair.document for pair in TEXT_PAIRS]
     np.testing.assert_array_equal(embedder(headless).embed(items), embedder(text_model).embed(items))
@@ -241,7 +241,7 @@ def test_declared_answers_beat_the_tokenizers(vl_model: Path, tmp_path: Path) ->
     np.testing.assert_allclose(rerank(swapped).score(TEXT_PAIRS), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("yes", "no", "message"), [(5, None, "None, not two"), (5, 99_999, "token 99999")])
+@pytest.mark.parametrize(("yes", "no", "message"), [(5, None, "None; expected two"), (5, 99_999, "token 99999")])
 def test_declared_answers_that_cannot_be_are_refused(
     vl_model: Path, tmp_path: Path, yes: int, no: int | None, message: str
 ) -> None:

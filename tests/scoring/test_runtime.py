@@ -104,7 +104,7 @@ def test_a_projector_of_another_model_is_passed_over_unless_it_is_named(gguf_fol
     (tmp_path / "mmproj-broken.gguf").write_bytes(b"GGUF")
     with open_runtime(str(gguf)) as scorer:
         assert len(scorer.score(TEXT)) == len(TEXT)
-        with pytest.raises(UsageError, match="needs the model's projector"):
+        with pytest.raises(UsageError, match="the model's projector is missing"):
             scorer.score(IMAGE)
     with pytest.raises(ModelError, match="gives vectors of 999"):
         open_runtime(str(gguf), RuntimeOptions(mmproj=other))
@@ -123,7 +123,7 @@ def test_what_does_not_concern_a_runtime_is_refused(gguf_folder: Path) -> None:
     ("target", "kind", "message"),
     [
         ("nowhere.gguf", UsageError, "There is no file"),
-        ("nothing", UsageError, "no folder here and no repository"),
+        ("nothing", UsageError, "Not a local folder or a Hub repository"),
         ("empty", ModelError, "config.json"),
     ],
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gguf.constants import GGUFValueType
 
 from qtool.formats.ggml import F16, F32, Q8_0
-from qtool.storage.gguf import Kind, array, boolean, float32, int32, string, uint32
+from qtool.storage.gguf import array, boolean, float32, int32, string, uint32
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from qtool.storage.output_files import open_files
 
@@ -17,8 +18,8 @@ METADATA = {
     "qwen3.rope.freq_base": float32(1e6),
     "an.int": int32(-5),
     "a.flag": boolean(True),
-    "tokenizer.ggml.tokens": array(Kind.STRING, ["yes", "no", "Ġü", ""]),
-    "tokenizer.ggml.token_type": array(Kind.INT32, [1, 1, 3, 5]),
+    "tokenizer.ggml.tokens": array(GGUFValueType.STRING, ["yes", "no", "Ġü", ""]),
+    "tokenizer.ggml.token_type": array(GGUFValueType.INT32, [1, 1, 3, 5]),
 }
 TENSORS = [
     GgufOutputTensor("a.weight", F16, (3, 32), 192),

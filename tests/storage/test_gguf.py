@@ -7,12 +7,13 @@ import struct
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from gguf.constants import GGUFValueType
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qtool.errors import ModelError
 from qtool.formats.ggml import F32
-from qtool.storage.gguf import CODES, MAX_HEADER, Kind, Value, array, encode_string, encode_value, read_gguf, string
+from qtool.storage.gguf import CODES, MAX_HEADER, Value, array, encode_string, encode_value, read_gguf, string
 from qtool.storage.gguf_layout import GgufOutputTensor
 from tests.storage.conftest import METADATA, TENSORS, write
 
@@ -60,7 +61,7 @@ SCALARS = st.one_of(
 )
 ARRAYS = st.one_of(
     *(st.builds(array, st.just(kind), st.lists(numbers, max_size=5)) for kind, numbers in NUMBERS.items()),
-    st.builds(array, st.just(Kind.STRING), st.lists(st.text(), max_size=5)),
+    st.builds(array, st.just(GGUFValueType.STRING), st.lists(st.text(), max_size=5)),
 )
 
 
@@ -103,7 +104,7 @@ BROKEN = {
     "nested-array": (file_of([encode_string("k") + struct.pack("<IIQ", 9, 9, 1)]), "array of arrays"),
     "unknown-kind": (file_of([encode_string("k") + struct.pack("<I", 77) + bytes(8)]), "unknown type 77"),
     "twice-a-key": (file_of([field("k", string("a")), field("k", string("b"))]), "'k' appears twice"),
-    "alignment-of-12": (file_of([field("general.alignment", Value(Kind.UINT32, 12))]), "no power of two"),
+    "alignment-of-12": (file_of([field("general.alignment", Value(GGUFValueType.UINT32, 12))]), "no power of two"),
     "alignment-as-text": (file_of([field("general.alignment", string("32"))]), "no power of two"),
     "twice-a-tensor": (file_of(tensors=tensor() + tensor(offset=32), counts=(2, 0), data=bytes(64)), "t appears twice"),
     "long-name": (file_of(tensors=tensor("t" * 65), data=bytes(32)), "64 is the limit"),

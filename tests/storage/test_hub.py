@@ -75,7 +75,7 @@ def test_a_token_opens_a_gated_model_and_its_absence_is_explained(repository, tm
 @pytest.mark.parametrize(
     ("model", "options", "environment", "message"),
     [
-        ("org/other", (), {}, "org/other is not on the hub"),
+        ("org/other", (), {}, "org/other is not on the Hub"),
         ("org/model", ("--revision", "v9"), {}, "has no revision v9"),
         ("org/model", (), {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
     ],
@@ -96,10 +96,10 @@ def test_an_unreachable_hub_is_a_network_error(tmp_path):
 
 @pytest.mark.parametrize("model", ["nowhere", "a/b/c", "./missing", "hf://lonely", "org/m.gguf", "tests/m"])
 def test_what_is_neither_folder_nor_repository_is_a_usage_error(model):
-    with pytest.raises(UsageError, match="no folder here and no repository"):
+    with pytest.raises(UsageError, match="Not a local folder or a Hub repository"):
         resolve(model)
 
 
 def test_two_revisions_are_one_too_many():
-    with pytest.raises(UsageError, match="names one revision and --revision another"):
+    with pytest.raises(UsageError, match="name different revisions"):
         resolve("hf://org/model@v1", "v2")

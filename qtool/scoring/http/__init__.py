@@ -1,4 +1,1 @@
-"""Running servers.
-
-Rule: a server is asked in the way in which it reads the official prompt, and in no other.
-"""
+"""Scores from running servers, each asked in the one way in which it reads the official prompt."""

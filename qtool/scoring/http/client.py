@@ -1,4 +1,4 @@
-"""JSON over HTTP to a scoring server, patiently, many requests at a time."""
+"""JSON over HTTP to a scoring server: retries, errors that name the request, and concurrent requests."""
 
 from __future__ import annotations
 
@@ -10,82 +10,80 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import cached_property
 from http import HTTPStatus
-from itertools import count
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 from weakref import WeakSet
 
 from qtool.errors import ModelError, NetworkError, QtoolError, SetupError, UsageError
+from qtool.retries import LONGEST_PAUSE, with_retries
 
 if TYPE_CHECKING:
     import httpx
 
-# Sockets with a request under way, and how to hang up on all of them. A thread that waits for an answer is woken.
-# Closing a socket does not do that on Linux, shutting it down does.
+# Open connections, so that all of them can be shut down at once. A thread that waits for a response is woken only by
+# shutting its socket down; on Linux, closing the socket does not wake it.
 
-
-# Whoever connects, httpcore's `connection`, `proxy` or `socks`: TLS through a proxy takes the socket over into another one.
+# Emitted by httpcore's `connection`, `proxy` and `socks`. TLS through a proxy wraps the socket in a new one.
 _CONNECTED: Final = (".connect_tcp.complete", ".start_tls.complete")
 
 
 class Sockets:
-    """Those of one client; `heard` is httpx's trace hook, which tells of each connection that is made."""
+    """The sockets of one client."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._open: WeakSet[socket.socket] = WeakSet()
-        self._is_dropped = False
+        self._is_shut_down = False
 
-    def heard(self, event: str, details: Mapping[str, Any]) -> None:
-        """Remember the socket of a new connection, which was begun too late if all have been dropped."""
+    def trace(self, event: str, details: Mapping[str, Any]) -> None:
+        """The trace hook of httpx: keep the socket of a new connection, or shut it down if it comes after `shut_down`."""
         if not event.endswith(_CONNECTED):
             return
-        made = details["return_value"].get_extra_info("socket")
+        connection = details["return_value"].get_extra_info("socket")
         with self._lock:
-            self._open.add(made)
-            if self._is_dropped:
-                _hang_up(made)
+            self._open.add(connection)
+            if self._is_shut_down:
+                _shut_down(connection)
 
-    def drop(self) -> None:
-        """Hang up, now and on whatever connects later."""
+    def shut_down(self) -> None:
+        """Shut down all open connections, and every later one as soon as it is made."""
         with self._lock:
-            self._is_dropped = True
-            for made in self._open:
-                _hang_up(made)
+            self._is_shut_down = True
+            for connection in self._open:
+                _shut_down(connection)
 
 
-def _hang_up(made: socket.socket) -> None:
-    with suppress(OSError):  # the other side was faster
-        # Not an SSLSocket's own, which takes its state away under the thread that reads.
-        socket.socket.shutdown(made, socket.SHUT_RDWR)
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):  # the server has closed it already
+        # The method of socket.socket: SSLSocket's own drops TLS state that the reading thread still uses.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
-# JSON over HTTP to a scoring server, patiently. What may pass (no connection, 429, 502 to 504) is tried again with
-# growing pauses and is a NetworkError in the end; an answer that is wrong is a ModelError at once. Both name the
-# address and what was asked for. The api key is in no message. What a server has is concluded only from answers of
-# one that is well.
-
+# The client. A transient failure (no connection, 429, 502 to 504) is retried and then a NetworkError; an invalid
+# answer is a ModelError at once. Every message names the address and the request; no message contains the API key.
 
 KEY_VARIABLE: Final = "QTOOL_API_KEY"
-"""No other variable is read: a key must not travel to a server that it was not meant for."""
+"""The only variable that is read: a key for another service must not be sent to this server."""
 
-_PASSING: Final = (
+# Unlike a hub's, a scoring server's 500 is its answer to a request that it cannot process: repeating it is pointless.
+_TRANSIENT: Final = (
     HTTPStatus.TOO_MANY_REQUESTS,
     HTTPStatus.BAD_GATEWAY,
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
-_NO_SUCH_PAGE: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+_NO_ENDPOINT: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 _LOCKED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-_FIRST_PAUSE: Final = 0.5
-_LONGEST_PAUSE: Final = 30.0
-_SHOWN: Final = 300
+_MAX_QUOTED: Final = 300
 _CONNECT_SECONDS: Final = 10.0
 
 
 class HttpClient:
-    """One server, asked from any number of threads; a request may take `timeout` seconds, and is not repeated once `stop` is set."""
+    """One server, used from any number of threads.
+
+    A request may take `timeout` seconds. It is repeated up to `retries` times, but not once `stop` is set.
+    """
 
     def __init__(self, url: str, timeout: float, retries: int) -> None:
         self.url = _checked_url(url)
@@ -108,191 +106,196 @@ class HttpClient:
             )
         except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
             raise SetupError(
-                f"No HTTP client can be made: {error}",
-                "Do HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE and the like say what they should?",
+                f"Cannot create an HTTP client: {error}.",
+                "Check the environment variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE.",
             ) from error
 
     def close(self) -> None:
-        """Drop the connections, under requests too; another request is refused."""
+        """Drop the connections, those of running requests too; later requests raise UsageError."""
         self._is_closed = True
         self.stop.set()
-        self._sockets.drop()
+        self._sockets.shut_down()
         if "_client" in self.__dict__:
             self._client.close()
 
-    def find(self, path: str) -> Any:
-        """The JSON at `path`; None where the server has no such page, or one that is not JSON. Raises NetworkError."""
-        response = self._sent("GET", path, None)
+    def get_json(self, path: str) -> Any:
+        """The JSON at `path`; None where the server has no such endpoint or its answer is not JSON. Raises NetworkError."""
+        response = self._send("GET", path, None)
         if response.is_server_error and response.status_code != HTTPStatus.NOT_IMPLEMENTED:
-            hint = "Is the server well, and has it loaded its model?"
-            raise NetworkError(self._said(response, path), hint)
+            hint = "Check that the server is healthy and has loaded its model."
+            raise NetworkError(self._status(response, path), hint)
         if response.status_code in _LOCKED:
-            raise self._failed(response, path)
+            raise self._status_error(response, path)
         try:
             return json.loads(response.text) if response.is_success else None
         except ValueError:
             return None
 
-    def takes(self, path: str) -> bool:
-        """Whether the server does something at `path`: it then finds fault with an empty question, or stumbles over it (500).
+    def has_endpoint(self, path: str) -> bool:
+        """Whether the server accepts POST at `path`: it then rejects an empty body, or fails on it with 500.
 
         Raises NetworkError.
         """
-        status = self._sent("POST", path, {}).status_code
-        return status not in (*_NO_SUCH_PAGE, HTTPStatus.NOT_IMPLEMENTED)
+        status = self._send("POST", path, {}).status_code
+        return status not in (*_NO_ENDPOINT, HTTPStatus.NOT_IMPLEMENTED)
 
-    def ask(self, name: str, paths: str | Sequence[str], body: Any) -> Any:
-        """The JSON answer to `body`, asked for `name`, of the first page that is there. Raises NetworkError or ModelError."""
+    def post(self, subject: str, paths: str | Sequence[str], body: Any) -> Any:
+        """The JSON answer to `body` from the first of `paths` that exists. Raises NetworkError or ModelError.
+
+        `subject` is the pair or item that error messages begin with; it is empty for requests of qtool's own.
+        """
         refusals = []
         for path in (paths,) if isinstance(paths, str) else paths:
-            response = self._sent("POST", path, body, name)
-            if response.status_code not in _NO_SUCH_PAGE:
-                return self._answer(response, path, name)
-            refusals.append(self._said(response, path))
+            response = self._send("POST", path, body, subject)
+            if response.status_code not in _NO_ENDPOINT:
+                return self._parsed(response, path, subject)
+            refusals.append(self._status(response, path))
         raise ModelError(
-            f"{_asked_for(name)}{'; '.join(refusals)}",
-            "Is this the server's address, the right engine, and a model that it serves?",
+            f"{_prefix(subject)}{' '.join(refusals)}", "Check the address, the engine and the name of the served model."
         )
 
-    def ask_if_there(self, name: str, path: str, body: Any) -> Any:
-        """See `ask`; None where the server has no such page."""
-        response = self._sent("POST", path, body, name)
-        return None if response.status_code in _NO_SUCH_PAGE else self._answer(response, path, name)
+    def post_if_supported(self, subject: str, path: str, body: Any) -> Any:
+        """Like `post`, but None where the server has no such endpoint."""
+        response = self._send("POST", path, body, subject)
+        return None if response.status_code in _NO_ENDPOINT else self._parsed(response, path, subject)
 
-    def _answer(self, response: httpx.Response, path: str, name: str) -> Any:
+    def _parsed(self, response: httpx.Response, path: str, subject: str) -> Any:
         if not response.is_success:
-            raise self._failed(response, path, name)
+            raise self._status_error(response, path, subject)
         try:
             return json.loads(response.text)
         except ValueError:
-            shown = _shown(response.text)
-            raise ModelError(
-                f"{_asked_for(name)}{self.url}{path} answers with something that is not JSON: {shown}"
-            ) from None
+            quoted = _quoted(response.text)
+            raise ModelError(f"{_prefix(subject)}The answer of {self.url}{path} is not JSON: {quoted}") from None
 
-    def _sent(self, method: str, path: str, body: Any, name: str = "") -> httpx.Response:
-        """An answer that does not pass. Raises NetworkError where there is none in the end, ModelError where it is broken."""
+    def _send(self, method: str, path: str, body: Any, subject: str = "") -> httpx.Response:
+        """A response with a status that is not transient.
+
+        Raises NetworkError where there is none after all retries, ModelError where it cannot be decoded.
+        """
         import httpx
 
         # Not httpx's own encoder, which refuses lone surrogates only while sending.
         content = None if body is None else json.dumps(body).encode()
-        for attempt in count(1):
-            outcome = self._tried(method, path, content)
-            pause = _pause(outcome, attempt)
-            # Not asked before the attempt: it may fail because `close` has just dropped its connection.
-            if pause is None or attempt > self._retries or self.stop.wait(pause):
-                break
-        if not isinstance(outcome, httpx.Response):
-            raise self._unreached(name, path, outcome) from _without_secrets(outcome)
-        if outcome.status_code in _PASSING:
-            times = "once" if attempt == 1 else f"{attempt} times"
-            raise NetworkError(f"{_asked_for(name)}{self._said(outcome, path)}", f"It was asked {times}.")
-        return outcome
+        attempts = 0
 
-    def _tried(self, method: str, path: str, content: bytes | None) -> httpx.Response | httpx.RequestError:
+        def attempt() -> httpx.Response:
+            nonlocal attempts
+            attempts += 1
+            return self._attempt(method, path, content)
+
+        try:
+            return with_retries(attempt, retries=self._retries, pause_after=_pause_after, wait=self.stop.wait)
+        except httpx.HTTPStatusError as error:
+            times = "once" if attempts == 1 else f"{attempts} times"
+            message = f"{_prefix(subject)}{self._status(error.response, path)}"
+            raise NetworkError(message, f"The request was sent {times}.") from None
+        except httpx.RequestError as error:
+            raise self._request_error(subject, path, error) from _without_secrets(error)
+
+    def _attempt(self, method: str, path: str, content: bytes | None) -> httpx.Response:
+        """The response. Raises httpx.HTTPStatusError where its status is transient."""
         import httpx
 
         if self._is_closed:
-            raise UsageError(f"{self.url} is asked after its connections were closed.")
+            raise UsageError(f"The connections to {self.url} are closed.", "Open the scorer again.")
         headers = {} if content is None else {"Content-Type": "application/json"}
-        extensions = {"trace": self._sockets.heard}
-        try:
-            return self._client.request(
-                method, self.url + path, content=content, headers=headers, extensions=extensions
-            )
-        except httpx.RequestError as error:
-            return error
+        extensions = {"trace": self._sockets.trace}
+        response = self._client.request(
+            method, self.url + path, content=content, headers=headers, extensions=extensions
+        )
+        if response.status_code in _TRANSIENT:
+            raise httpx.HTTPStatusError("transient", request=response.request, response=response)
+        return response
 
-    def _unreached(self, name: str, path: str, error: httpx.RequestError) -> QtoolError:
+    def _request_error(self, subject: str, path: str, error: httpx.RequestError) -> QtoolError:
         import httpx
 
-        page = f"{_asked_for(name)}{self.url}{path}"
+        endpoint = f"{self.url}{path}"
         if isinstance(error, httpx.DecodingError):
-            return ModelError(f"{page} answers with something that cannot be decoded: {error}.")
+            return ModelError(f"{_prefix(subject)}The answer of {endpoint} cannot be decoded: {error}.")
         if isinstance(error, httpx.ReadTimeout):
-            message = f"{page} has not answered within {self._timeout:g} seconds."
-            return NetworkError(message, "Is it stuck? A slow one may need a longer timeout or less at once.")
+            message = f"{_prefix(subject)}{endpoint} did not answer within {self._timeout:g} seconds."
+            return NetworkError(
+                message, "Check that it is not stuck; a slow one needs a longer timeout or less concurrency."
+            )
         if isinstance(error, httpx.LocalProtocolError):
-            return NetworkError(f"{page} cannot be asked: the request would break HTTP's rules.")
-        return NetworkError(f"{page} cannot be reached: {error}.", "Is the server running there?")
+            return NetworkError(f"{_prefix(subject)}The request to {endpoint} is not valid HTTP.", "Check the API key.")
+        return NetworkError(f"{_prefix(subject)}Cannot reach {endpoint}: {error}.", "Check that the server is running.")
 
-    def _failed(self, response: httpx.Response, path: str, name: str = "") -> QtoolError:
-        message = f"{_asked_for(name)}{self._said(response, path)}"
+    def _status_error(self, response: httpx.Response, path: str, subject: str = "") -> QtoolError:
+        message = f"{_prefix(subject)}{self._status(response, path)}"
         if response.status_code in _LOCKED:
-            return NetworkError(message, f"Put the server's api key into the environment variable {KEY_VARIABLE}.")
+            return NetworkError(message, f"Set the environment variable {KEY_VARIABLE} to the server's API key.")
         return ModelError(message)
 
-    def _said(self, response: httpx.Response, path: str) -> str:
-        return f"{self.url}{path} answers {response.status_code}: {_shown(_error_text(response.text))}"
+    def _status(self, response: httpx.Response, path: str) -> str:
+        text = _quoted(_error_text(response.text))
+        return f"{self.url}{path} answered {response.status_code}: {text}{'' if text.endswith('.') else '.'}"
 
 
-def _asked_for(name: str) -> str:
-    """How a message about a request begins; what nobody but qtool wants to know has no name."""
-    return f"{name}: " if name else ""
+def _prefix(subject: str) -> str:
+    return f"{subject}: " if subject else ""
 
 
 def _api_key() -> str:
-    # A line's end comes along from a file; httpx would show it, and the key with it, in its complaint.
+    # A key copied from a file may end in a newline; httpx would quote the header, and the key in it, in its error.
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UsageError(
-            f"The api key in the environment variable {KEY_VARIABLE} cannot be sent.",
-            "It must consist of printable ASCII characters: is it copied as a whole, and nothing else with it?",
+            f"The API key in the environment variable {KEY_VARIABLE} cannot be sent.",
+            "It must consist of printable ASCII characters; check that nothing else was copied with it.",
         )
     return key
 
 
-def _pause(outcome: httpx.Response | httpx.RequestError, attempt: int) -> float | None:
-    """Seconds after which another attempt may go better; None where it will not."""
+def _pause_after(error: Exception) -> float | None:
+    """The least number of seconds before another attempt; None where it is pointless."""
     import httpx
 
-    growing = min(_FIRST_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
-    if isinstance(outcome, httpx.Response):
-        return max(_asked_pause(outcome), growing) if outcome.status_code in _PASSING else None
-    # A server that has hung for the whole timeout is not given another one.
-    is_final = isinstance(outcome, (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.DecodingError))
-    return None if is_final else growing
+    if isinstance(error, httpx.HTTPStatusError):
+        requested = error.response.headers.get("Retry-After", "")
+        return min(float(requested), LONGEST_PAUSE) if requested.isdecimal() else 0.0
+    # A server that did not answer within the whole timeout is not given another one.
+    is_final = isinstance(error, (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.DecodingError))
+    return None if is_final or not isinstance(error, httpx.RequestError) else 0.0
 
 
 def _without_secrets(error: httpx.RequestError) -> httpx.RequestError | None:
-    """The error as a cause, which QTOOL_DEBUG shows; h11's complaints quote headers, and the api key is in one."""
+    """The error as a cause, which QTOOL_DEBUG shows; h11's errors quote headers, and one of them holds the API key."""
     import httpx
 
     return None if isinstance(error, httpx.LocalProtocolError) else error
 
 
 def _checked_url(url: str) -> str:
-    parts = _parts(url)
+    parts = _split_url(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{url!r} is no server's address.", "It begins with http:// or https://.")
+        raise UsageError(f"Invalid server address {url!r}.", "Write it as http://HOST:PORT or https://HOST.")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
-            "A server's address holds no user, password, query or fragment.", f"The api key goes into {KEY_VARIABLE}."
+            "A server address must not contain a user, password, query or fragment.",
+            f"Set the environment variable {KEY_VARIABLE} to the API key.",
         )
-    # Clients are often configured with OpenAI's base, which ends so.
+    # Clients are often configured with OpenAI's base address, which ends in /v1.
     return url.rstrip("/").removesuffix("/v1")
 
 
-def _parts(url: str) -> SplitResult:
+def _split_url(url: str) -> SplitResult:
     import httpx
 
     try:
-        httpx.URL(url)  # otherwise refused while sending, by an exception of its own kind
+        httpx.URL(url)  # refuses more than urlsplit does, and would do so only while sending
         parts = urlsplit(url)
-        _ = parts.port  # checked when it is asked for
+        _ = parts.port  # checked on access
     except (ValueError, httpx.InvalidURL) as error:
         # Without the address, which may hold a password.
-        raise UsageError(f"That is no server's address: {error}.", "It is like http://localhost:8000.") from None
+        raise UsageError(f"Invalid server address: {error}.", "Write it as http://HOST:PORT or https://HOST.") from None
     return parts
 
 
-def _asked_pause(response: httpx.Response) -> float:
-    asked = response.headers.get("Retry-After", "")
-    return min(float(asked), _LONGEST_PAUSE) if asked.isdecimal() else 0.0
-
-
 def _error_text(text: str) -> str:
-    """The sentence in an error of the shapes that engines send, or all of it."""
+    """The message inside a JSON error of the shapes that engines send; all of `text` where there is none."""
     try:
         error = json.loads(text)
     except ValueError:
@@ -303,14 +306,12 @@ def _error_text(text: str) -> str:
     return error if isinstance(error, str) else json.dumps(error, ensure_ascii=False)
 
 
-def _shown(text: str) -> str:
+def _quoted(text: str) -> str:
     flat = " ".join(text.split())
-    return flat if len(flat) <= _SHOWN else f"{flat[:_SHOWN]}..."
+    return flat if len(flat) <= _MAX_QUOTED else f"{flat[:_MAX_QUOTED]}..."
 
 
-# Many questions to one server at a time. Answers are told by the thread that asked for them, as they come; after an
-# error no new question is sent, but what is under way is waited for and told.
-
+# Concurrent requests. After an error no new request is sent; the answers of those under way are still reported.
 
 QuestionT = TypeVar("QuestionT")
 AnswerT = TypeVar("AnswerT")
@@ -319,35 +320,35 @@ AnswerT = TypeVar("AnswerT")
 def ask_all(
     batches: Sequence[Sequence[QuestionT]],
     ask: Callable[[Sequence[QuestionT]], Sequence[AnswerT | QtoolError]],
-    tell: Callable[[QuestionT, AnswerT], None],
-    workers: int,
+    on_answer: Callable[[QuestionT, AnswerT], None],
+    *,
+    concurrency: int,
     stop: Event,
 ) -> None:
-    """Ask each batch and tell each answer; raises the first error that stands in place of one.
+    """Call `ask` on each batch in `concurrency` threads, and `on_answer` in this one; raises the first error returned.
 
-    `stop` is set as soon as no more is wanted, and stays so only if something may still be under way.
+    `stop` is set once no further request is wanted. It stays set only if this function is interrupted, when requests
+    may still be running.
     """
-    pool = ThreadPoolExecutor(workers)
+
+    def ask_unless_stopped(batch: Sequence[QuestionT]) -> Sequence[AnswerT | QtoolError]:
+        # Cancelling a future would not wake `as_completed`, so a batch that is no longer wanted returns no answers.
+        return [] if stop.is_set() else ask(batch)
+
+    pool = ThreadPoolExecutor(concurrency)
     failed: QtoolError | None = None
     try:
-        waiting = {pool.submit(_unless(stop, ask), batch): batch for batch in batches}
-        for future in as_completed(waiting):
-            for question, answer in zip(waiting[future], future.result(), strict=False):
+        running = {pool.submit(ask_unless_stopped, batch): batch for batch in batches}
+        for future in as_completed(running):
+            for question, answer in zip(running[future], future.result(), strict=False):
                 if isinstance(answer, QtoolError):
                     failed = failed or answer
                     stop.set()
                 else:
-                    tell(question, answer)
+                    on_answer(question, answer)
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
-    stop.clear()  # all have answered, and what is asked next is asked patiently again
+    stop.clear()  # no request is running: the next call may retry again
     if failed is not None:
         raise failed
-
-
-def _unless(
-    stop: Event, ask: Callable[[Sequence[QuestionT]], Sequence[AnswerT | QtoolError]]
-) -> Callable[[Sequence[QuestionT]], Sequence[AnswerT | QtoolError]]:
-    # Cancelling a future does not wake `as_completed`, so a batch that is not wanted any more has no answers instead.
-    return lambda batch: [] if stop.is_set() else ask(batch)

@@ -1,4 +1,4 @@
-"""What each engine behind an address can be asked, and its answers as numbers."""
+"""The protocol of an engine behind an address, and its answers as numbers."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ if TYPE_CHECKING:
     from qtool.arch.spec import Task
     from qtool.scoring.scorer import PromptSeen
 
-# Servers' answers as numbers. An answer that does not have exactly one entry for each question is an error, whatever
-# it holds.
+# Answers as numbers. One that does not have exactly one entry for each question is an error.
 
 
 def scores_of(name: str, answer: Any, count: int) -> list[float]:
-    """The scores of `count` documents by index, not a number where one is null; in the shapes of vLLM, Jina and TEI."""
+    """The scores of `count` documents by index, NaN where one is null; in the shapes of vLLM, Jina and TEI."""
     found: dict[int, float] = {}
     for entry in _entries(name, answer, ("data", "results")):
         index = entry.get("index")
-        if not isinstance(index, int) or not 0 <= index < count or index in found:
-            raise ModelError(f"{name}: of {count} documents the server scores index {index!r}, or scores it twice.")
+        if not isinstance(index, int) or not 0 <= index < count:
+            raise ModelError(f"{name}: The server scored index {index!r}; expected 0 to {count - 1}.")
+        if index in found:
+            raise ModelError(f"{name}: The server scored index {index} twice.")
         found[index] = _number(name, entry.get("relevance_score", entry.get("score")))
     if len(found) != count:
-        raise ModelError(f"{name}: the server gives {len(found)} scores for {count} documents.")
+        raise ModelError(
+            f"{name}: The number of the server's scores ({len(found)}) differs from that of documents ({count})."
+        )
     return [found[index] for index in range(count)]
 
 
 def probabilities_as_log_odds(name: str, scores: Sequence[float]) -> list[float]:
-    """Log-odds of P(yes). Raises ModelError on what is no probability."""
+    """Log-odds of P(yes). Raises ModelError on a score outside 0 to 1."""
     for score in scores:
         if not math.isnan(score) and not 0 <= score <= 1:
-            raise ModelError(f"{name}: the server's score {score:g} is no probability, so its scale is unknown.")
+            raise ModelError(f"{name}: The server's score {score:g} is not a probability, so its scale is unknown.")
     return [score if math.isnan(score) else log_odds(score) for score in scores]
 
 
@@ -49,22 +52,22 @@ def vector_of(name: str, answer: Any) -> NDArray[np.float64]:
     """The one vector of an answer in OpenAI's or TEI's shape, of length 1. Raises ModelError unless it has a direction."""
     entries = answer if isinstance(answer, list) else _entries(name, answer, ("data",))
     if len(entries) != 1:
-        raise ModelError(f"{name}: the server gives {len(entries)} vectors for one item.")
+        raise ModelError(f"{name}: The server returned {len(entries)} vectors for one item.")
     values = entries[0].get("embedding") if isinstance(entries[0], dict) else entries[0]
     if not isinstance(values, list) or not values:
-        raise ModelError(f"{name}: the server's answer holds no vector.")
+        raise ModelError(f"{name}: The server's answer contains no vector.")
     vector = np.array([_number(name, value) for value in values])
     length = np.linalg.norm(vector)
     if not np.isfinite(length) or length == 0:
         raise ModelError(
-            f"{name}: the server's vector has the length {length:g}.",
-            "Is the server a reranker? Those have no vectors.",
+            f"{name}: The server's vector has length {length:g}, so it cannot be normalised.",
+            "Check that the server runs an embedder; a reranker has no vectors.",
         )
     return np.asarray(vector / length)
 
 
 def tokens_read(answer: Any) -> int | None:
-    """How many tokens the server says it has read."""
+    """The number of prompt tokens that the server reports."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return count if isinstance(count, int) else None
@@ -74,7 +77,7 @@ def _entries(name: str, answer: Any, keys: Sequence[str]) -> list[Any]:
     if isinstance(answer, dict):
         answer = next((answer[key] for key in keys if key in answer), None)
     if not isinstance(answer, list) or not all(isinstance(entry, dict) for entry in answer):
-        raise ModelError(f"{name}: the server's answer has none of the known shapes.")
+        raise ModelError(f"{name}: The server's answer has an unknown format.")
     return answer
 
 
@@ -82,50 +85,48 @@ def _number(name: str, value: Any) -> float:
     if value is None:
         return float("nan")  # JSON has no NaN
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ModelError(f"{name}: the server's answer holds {value!r} where a number should be.")
+        raise ModelError(f"{name}: The server's answer contains {value!r}; expected a number.")
     return float(value)
 
 
-# What each engine behind an address can be asked, whatever its dialect. What an engine cannot take is refused before
-# anything is sent, with the reason and the item.
-
+# The protocol. What an engine cannot take is refused before any request, with the reason and the item.
 
 DOCUMENTS_AT_ONCE: Final = 8
-"""Few enough that answers come soon, and that not much is lost with a server that dies."""
+"""Few enough that answers come soon, and that little is lost when a server fails."""
 
 
 class HttpEngine(Protocol):
-    """One engine's dialect; its methods are called from several threads."""
+    """The requests and answers of one engine; its methods are called from several threads."""
 
     def texts_only(self, task: Task) -> str:
-        """Why it takes no pictures for a task, as a sentence; empty where it takes them."""
+        """Why it takes no pictures for `task`, as a sentence; empty where it takes them."""
 
     def check_pair(self, pair: Pair) -> None:
-        """Raise UsageError where it cannot be asked."""
+        """Raise UsageError where the server cannot score it."""
 
     def check_item(self, item: Item) -> None:
-        """Raise UsageError where it cannot be asked."""
+        """Raise UsageError where the server cannot embed it."""
 
     def prepare(self, pairs: Sequence[Pair]) -> None:
-        """Find out, before pairs are ranked, how the server answers. Raises QtoolError."""
+        """Find out how the server scores, before `pairs` are ranked. Raises QtoolError."""
 
     def rank(self, pairs: Sequence[Pair]) -> list[float]:
-        """The log-odds of pairs of one query; not a number where the server computes none."""
+        """The log-odds of pairs of one query; NaN where the server computes none."""
 
     def embed(self, item: Item) -> NDArray[np.float64]:
-        """Its vector, of length 1."""
+        """The item's vector, of length 1."""
 
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
-        """See Scorer."""
+        """What the model reads for `question`; None where the server does not report it."""
 
 
 def request_name(pairs: Sequence[Pair]) -> str:
-    """How messages name a request for several documents of one query."""
+    """A request for several documents of one query in messages."""
     return pairs[0].name if len(pairs) == 1 else f"{pairs[0].name} and {len(pairs) - 1} more"
 
 
 def item_name(item: Item) -> str:
-    """How messages name an item."""
+    """The item in messages about one request."""
     return f"item {item.id!r}"
 
 
@@ -138,31 +139,31 @@ def check_no_video(item: Item) -> None:
     """Raise UsageError for a video."""
     if item.video:
         raise UsageError(
-            f"{item.name} holds a video, which is not sent to servers: each picks frames by a rule of its own.",
-            "Give its frames as pictures, or verify the artefact's files.",
+            f"{item.name} contains a video; servers choose its frames by rules of their own, so it is not sent.",
+            "Pass its frames as pictures, or verify the artefact's files.",
         )
 
 
-def check_text_only(item: Item, why: str) -> None:
-    """Raise UsageError for a picture or a video."""
+def check_text_only(item: Item, reason: str) -> None:
+    """Raise UsageError with the sentence `reason` for a picture or a video."""
     check_no_video(item)
     if item.image:
-        raise UsageError(f"{item.name} holds a picture: {why}", "Choose a panel of texts for this server.")
+        raise UsageError(f"{item.name} contains a picture. {reason}", "Choose a text panel for this server.")
 
 
 def check_empty_is_missing(pair: Pair, template: str) -> None:
-    """Raise UsageError for an empty text, where `template` would write the word for a side without content."""
+    """Raise UsageError for an empty text, which `template` would render like a side without content."""
     for side in (pair.query, pair.document):
         if side.text and not side.joined_text and not side.image:
             raise UsageError(
-                f"{pair.name}: item {side.id!r} is an empty text, which {template} cannot tell from a missing one."
+                f"{pair.name}: Item {side.id!r} is an empty text; {template} cannot distinguish it from a missing one."
             )
 
 
-def known_prompt(prompt: PromptSpec | None, why: str) -> PromptSpec:
-    """The prompt, or a UsageError that asks for it."""
+def known_prompt(prompt: PromptSpec | None, reason: str) -> PromptSpec:
+    """The prompt. Raises UsageError with the clause `reason` where it is unknown."""
     if prompt is None:
         raise UsageError(
-            f"{why}, and a server does not say which model it runs.", "Name the reference, whose prompt it is."
+            f"{reason}, but a server does not report its model's family.", "Pass the reference, whose prompt is used."
         )
     return prompt

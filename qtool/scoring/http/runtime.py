@@ -1,6 +1,6 @@
-"""The HTTP runtime: a running server behind the scorer protocol.
+"""The HTTP runtime: a running server as a Scorer.
 
-Rule: what is scored is what the server's users get. Whatever has been answered is told before an error ends the rest.
+It is asked as its users ask it. Answers that arrived before an error are reported before the error is raised.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from typing_extensions import Self, override
 
 from qtool.arch.families import FAMILIES
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, QtoolError, UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.inputs.pictures import read_whole
+from qtool.inputs.pictures import decode
 from qtool.progress import ignore
 from qtool.scoring.http.client import HttpClient, ask_all
 from qtool.scoring.http.detect import Server, ServerKind, detect_server
@@ -25,22 +26,22 @@ from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine
 from qtool.scoring.http.llama_server import LlamaServer
 from qtool.scoring.http.text import Jina, Tei
 from qtool.scoring.http.vllm import Vllm
-from qtool.scoring.scorer import Answered, Identity, PromptSeen, distinct_pairs, prompt_sha256, query_content
+from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer, distinct_pairs, prompt_sha256, query_content
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from typing_extensions import Self
 
     from qtool.arch.prompts import PromptSpec
 
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """How to ask a server.
+    """How to use a server.
 
-    `engine`, `model` and `task` override what it says of itself. `family` (as `arch` names it) no server tells; it decides
-    the official prompt, which is needed to embed, and for empty sides. `concurrency` requests are under way at once; one may take `timeout` seconds;
-    one that finds no connection, 429 or 502 to 504 is repeated `retries` times, with pauses from half a second that double.
+    `engine`, `model` and `task` override what the server reports. No server reports `family` (as `arch` names it), which
+    decides the official prompt; that is needed to embed, and for empty sides. `concurrency` requests run at once, each for
+    up to `timeout` seconds. A request that fails to connect or is answered with 429 or 502 to 504 is repeated up to
+    `retries` times, with pauses from half a second that double.
     """
 
     engine: ServerKind | None = None
@@ -56,7 +57,7 @@ _DEFAULT: Final = HttpOptions()
 
 
 def open_http(url: str, options: HttpOptions = _DEFAULT) -> HttpScorer:
-    """Find out what answers at `url`. Raises NetworkError where nothing does."""
+    """The scorer of the server at `url`. Raises NetworkError where there is none."""
     client = HttpClient(url, options.timeout, options.retries)
     try:
         return HttpScorer(client, detect_server(client, options.engine, options.model, options.task), options)
@@ -65,8 +66,8 @@ def open_http(url: str, options: HttpOptions = _DEFAULT) -> HttpScorer:
         raise
 
 
-class HttpScorer:
-    """One server behind the scorer protocol."""
+class HttpScorer(Scorer):
+    """One server."""
 
     def __init__(self, client: HttpClient, server: Server, options: HttpOptions) -> None:
         self.server = server
@@ -81,23 +82,25 @@ class HttpScorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @override
     def close(self) -> None:
-        """Drop the connections; the server goes on."""
+        """Drop the connections; the server keeps running."""
         self._client.close()
 
     @property
+    @override
     def task(self) -> Task:
-        """See Scorer."""
         return self.server.task
 
     @property
+    @override
     def family(self) -> str | None:
-        """See Scorer."""
         return self._options.family
 
     @property
+    @override
     def identity(self) -> Identity:
-        """See Scorer. In which precision a server computes, it does not say."""
+        """A server does not report in which precision it computes."""
         prompt = prompt_sha256(self._prompt) if self._prompt else "the server's"
         return Identity(
             self.server.engine,
@@ -108,23 +111,25 @@ class HttpScorer:
         )
 
     @property
+    @override
     def query_instruction(self) -> str | None:
-        """See Scorer."""
         return (self._prompt.query_instruction if self._prompt else "") or None
 
     @property
+    @override
     def dimensions(self) -> None:
-        """See Scorer. No server tells."""
+        """Not reported by any server."""
 
     @property
     def texts_only(self) -> str:
         """Why the server takes no pictures, as a sentence; empty where it takes them."""
         return self._engine.texts_only(self.task)
 
+    @override
     def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
-        """See Scorer. NetworkError or ModelError name the pair; what was answered until then has been told."""
+        """Raises NetworkError or ModelError that names the pair, after `answered` was called for all earlier answers."""
         if self.task is not Task.RERANK:
-            raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
+            raise UsageError("The model is an embedder and cannot score pairs.", "Pass --task embed.")
         for pair in pairs:
             self._engine.check_pair(pair)
             _read_pictures(pair.query)
@@ -133,46 +138,50 @@ class HttpScorer:
         self._engine.prepare(pairs)
         scores: dict[int, float] = {}
 
-        def tell(places: Sequence[int], score: float) -> None:
-            for place in places:
-                scores[place] = score
-                answered(place, score)
+        def on_score(indices: Sequence[int], score: float) -> None:
+            for index in indices:
+                scores[index] = score
+                answered(index, score)
 
-        workers = self._options.concurrency
         ask_all(
             _batches(pairs),
-            lambda batch: self._rank([pairs[same[0]] for same in batch]),
-            tell,
-            workers,
-            self._client.stop,
+            lambda batch: self._rank([pairs[equal[0]] for equal in batch]),
+            on_score,
+            concurrency=self._options.concurrency,
+            stop=self._client.stop,
         )
-        return [scores[place] for place in range(len(pairs))]
+        return [scores[index] for index in range(len(pairs))]
 
+    @override
     def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
-        """See Scorer. NetworkError or ModelError name the item; what was answered until then has been told."""
+        """Raises NetworkError or ModelError that names the item, after `answered` was called for all earlier answers."""
         if self.task is not Task.EMBED:
-            raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
+            raise UsageError("The model is a reranker and cannot embed items.", "Pass --task rerank.")
         for item in items:
             self._engine.check_item(item)
             _read_pictures(item)
         self._client.stop.clear()
         vectors: dict[int, NDArray[np.float32]] = {}
 
-        def tell(place: int, vector: NDArray[np.float32]) -> None:
-            vectors[place] = vector
-            answered(place, vector)
+        def on_vector(index: int, vector: NDArray[np.float32]) -> None:
+            vectors[index] = vector
+            answered(index, vector)
 
-        places = [[place] for place in range(len(items))]
-        workers = self._options.concurrency
-        ask_all(places, lambda batch: [self._embed(items[place]) for place in batch], tell, workers, self._client.stop)
-        return np.stack([vectors[place] for place in range(len(items))])
+        ask_all(
+            [[index] for index in range(len(items))],
+            lambda batch: [self._embed(items[index]) for index in batch],
+            on_vector,
+            concurrency=self._options.concurrency,
+            stop=self._client.stop,
+        )
+        return np.stack([vectors[index] for index in range(len(items))])
 
+    @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
-        """See Scorer."""
         return self._engine.prompt_seen(question)
 
     def _rank(self, pairs: Sequence[Pair]) -> list[float | QtoolError]:
-        """A score or an error for each; a document that spoils the request of several is found by asking for each."""
+        """A score or an error for each; if a request for several documents fails, each is sent by itself to find the cause."""
         try:
             found = self._engine.rank(pairs)
         except ModelError as error:
@@ -191,11 +200,11 @@ class HttpScorer:
 
 
 def _read_pictures(item: Item) -> None:
-    """Decode what is in memory here, since pillow cannot decode one picture in several threads. Errors name the item."""
+    """Decode pictures in memory before the threads start: pillow cannot decode one picture in several. Errors name the item."""
     try:
         for source in item.image:
             if not isinstance(source, str):
-                read_whole(source)
+                decode(source)
     except UsageError as error:
         raise UsageError(f"{item.name}: {error.message}", error.hint) from error
 
@@ -204,29 +213,29 @@ def _official_prompt(task: Task, family: str | None) -> PromptSpec | None:
     if family is None:
         return None
     if family not in FAMILIES:
-        raise UsageError(f"Unknown family {family!r}.", f"Known are {', '.join(FAMILIES)}.")
+        raise UsageError(f"Unknown family {family!r}.", f"Choose one of {', '.join(FAMILIES)}.")
     return FAMILIES[family].prompt(task)
 
 
 def _engine(client: HttpClient, server: Server, prompt: PromptSpec | None) -> HttpEngine:
     if server.kind is ServerKind.LLAMA_SERVER:
         return LlamaServer(client, server.media_marker, prompt)
-    dialects: dict[ServerKind, type[Vllm | Jina]] = {ServerKind.VLLM: Vllm, ServerKind.TEI: Tei, ServerKind.JINA: Jina}
-    return dialects[server.kind](client, server.model, prompt)
+    engines: dict[ServerKind, type[Vllm | Jina]] = {ServerKind.VLLM: Vllm, ServerKind.TEI: Tei, ServerKind.JINA: Jina}
+    return engines[server.kind](client, server.model, prompt)
 
 
 def _batches(pairs: Sequence[Pair]) -> list[list[list[int]]]:
-    """Requests, each for some documents of one query; a document stands for the places of all pairs that equal it."""
+    """Requests, each for some documents of one query; a document is given as the indices of all pairs equal to it."""
     batches = []
-    for _, group in groupby(distinct_pairs(pairs), lambda same: query_content(pairs[same[0]].query)):
-        places = list(group)
-        batches += [places[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(places), DOCUMENTS_AT_ONCE)]
+    for _, group in groupby(distinct_pairs(pairs), lambda equal: query_content(pairs[equal[0]].query)):
+        documents = list(group)
+        batches += [
+            documents[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(documents), DOCUMENTS_AT_ONCE)
+        ]
     return batches
 
 
 def _finite(pair: Pair, score: float) -> float | ModelError:
     if math.isfinite(score):
         return score
-    return ModelError(
-        f"{pair.name}: the server's score is not a finite number.", "Its weights or its kernels are broken."
-    )
+    return ModelError(f"{pair.name}: The server's score is not a finite number.", "Check its weights and its kernels.")

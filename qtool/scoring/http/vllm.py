@@ -1,12 +1,12 @@
 """vLLM over HTTP: /score for pairs, /v1/embeddings for items.
 
-Rule: the server's own chat template writes the prompt, since that is what its users get; sides, pictures and instruction
-are handed to it as data. Pictures come on the official grid; pixel limits in a request are refused (400), so the
-server keeps its own, which `qtool serve-command` sets.
+The server's own chat template writes the prompt, since that is what its users get; it is sent sides, pictures and the
+instruction as data. Pictures are sent on the official grid. vLLM refuses pixel limits in a request (400), so its own apply,
+which `qtool serve-command` sets.
 
-Read in vLLM's source (0.32), `entrypoints/pooling`: /score renders messages of the roles query and document with
+From vLLM's source (0.32), `entrypoints/pooling`: /score renders messages of the roles query and document with
 --chat-template, or concatenates them without one; `use_activation: false` gives log-odds; texts of one side are joined
-by newlines, so a side has one.
+by newlines, so each side is sent as one text.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from typing_extensions import override
+
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, Item, Pair, smart_resize
 from qtool.inputs.pictures import load_image
 from qtool.scoring.http.engine import (
+    HttpEngine,
     check_empty_is_missing,
     check_no_video,
     item_name,
@@ -42,11 +45,11 @@ if TYPE_CHECKING:
     from qtool.scoring.http.client import HttpClient
 
 _ACTIVATION_ERROR: Final = 0.01
-"""bf16 rounds a probability by up to 0.002; another activation than the sigmoid is further off."""
+"""bf16 rounds a probability by up to 0.002; an activation other than the sigmoid is further off."""
 
 
-class Vllm:
-    """See HttpEngine. `prompt` is needed for items only: how a pair is asked is the server's template to know."""
+class Vllm(HttpEngine):
+    """vLLM. `prompt` is needed for items only: the prompt of a pair is written by the server's template."""
 
     def __init__(self, client: HttpClient, model: str, prompt: PromptSpec | None) -> None:
         self._client = client
@@ -54,73 +57,78 @@ class Vllm:
         self._prompt = prompt
         self._gives_log_odds = False
 
+    @override
     def texts_only(self, task: Task) -> str:
-        """See HttpEngine. It reads what its model does."""
+        """Empty: it takes whatever its model does."""
         del task
         return ""
 
+    @override
     def check_pair(self, pair: Pair) -> None:
-        """See HttpEngine."""
         check_no_video(pair.query)
         check_no_video(pair.document)
         check_empty_is_missing(pair, "vLLM's template")
 
+    @override
     def check_item(self, item: Item) -> None:
-        """See HttpEngine."""
         check_no_video(item)
-        prompt = known_prompt(self._prompt, "An item's prompt depends on the model")
+        prompt = known_prompt(self._prompt, "The prompt of an item depends on the model")
         if item.image and not prompt.sees_pictures:
-            raise UsageError(f"{item.name} holds a picture, and the model reads text only.")
-
-    def prepare(self, pairs: Sequence[Pair]) -> None:
-        """Find out whether the server gives log-odds when asked to, and whether its prompt takes an instruction."""
-        if pairs:
-            self._gives_log_odds = self._scale_is_log_odds(pairs[0])
-        asking = next((pair for pair in pairs if pair.query.instruction), None)
-        if asking is not None and not self._takes_instructions(asking):
             raise UsageError(
-                f"{asking.name}: the server at {self._client.url} does not put an instruction into its prompt.",
-                "Serve it with the chat template that qtool writes, which reads `instruction`; vLLM must be 0.22 or later.",
+                f"{item.name} contains a picture; the model reads text only.", "Choose a text panel for this model."
             )
 
+    @override
+    def prepare(self, pairs: Sequence[Pair]) -> None:
+        """Find out whether the server can return log-odds, and whether its prompt takes an instruction."""
+        if pairs:
+            self._gives_log_odds = self._scale_is_log_odds(pairs[0])
+        instructed = next((pair for pair in pairs if pair.query.instruction), None)
+        if instructed is not None and not self._takes_instructions(instructed):
+            raise UsageError(
+                f"{instructed.name}: The server at {self._client.url} does not put an instruction into its prompt.",
+                "Serve it by vLLM 0.22 or later with the chat template that qtool writes, which reads `instruction`.",
+            )
+
+    @override
     def rank(self, pairs: Sequence[Pair]) -> list[float]:
-        """See HttpEngine."""
         name = request_name(pairs)
         scores = scores_of(name, self._score(pairs, use_activation=not self._gives_log_odds), len(pairs))
         return scores if self._gives_log_odds else probabilities_as_log_odds(name, scores)
 
+    @override
     def embed(self, item: Item) -> NDArray[np.float64]:
-        """See HttpEngine."""
         return vector_of(item_name(item), self._embedding(item))
 
+    @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
-        """The ids that /tokenize gives for a prompt with as many tokens as the scored one had; None if there is no such."""
+        """The ids from /tokenize for a prompt with as many tokens as the scored one had; None if no such prompt is found."""
         if isinstance(question, Pair):
-            name, asked = question.name, tokens_read(self._score([question]))
+            name, count = question.name, tokens_read(self._score([question]))
         else:
-            name, asked = item_name(question), tokens_read(self._embedding(question))
+            name, count = item_name(question), tokens_read(self._embedding(question))
         for body in self._tokenizations(question):
-            answer = self._client.ask_if_there(name, "/tokenize", self._model | body)
+            answer = self._client.post_if_supported(name, "/tokenize", self._model | body)
             ids = answer.get("tokens") if isinstance(answer, dict) else None
-            if isinstance(ids, list) and len(ids) == asked:
+            if isinstance(ids, list) and len(ids) == count:
                 return PromptSeen(tuple(ids), tuple(_grids(question)))
         return None
 
     def _scale_is_log_odds(self, pair: Pair) -> bool:
-        (given,) = scores_of(pair.name, self._score([pair]), 1)
+        (activated,) = scores_of(pair.name, self._score([pair]), 1)
         (raw,) = scores_of(pair.name, self._score([pair], use_activation=False), 1)
-        if given == raw or math.isnan(given):  # an older vLLM, or no number, which `rank` will report
+        if activated == raw or math.isnan(activated):  # an older vLLM, or NaN, which `rank` will report
             return False
-        if abs(sigmoid(raw) - given) > _ACTIVATION_ERROR:
+        if abs(sigmoid(raw) - activated) > _ACTIVATION_ERROR:
             raise ModelError(
-                f"{pair.name}: {self._client.url} scores {given:g}, and {raw:g} without its activation, "
-                "which is not a probability and its log-odds.",
-                "Serve with the classifier made from the tokens [no, yes]: see `qtool serve-command`.",
+                f"{pair.name}: {self._client.url} scores {activated:g}, and {raw:g} without its activation; "
+                "these are not a probability and its log-odds.",
+                "Serve with the classifier made from the tokens [no, yes], as `qtool serve-command` shows.",
             )
         return True
 
     def _takes_instructions(self, pair: Pair) -> bool:
-        """Whether one of a single letter makes the prompt shorter or longer than the template's own."""
+        """Whether an instruction of one letter gives the prompt another length than the template's default."""
         lengths = [
             tokens_read(self._score([Pair(pair.query.with_instruction(instruction), pair.document)]))
             for instruction in (None, "x")
@@ -130,25 +138,25 @@ class Vllm:
     def _score(self, pairs: Sequence[Pair], **more: Any) -> Any:
         query, documents = pairs[0].query, [pair.document for pair in pairs]
         body = {"text_1": _side(query), "text_2": [_side(document) for document in documents], **_instructed(query)}
-        return self._client.ask(request_name(pairs), "/score", self._model | body | more)
+        return self._client.post(request_name(pairs), "/score", self._model | body | more)
 
     def _embedding(self, item: Item) -> Any:
         body = {**self._item_body(item), "encoding_format": "float"}
-        return self._client.ask(item_name(item), "/v1/embeddings", self._model | body)
+        return self._client.post(item_name(item), "/v1/embeddings", self._model | body)
 
     def _item_body(self, item: Item) -> Mapping[str, Any]:
-        prompt = known_prompt(self._prompt, "An item's prompt depends on the model")
+        prompt = known_prompt(self._prompt, "The prompt of an item depends on the model")
         instruction = embed_instruction(item.instruction, prompt)
         if not prompt.sees_pictures:
             template = prompt.template if instruction else prompt.bare_template
             return {"input": template.format(instruction=instruction, content=item.joined_text)}
-        # A text that is empty has been given; the word for nothing stands only where none has.
+        # An empty text counts as text; `empty_side` is for items that have none.
         content = _parts(item) or [{"type": "text", "text": "" if item.text else prompt.empty_side}]
         system = {"role": "system", "content": [{"type": "text", "text": instruction}]}
         return {"messages": [system, {"role": "user", "content": content}], "add_generation_prompt": True}
 
     def _tokenizations(self, question: Pair | Item) -> list[dict[str, Any]]:
-        """What /tokenize may be asked: the served template's rendering, and the bare sides that /score takes without one."""
+        """Bodies for /tokenize: the served template's rendering, and the bare sides that /score concatenates without one."""
         if isinstance(question, Item):
             body = dict(self._item_body(question))
             return [{"prompt": body["input"]} if "input" in body else body]
@@ -164,7 +172,7 @@ def _side(item: Item) -> Any:
 
 
 def _parts(item: Item) -> list[Mapping[str, Any]]:
-    """Its pictures, then its text, as parts of a message."""
+    """The item's pictures, then its text, as parts of a message."""
     urls = (picture_url(item, source) for source in item.image)
     pictures: list[Mapping[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [*pictures, *([{"type": "text", "text": item.joined_text}] if item.joined_text else [])]
@@ -180,7 +188,7 @@ def _grids(question: Pair | Item) -> Iterator[tuple[int, int, int]]:
 
 
 def _grid(item: Item, source: ImageSource) -> tuple[int, int, int]:
-    """What the server makes, by the official limits that it keeps, of the picture as it is sent."""
+    """The grid that the server makes, by the official limits, of the picture as it is sent."""
     picture = load_image(source)
     rows, columns = smart_resize(*smart_resize(picture.height, picture.width, item.limits))
     return 1, rows // OFFICIAL_LIMITS.patch, columns // OFFICIAL_LIMITS.patch

@@ -1,4 +1,4 @@
-"""Starts llama.cpp's server inside this process, asks it, and reads its answers as numbers."""
+"""llama.cpp's server inside this process: how it is started, its requests, and its answers as numbers."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ from qtool.storage.output import WORKERS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Starts llama.cpp's server inside this process, through the wheel `xllamacpp`. Every setting that could make a score
-# depend on anything but model and prompt is pinned here.
-
+# Starting the server, through the wheel `xllamacpp`. Every setting that could make a score depend on anything but model
+# and prompt is pinned here.
 
 _SPLIT_BATCH: Final = 512  # llama.cpp's own default
 _ERRORS_ONLY: Final = 1
@@ -35,7 +34,7 @@ _SIGACTION_BYTES: Final = 1024  # several times what any libc's struct takes
 
 
 class Pooling(Enum):
-    """What a context gives for a prompt: P(yes) of a reranker, or the hidden state of the last token."""
+    """What a context computes for a prompt: P(yes) of a reranker, or the hidden state of the last token."""
 
     RANK = "LLAMA_POOLING_TYPE_RANK"
     LAST = "LLAMA_POOLING_TYPE_LAST"
@@ -43,10 +42,10 @@ class Pooling(Enum):
 
 @dataclass(frozen=True)
 class LlamaCppOptions:
-    """How to run a GGUF file; the defaults verify it. A llama-server's own are an f16 cache and flash attention.
+    """How to run a GGUF file. The defaults are for verification; llama-server's own are an f16 cache and flash attention.
 
-    `context`: pairs shorter than this are ranked as llama-server ranks; longer prompts are read in a context that grows.
-    `threads`: 0 for one a processor.
+    `context`: pairs shorter than this are ranked as llama-server ranks them; longer prompts get a larger context.
+    `threads`: 0 for one per processor.
     """
 
     kv_cache: Literal["f32", "f16"] = "f32"
@@ -65,7 +64,7 @@ def import_engine() -> Any:
         import xllamacpp
     except ImportError as error:
         raise SetupError(
-            f"Scoring GGUF files needs llama.cpp as the package xllamacpp: {error}.", "pip install 'qtool[llamacpp]'"
+            f"Scoring GGUF files needs the package xllamacpp: {error}.", "pip install 'qtool[llamacpp]'"
         ) from error
     return xllamacpp
 
@@ -76,24 +75,24 @@ def engine_version() -> str:
 
 
 def start_server(gguf: Path, mmproj: Path | None, pooling: Pooling, context: int, options: LlamaCppOptions) -> Any:
-    """An `xllamacpp.Server` for prompts of less than `context` tokens; it stops when the last reference to it goes."""
+    """An `xllamacpp.Server` for prompts of less than `context` tokens; it stops when the last reference to it is dropped."""
     xllamacpp = import_engine()
     params = xllamacpp.CommonParams()
     params.model.path = str(gguf)
     params.mmproj.path = str(mmproj or "")
-    _choose(params, xllamacpp, pooling, context, options)
+    _set_options(params, xllamacpp, pooling, context, options)
     _make_repeatable(params)
-    with _signals_kept():
+    with _signal_handlers_kept():
         try:
             server = xllamacpp.Server(params)
         except RuntimeError:
             files = f"{gguf} with {mmproj}" if mmproj else str(gguf)
-            raise ModelError(f"llama.cpp cannot load {files}.", "It has said why on standard error.") from None
-    server.handle_metrics()  # answered by its loop, which must have begun before it is told to end: else that waits forever
+            raise ModelError(f"llama.cpp cannot load {files}.", "Its own message is on standard error.") from None
+    server.handle_metrics()  # waits until its loop runs; stopping a loop that has not begun would wait forever
     return server
 
 
-def _choose(params: Any, xllamacpp: Any, pooling: Pooling, context: int, options: LlamaCppOptions) -> None:
+def _set_options(params: Any, xllamacpp: Any, pooling: Pooling, context: int, options: LlamaCppOptions) -> None:
     params.embedding = True
     params.pooling_type = getattr(xllamacpp.llama_pooling_type, pooling.value)
     params.n_ctx = context
@@ -105,29 +104,29 @@ def _choose(params: Any, xllamacpp: Any, pooling: Pooling, context: int, options
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads or WORKERS
     params.n_gpu_layers = options.gpu_layers
     params.mmproj_use_gpu = options.gpu_layers != 0
-    # llama.cpp's own limits are 8 and 4096; pictures arrive on the official grid, which it must leave alone.
+    # llama.cpp's own limits are 8 and 4096; pictures arrive on the official grid, which it must not change.
     params.image_min_tokens = OFFICIAL_LIMITS.min_pixels // OFFICIAL_LIMITS.factor**2
     params.image_max_tokens = OFFICIAL_LIMITS.max_pixels // OFFICIAL_LIMITS.factor**2
 
 
 def _make_repeatable(params: Any) -> None:
-    """One prompt at a time, none remembered: a score must not depend on what was asked before or beside it."""
+    """One prompt at a time, none cached: a score must not depend on requests before or beside it."""
     params.n_parallel = 1
     params.cache_prompt = False
     params.cache_ram_mib = 0
-    params.fit_params = False  # else the context shrinks to what memory is free
+    params.fit_params = False  # otherwise the context shrinks to fit into free memory
     params.warmup = False
-    params.port = 0  # any free one, on the loopback interface
+    params.port = 0  # any free port, on the loopback interface
     params.n_threads_http = 1
     params.endpoint_metrics = True
-    params.verbosity = _ERRORS_ONLY  # on standard error; nothing goes to standard output
+    params.verbosity = _ERRORS_ONLY  # to standard error; nothing goes to standard output
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Undo what xllamacpp does to Ctrl-C: its handler calls into the newest server, even one that is gone.
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restore the handlers that xllamacpp replaces: its own calls into the newest server, even one that was freed.
 
-    Through libc, since Python's `signal` neither sees handlers that C code installs nor works outside the main thread.
+    Through libc, since Python's `signal` neither sees handlers installed by C code nor works outside the main thread.
     """
     libc = ctypes.CDLL(None)
     kept = [(number, ctypes.create_string_buffer(_SIGACTION_BYTES)) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -140,12 +139,11 @@ def _signals_kept() -> Iterator[None]:
             libc.sigaction(number, action, None)
 
 
-# Questions to llama.cpp, and its answers as numbers. What is asked here is what a llama-server is asked over the
-# wire.
+# Requests and answers, which are those of llama-server's HTTP interface.
 
 
 class Engine:
-    """One file in one context, until it is closed; prompts have less than `context` tokens."""
+    """One file in one context; prompts have less than `context` tokens."""
 
     def __init__(
         self, gguf: Path, mmproj: Path | None, pooling: Pooling, context: int, options: LlamaCppOptions
@@ -154,29 +152,29 @@ class Engine:
         self._server = start_server(gguf, mmproj, pooling, context, options)
 
     def rank(self, name: str, query: str, documents: Sequence[str]) -> list[float]:
-        """P(yes) of each document, not a number where the model computes none; what /v1/rerank answers."""
+        """P(yes) of each document as /v1/rerank returns it; NaN where the model computes none."""
         answer = _answer(name, self._server.handle_rerank, {"query": query, "documents": list(documents)})
         found = {result["index"]: result["relevance_score"] for result in answer["results"]}
         return [_number(found[index]) for index in range(len(documents))]
 
     def read(self, name: str, prompt: Any) -> tuple[NDArray[np.float64], int]:
-        """The last token's hidden state [hidden], and how many tokens were read; `prompt` as /v1/embeddings takes it.
+        """The last token's hidden state [hidden], and the number of tokens read; `prompt` as /v1/embeddings takes it.
 
-        Not of a rank-pooled context, which holds a score or two: llama.cpp reads beyond them, and may crash.
+        Not for a rank-pooled context, whose output is one or two scores: llama.cpp reads beyond them and may crash.
         """
         answer = _answer(name, self._server.handle_embeddings, {"input": prompt, "embd_normalize": -1})
         vector = np.array([_number(value) for value in answer["data"][0]["embedding"]])
         return vector, int(answer["usage"]["prompt_tokens"])
 
     def token_ids(self, text: str) -> list[int]:
-        """llama.cpp's ids of a text, with special tokens parsed and those added that the file asks for."""
+        """llama.cpp's ids of a text; special tokens are parsed, and those that the file asks for are added."""
         body = {"content": text, "add_special": True, "parse_special": True}
         ids: list[int] = self._request("POST", "/tokenize", body)["tokens"]
         return ids
 
     @cached_property
     def media_marker(self) -> str:
-        """What stands for a picture in a prompt: a word that the server drew at random, so that no text contains it."""
+        """The placeholder of a picture in a prompt: drawn at random by the server, so that no text contains it."""
         return str(self._request("GET", "/props")["media_marker"])
 
     def close(self) -> None:
@@ -184,7 +182,7 @@ class Engine:
         self._server = None
 
     def _request(self, method: str, path: str, body: Any = None) -> Any:
-        # The wheel has no call for these two, but its server listens on the loopback interface like any other.
+        # The wheel has no call for these two endpoints, but its server listens on the loopback interface.
         address = urlsplit(self._server.listening_address)
         connection = HTTPConnection(address.hostname or "", address.port)
         try:
@@ -195,17 +193,17 @@ class Engine:
 
 
 class Engines:
-    """The contexts of one file: loaded when first asked for, and anew with more room where a prompt needs it."""
+    """The contexts of one file: loaded on first use, and loaded again with a larger context for a longer prompt."""
 
-    def __init__(self, gguf: Path, mmproj: Path | None, usual: Pooling, options: LlamaCppOptions) -> None:
+    def __init__(self, gguf: Path, mmproj: Path | None, default: Pooling, options: LlamaCppOptions) -> None:
         self.mmproj = mmproj
-        self._usual = usual
         self.options = options
+        self._default = default
         self._gguf = gguf
         self._open: dict[Pooling, Engine] = {}
 
     def engine(self, pooling: Pooling, tokens: int = 0) -> Engine:
-        """The context for `pooling` with room for a prompt of `tokens`."""
+        """The context for `pooling` that fits a prompt of `tokens`."""
         engine = self._open.get(pooling)
         if engine is not None and tokens < engine.context:
             return engine
@@ -219,12 +217,12 @@ class Engines:
         return self._open[pooling]
 
     def token_ids(self, text: str) -> list[int]:
-        """See Engine; whichever context is open answers."""
+        """As `Engine.token_ids`, from whichever context is open."""
         engine = next(iter(self._open.values()), None)
-        return (engine or self.engine(self._usual)).token_ids(text)
+        return (engine or self.engine(self._default)).token_ids(text)
 
     def close(self) -> None:
-        """Free the model; another question would load it again."""
+        """Free the model; the next request loads it again."""
         while self._open:
             self._open.popitem()[1].close()
 
@@ -233,13 +231,13 @@ def _answer(name: str, handler: Any, body: Any) -> Any:
     try:
         answer = handler(body)
     except RuntimeError as error:
-        raise ModelError(f"{name}: llama.cpp says: {error}.") from error
+        raise ModelError(f"{name}: llama.cpp failed: {error}.") from error
     return _checked(name, answer)
 
 
 def _checked(name: str, answer: Any) -> Any:
     if "error" in answer:
-        raise ModelError(f"{name}: llama.cpp says: {answer['error'].get('message')}.")
+        raise ModelError(f"{name}: llama.cpp failed: {answer['error'].get('message')}.")
     return answer
 
 

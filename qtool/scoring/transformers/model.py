@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from qtool.arch.detect import Detection
     from qtool.scoring.tokenizer import PromptTokenizer
 
-# A checkpoint's weights as float32, whatever they are stored as. A stored number is widened exactly or dequantized by
-# its format; nothing else happens to it on the way.
+# Weights as float32: widened exactly, or dequantized by their format.
 
 
 def source_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32]]:
@@ -44,15 +43,14 @@ def read_float32(checkpoint: Checkpoint, hf_name: str) -> Float32:
     if dtype in ("F16", "F32"):
         return np.array(stored, dtype=np.float32)
     raise ModelError(
-        f"{hf_name} is stored as {dtype}, which is no unquantized weight.",
-        "Those are BF16, F16 or F32; packed weights need a quantization_config in config.json.",
+        f"{hf_name} is stored as {dtype}; expected BF16, F16 or F32.",
+        "Packed weights need a quantization_config in config.json.",
     )
 
 
-# The weights of an NVFP4 W4A16 artefact (ModelOpt layout), dequantized from the bytes that users get. As a W4A16
-# kernel sees them. vLLM's Marlin kernel multiplies E2M1 by its E4M3 block scale, which a bf16 holds exactly (1 + 3
-# mantissa bits), accumulates in float32 and applies the float32 global scale there; so the weight is the float32
-# product of the three and is not rounded to bf16.
+# NVFP4 W4A16 weights (ModelOpt layout) as a W4A16 kernel sees them: vLLM's Marlin kernel multiplies E2M1 by its E4M3
+# block scale, which a bf16 holds exactly (1 + 3 mantissa bits), accumulates in float32 and applies the float32 global
+# scale there. So a weight is the float32 product of the three, not rounded to bf16.
 
 
 def dequantized_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32]]:
@@ -66,19 +64,19 @@ def dequantized_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32]]
 
 
 def _dequantized(checkpoint: Checkpoint, weight: PackedWeight) -> Float32:
-    from qtool.formats.nvfp4_kernels import dequantize  # compiled; loading that takes half a second
+    from qtool.formats.nvfp4_kernels import dequantize  # compiled: loading it takes half a second
 
     block_scales = checkpoint.read(weight.block_scales.hf_name)
     return dequantize(checkpoint.read(weight.packed.hf_name), block_scales, read_global_scale(checkpoint, weight))
 
 
-# The rank head: one row that turns the last hidden state into the log-odds of "yes" against "no". Which tokens answer
-# is declared by the checkpoint, or derived from its tokenizer, and never assumed.
+# The rank head: one row that turns the last hidden state into the log-odds of "yes" against "no". The two tokens are
+# declared by the checkpoint or looked up in its tokenizer.
 
 
 @dataclass(frozen=True)
 class AnswerIds:
-    """The vocabulary rows of the two answers, and what named them."""
+    """The token ids of the two answers, and the file that gives them."""
 
     yes: int
     no: int
@@ -93,7 +91,9 @@ def answer_ids(directory: Path, tokenizer: PromptTokenizer) -> AnswerIds:
     config = read_json(declared)
     yes, no = config.get("true_token_id"), config.get("false_token_id")
     if not _is_id(yes) or not _is_id(no):
-        raise ModelError(f"{declared}: true_token_id and false_token_id are {yes!r} and {no!r}, not two token ids.")
+        raise ModelError(
+            f"{declared}: true_token_id and false_token_id are {yes!r} and {no!r}; expected two token ids."
+        )
     return AnswerIds(yes, no, "1_LogitScore/config.json")
 
 
@@ -101,7 +101,7 @@ def difference_row(vocabulary_head: torch.Tensor, answers: AnswerIds) -> torch.T
     """w_yes - w_no [hidden] from the rows [vocab, hidden]; rounded to their dtype, as the official class does."""
     for token in (answers.yes, answers.no):
         if token >= vocabulary_head.shape[0]:
-            raise ModelError(f"{answers.source} names token {token}, the head has {vocabulary_head.shape[0]} rows.")
+            raise ModelError(f"{answers.source} names token {token}; the head has {vocabulary_head.shape[0]} rows.")
     return vocabulary_head[answers.yes] - vocabulary_head[answers.no]
 
 
@@ -110,7 +110,7 @@ def score_row(score_head: torch.Tensor, config: Mapping[str, Any]) -> torch.Tens
     if score_head.shape[0] == 1:
         return score_head[0]
     if score_head.shape[0] != 2:
-        raise ModelError(f"score.weight has {score_head.shape[0]} rows; a reranker has one, or two (no and yes).")
+        raise ModelError(f"score.weight has {score_head.shape[0]} rows; expected one, or two (no and yes).")
     yes = _yes_row(config)
     return score_head[yes] - score_head[1 - yes]
 
@@ -128,18 +128,16 @@ def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-# A transformers model filled from named weights. Strict. Every parameter is filled by exactly one tensor of the right
-# shape and every tensor is used, or a ModelError names those that are not; transformers alone would only warn, and
-# score with random numbers.
-
+# The model, filled from named weights. Every parameter must be filled by exactly one tensor of its shape, and every
+# tensor used: transformers alone would only warn, and score with random numbers.
 
 HEADS: Final[tuple[str, ...]] = ("lm_head.weight", "score.weight")
-_NAMED_IN_MESSAGE: Final = 3
+_MAX_LISTED: Final = 3
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The base model (no head), its transformers config, and the head tensors that lay beside it."""
+    """The base model (no head), its transformers config, and the head tensors of the checkpoint."""
 
     base: Any
     config: Any
@@ -148,20 +146,21 @@ class LoadedModel:
     def head(self, hf_name: str) -> torch.Tensor:
         """A head tensor that the task needs."""
         if hf_name not in self.heads:
-            raise ModelError(f"The checkpoint lacks {hf_name}, without which a reranker has no score.")
+            raise ModelError(f"The checkpoint has no {hf_name}, which a reranker needs to score.")
         return self.heads[hf_name]
 
 
 def load_model(detection: Detection, weights: Iterable[tuple[str, Float32]], dtype: torch.dtype) -> LoadedModel:
-    """Build the architecture's base model and fill it, on the CPU."""
+    """The architecture's base model, filled with `weights`, on the CPU."""
     model_class, config = _model_class(detection)
     tensors = {name: torch.from_numpy(weight).to(dtype) for name, weight in weights}
     heads = {name: tensors.pop(name) for name in HEADS if name in tensors}
-    state = _without_prefix(tensors, detection.architecture.prefix)
+    # Checkpoints of a base model (Qwen3-Embedding) have no prefix.
+    state = {name.removeprefix(detection.architecture.prefix): tensor for name, tensor in tensors.items()}
     with torch.device("meta"):
         expected = model_class(config).state_dict()
     _check(state, expected)
-    with _quiet():
+    with _without_progress_bar():
         base = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     return LoadedModel(base.eval(), config, heads)
 
@@ -169,37 +168,34 @@ def load_model(detection: Detection, weights: Iterable[tuple[str, Float32]], dty
 def _model_class(detection: Detection) -> tuple[Any, Any]:
     import transformers
 
-    # The quantization is undone before the model sees its weights; transformers has no loader for it.
+    # The weights are dequantized before they are loaded; transformers has no loader for the format.
     fields = {key: value for key, value in detection.config.items() if key != "quantization_config"}
     config_class = getattr(transformers, detection.family.config_class)
     return getattr(transformers, detection.family.model_class), config_class.from_dict(fields)
-
-
-def _without_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    # Base-model checkpoints, as embedders are published, leave the prefix out altogether.
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _check(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     if missing:
-        raise ModelError(f"The checkpoint lacks {_listed(missing)}.")
+        raise ModelError(f"The checkpoint has no {_listed(missing)}.")
     if unexpected:
-        raise ModelError(f"The checkpoint holds {_listed(unexpected)}, which the architecture does not have.")
+        raise ModelError(f"The checkpoint contains {_listed(unexpected)}, which the architecture does not have.")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
-            raise ModelError(f"{name} has shape {list(tensor.shape)}, the config says {list(expected[name].shape)}.")
+            raise ModelError(
+                f"{name} has shape {list(tensor.shape)}; the config requires {list(expected[name].shape)}."
+            )
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMED_IN_MESSAGE])
-    more = len(names) - _NAMED_IN_MESSAGE
+    shown = ", ".join(names[:_MAX_LISTED])
+    more = len(names) - _MAX_LISTED
     return f"{shown} and {more} more tensors" if more > 0 else shown
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_progress_bar() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

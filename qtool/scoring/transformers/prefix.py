@@ -1,4 +1,4 @@
-"""Forward passes in which prompts that begin alike are read once as far as they agree."""
+"""Forward passes that read the common prefix of prompts once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from qtool.scoring.tokenizer import PromptTokenizer
     from qtool.scoring.transformers.model import LoadedModel
 
-# Which prompts run through the model together. A batch changes the speed and never the score.
+# Batches: which prompts run through the model together.
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Bounds on memory: padded ids in one forward pass, prompts in one, and ids (with their pixels) held at a time."""
+    """Bounds on memory: padded ids and prompts in one forward pass, and ids (with their pixels) held at a time."""
 
     padded_tokens: int = 8192
     prompts: int = 64
@@ -37,7 +37,7 @@ DEFAULT_LIMITS: Final = BatchLimits()
 
 
 def windows(prompts: Iterable[Prompt], tokens: int) -> Iterator[list[Prompt]]:
-    """Runs of prompts that are held at a time; `prompts` is read lazily."""
+    """Runs of prompts that are held in memory together; `prompts` is read lazily."""
     window: list[Prompt] = []
     held = 0
     for prompt in prompts:
@@ -51,20 +51,19 @@ def windows(prompts: Iterable[Prompt], tokens: int) -> Iterator[list[Prompt]]:
 
 
 def packed(lengths: Sequence[int], limits: BatchLimits) -> Iterator[list[int]]:
-    """Batches of places in `lengths`, like lengths together."""
+    """Batches of indices into `lengths`, similar lengths together."""
     batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        # Lengths ascend, so the newcomer sets the padded width of the batch.
-        if batch and (len(batch) == limits.prompts or (len(batch) + 1) * lengths[place] > limits.padded_tokens):
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        # Lengths ascend, so the last one is the padded width of the batch.
+        if batch and (len(batch) == limits.prompts or (len(batch) + 1) * lengths[index] > limits.padded_tokens):
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(index)
     if batch:
         yield batch
 
 
-# Parts of prompts: the ids that one forward pass reads, each with its place and picture (or pair of video frames). A
-# part keeps the positions that it has in the whole prompt, and no picture is ever cut in two.
+# Spans of prompts. A span keeps the positions that it has in the whole prompt, and never divides a picture.
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class PromptSpan:
 
     @classmethod
     def whole(cls, prompt: Prompt, picture_tokens: Sequence[int]) -> PromptSpan:
-        """All of `prompt`; without pictures, a picture token that its text spells out is an ordinary one."""
+        """All of `prompt`; without pictures, a picture token written in its text is an ordinary token."""
         ids = np.array(prompt.token_ids, dtype=np.int64)
         is_picture = np.isin(ids, picture_tokens) if prompt.pictures else np.zeros(len(ids), dtype=np.bool_)
         grids = [picture.grid_thw for picture in prompt.pictures]
@@ -88,7 +87,7 @@ class PromptSpan:
         return len(self.ids)
 
     def part(self, start: int, end: int | None = None) -> PromptSpan:
-        """The ids from `start` to `end`, where a picture lies wholly inside or wholly outside."""
+        """The ids from `start` to `end`; each picture must lie wholly inside or wholly outside."""
         first, last = self._pictures_before(start), self._pictures_before(len(self) if end is None else end)
         here = slice(start, end)
         return PromptSpan(self.ids[here], self.positions[:, here], self.is_picture[here], self.pictures[first:last])
@@ -98,23 +97,23 @@ class PromptSpan:
 
 
 def rope_positions(is_picture: NDArray[np.bool_], grids: Sequence[tuple[int, int, int]]) -> NDArray[np.int64]:
-    """M-RoPE positions [3, n] as transformers' `get_rope_index` gives them; of a text all three are its places."""
+    """M-RoPE positions [3, n] as transformers' `get_rope_index` gives them; for text all three rows count tokens."""
     positions = np.empty((3, len(is_picture)), dtype=np.int64)
-    done, place = 0, 0
+    done, position = 0, 0
     for frames, rows, columns in grids:
         start = done + int(is_picture[done:].argmax())
-        positions[:, done:start] = np.arange(place, place + start - done)
+        positions[:, done:start] = np.arange(position, position + start - done)
         cells = np.indices((frames, rows // OFFICIAL_LIMITS.merge, columns // OFFICIAL_LIMITS.merge)).reshape(3, -1)
-        place += start - done
+        position += start - done
         done = start + cells.shape[1]
-        positions[:, start:done] = place + cells
-        place += max(rows, columns) // OFFICIAL_LIMITS.merge
-    positions[:, done:] = np.arange(place, place + len(is_picture) - done)
+        positions[:, start:done] = position + cells
+        position += max(rows, columns) // OFFICIAL_LIMITS.merge
+    positions[:, done:] = np.arange(position, position + len(is_picture) - done)
     return positions
 
 
 def shared_length(spans: Sequence[PromptSpan]) -> int:
-    """How many first ids, with the same pictures under them, all prompts have in common; each keeps one of its own."""
+    """The length of the common prefix, pictures included; each span keeps at least one id of its own."""
     if len(spans) == 1:
         return 0
     first = spans[0]
@@ -133,56 +132,56 @@ def _common_pictures(one: PromptSpan, other: PromptSpan) -> int:
 
 
 def _are_equal(one: PatchedImage, other: PatchedImage) -> bool:
-    # A picture in memory is made ready anew for each prompt, so equal ones need not be the same object. The patches of
-    # blank pictures are equal whatever their shapes, and what a prompt reads is not: positions follow the shape.
+    # A picture in memory is prepared again for each prompt, so equal ones need not be the same object. Blank pictures of
+    # different shapes may have equal patches, but not equal positions.
     return one is other or (one.grid_thw == other.grid_thw and np.array_equal(one.pixel_values, other.pixel_values))
 
 
 def _whole_pictures(span: PromptSpan, length: int, common: int) -> int:
-    places = np.flatnonzero(span.is_picture[:length])
+    """`length`, or less, so that it ends behind a whole picture and among the first `common` ones."""
+    tokens = np.flatnonzero(span.is_picture[:length])
     ends = _picture_ends(span.pictures[:common])
-    kept = int(ends[ends <= len(places)].max(initial=0))
-    return length if kept == len(places) else int(places[kept])
+    kept = int(ends[ends <= len(tokens)].max(initial=0))
+    return length if kept == len(tokens) else int(tokens[kept])
 
 
 def _picture_ends(pictures: Sequence[PatchedImage]) -> NDArray[np.int64]:
     return np.cumsum([picture.placeholder_tokens for picture in pictures], dtype=np.int64)
 
 
-# What the model has read already: keys and values of each layer, from which several prompts go on. A memory is never
-# changed; reading further gives a new one, or, for the last part of a prompt, none.
+# Keys and values of a prefix. A KvPrefix is immutable: reading further gives a new one, or none for a prompt's last span.
 
 
 @dataclass(frozen=True)
 class KvPrefix:
-    """Keys and values [rows, heads, width, dim] of each layer, and which of the places hold a real token [rows, width]."""
+    """Keys and values [rows, heads, width, dim] of each layer, and which positions are tokens, not padding [rows, width]."""
 
-    seen: torch.Tensor
+    is_token: torch.Tensor
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
 
     @classmethod
     def empty(cls, device: torch.device) -> KvPrefix:
-        """Nothing read, in one row."""
+        """The empty prefix, in one row."""
         return cls(torch.zeros(1, 0, dtype=torch.bool, device=device))
 
     @property
     def width(self) -> int:
-        """The places of a row, padding included."""
-        return int(self.seen.shape[1])
+        """The positions of a row, padding included."""
+        return int(self.is_token.shape[1])
 
     def select(self, rows: torch.Tensor) -> KvPrefix:
-        """A memory of these rows, each as often as it is named."""
-        return KvPrefix(self.seen[rows], tuple((keys[rows], values[rows]) for keys, values in self.layers))
+        """These rows, each as often as it is named."""
+        return KvPrefix(self.is_token[rows], tuple((keys[rows], values[rows]) for keys, values in self.layers))
 
 
 @dataclass
 class Continuation:
-    """The cache that a forward pass sees: each of its rows goes on from a row of `memory`.
+    """The cache of one forward pass, in which each row continues a row of `prefix`.
 
-    It has the one method that attention layers call. transformers' own caches would keep the last parts of prompts too.
+    It has the one method that attention layers call. transformers' own caches would keep the last spans of prompts too.
     """
 
-    memory: KvPrefix
+    prefix: KvPrefix
     parents: torch.Tensor
     keep: bool
     _layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -190,36 +189,36 @@ class Continuation:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values from the prompt's start on."""
-        if self.memory.layers:
-            known_keys, known_values = self.memory.layers[layer]
+        """Keys and values from the start of the prompt."""
+        if self.prefix.layers:
+            known_keys, known_values = self.prefix.layers[layer]
             keys = torch.cat([known_keys[self.parents], keys], dim=2)
             values = torch.cat([known_values[self.parents], values], dim=2)
         if self.keep:
             self._layers.append((keys, values))
         return keys, values
 
-    def mask(self, real: torch.Tensor) -> torch.Tensor:
-        """[rows, 1, width, memory + width]: what each place may look at, given the real places of this pass."""
-        width = real.shape[1]
-        causal = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
-        # Padding sees itself: where nothing came before, an empty row of the softmax would be NaN.
-        own = causal & (real[:, None] | torch.eye(width, dtype=torch.bool, device=real.device))
-        known = self.memory.seen[self.parents][:, None].expand(-1, width, -1)
+    def mask(self, is_token: torch.Tensor) -> torch.Tensor:
+        """The attention mask [rows, 1, width, prefix + width], given which positions of this pass are tokens."""
+        width = is_token.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool, device=is_token.device).tril()
+        # Padding attends to itself: without a prefix, an empty row of the softmax would be NaN.
+        own = causal & (is_token[:, None] | torch.eye(width, dtype=torch.bool, device=is_token.device))
+        known = self.prefix.is_token[self.parents][:, None].expand(-1, width, -1)
         return torch.cat([known, own], dim=2)[:, None]
 
-    def grown(self, real: torch.Tensor) -> KvPrefix:
-        """The memory with what this pass has read."""
-        return KvPrefix(torch.cat([self.memory.seen[self.parents], real], dim=1), tuple(self._layers))
+    def extended(self, is_token: torch.Tensor) -> KvPrefix:
+        """The prefix with the keys and values of this pass."""
+        return KvPrefix(torch.cat([self.prefix.is_token[self.parents], is_token], dim=1), tuple(self._layers))
 
 
-# Forward passes: parts of prompts in, the hidden state of each one's last token or a memory of all out. Padding,
-# batch mates and where a prompt is parted never show in the result; each distinct picture of a pass is encoded once.
+# Forward passes: spans in, the hidden states of their last tokens or a longer prefix out. Each distinct picture of a pass
+# is encoded once.
 
 
 @dataclass(frozen=True)
 class Forward:
-    """The base model on its device; `picture_tokens` (image, video) are none where the model reads text only."""
+    """The base model on its device; `picture_tokens` (image, video) is empty where the model reads text only."""
 
     base: Any
     device: torch.device
@@ -231,45 +230,40 @@ class Forward:
         picture_tokens = tuple(_picture_tokens(loaded.config, tokenizer))
         if getattr(loaded.base, "has_sliding_layers", False):
             raise ModelError(
-                "config.json asks for sliding window attention, which no published model of the family has."
+                "config.json enables sliding window attention, which is not supported: no published model of the family has it."
             )
         return cls(loaded.base.to(device), device, picture_tokens)
 
-    @property
-    def nothing_read(self) -> KvPrefix:
-        """Where the first part of a prompt goes on from."""
-        return KvPrefix.empty(self.device)
-
     def span(self, prompt: Prompt) -> PromptSpan:
-        """The whole prompt, ready to be parted."""
+        """The whole prompt."""
         return PromptSpan.whole(prompt, self.picture_tokens)
 
     @torch.inference_mode()
-    def remember(self, spans: Sequence[PromptSpan], parents: Sequence[int], memory: KvPrefix) -> KvPrefix:
-        """A memory with a row for each span, which goes on from the row of `memory` that `parents` names."""
+    def extend(self, spans: Sequence[PromptSpan], parents: Sequence[int], prefix: KvPrefix) -> KvPrefix:
+        """A prefix with a row for each span, which continues the row of `prefix` that `parents` names."""
         rows = self._tensor(parents)
         if not any(len(span) for span in spans):
-            return memory.select(rows)
-        cache = Continuation(memory, rows, keep=True)
-        real = self._real(spans)
-        self._read(spans, real, cache)
-        return cache.grown(real)
+            return prefix.select(rows)
+        cache = Continuation(prefix, rows, keep=True)
+        is_token = self._is_token(spans)
+        self._run(spans, is_token, cache)
+        return cache.extended(is_token)
 
     @torch.inference_mode()
-    def last_hidden(self, spans: Sequence[PromptSpan], parents: Sequence[int], memory: KvPrefix) -> torch.Tensor:
-        """Final normed hidden states [n, hidden] at the last token; the spans are as in `remember`, and not empty."""
-        cache = Continuation(memory, self._tensor(parents), keep=False)
-        hidden = self._read(spans, self._real(spans), cache)
+    def last_hidden(self, spans: Sequence[PromptSpan], parents: Sequence[int], prefix: KvPrefix) -> torch.Tensor:
+        """Final normed hidden states [n, hidden] at the last token; the spans are as in `extend`, and not empty."""
+        cache = Continuation(prefix, self._tensor(parents), keep=False)
+        hidden = self._run(spans, self._is_token(spans), cache)
         rows: torch.Tensor = hidden[range(len(spans)), [len(span) - 1 for span in spans]]
         return rows
 
-    def _read(self, spans: Sequence[PromptSpan], real: torch.Tensor, cache: Continuation) -> torch.Tensor:
+    def _run(self, spans: Sequence[PromptSpan], is_token: torch.Tensor, cache: Continuation) -> torch.Tensor:
         ids = self._padded([span.ids for span in spans])
         positions = self._padded([span.positions for span in spans])
         text = self.base.language_model if self.picture_tokens else self.base
         hidden: torch.Tensor = text(
             position_ids=positions.transpose(0, 1) if self.picture_tokens else positions[:, 0],
-            attention_mask=cache.mask(real),
+            attention_mask=cache.mask(is_token),
             past_key_values=cache,
             use_cache=False,
             **self._embedded(spans, text.get_input_embeddings()(ids)),
@@ -282,16 +276,16 @@ class Forward:
             return {"inputs_embeds": embeds}
         pixels = torch.from_numpy(np.concatenate([picture.pixel_values for picture in pictures.values()]))
         grid = self._tensor([picture.grid_thw for picture in pictures.values()])
-        seen = self.base.get_image_features(pixels.to(self.device), grid, return_dict=True)
+        encoded = self.base.get_image_features(pixels.to(self.device), grid, return_dict=True)
         rows = self._tensor(_feature_rows(spans))
-        where = self._padded([span.is_picture for span in spans])
+        is_picture = self._padded([span.is_picture for span in spans])
         return {
-            "inputs_embeds": embeds.masked_scatter(where[..., None], torch.cat(seen.pooler_output)[rows]),
-            "visual_pos_masks": where,
-            "deepstack_visual_embeds": [features[rows] for features in seen.deepstack_features],
+            "inputs_embeds": embeds.masked_scatter(is_picture[..., None], torch.cat(encoded.pooler_output)[rows]),
+            "visual_pos_masks": is_picture,
+            "deepstack_visual_embeds": [features[rows] for features in encoded.deepstack_features],
         }
 
-    def _real(self, spans: Sequence[PromptSpan]) -> torch.Tensor:
+    def _is_token(self, spans: Sequence[PromptSpan]) -> torch.Tensor:
         return self._padded([np.ones(len(span), dtype=np.bool_) for span in spans])
 
     def _padded(self, arrays: Sequence[NDArray[Any]]) -> torch.Tensor:
@@ -310,12 +304,12 @@ def _picture_tokens(config: Any, tokenizer: PromptTokenizer) -> Iterator[int]:
         declared: int | None = getattr(config, key, None)
         if declared is not None:
             if declared != (own := tokenizer.token_id(token)):
-                raise ModelError(f"config.json: {key} is {declared}, the tokenizer's {token} is {own}.")
+                raise ModelError(f"config.json: {key} is {declared}; the tokenizer's {token} is {own}.")
             yield declared
 
 
 def _feature_rows(spans: Sequence[PromptSpan]) -> list[int]:
-    """For each picture token of the spans, its row among the features of the distinct pictures."""
+    """The row of each picture token of the spans among the features of the distinct pictures."""
     starts: dict[int, int] = {}
     rows: list[int] = []
     encoded = 0
@@ -328,13 +322,13 @@ def _feature_rows(spans: Sequence[PromptSpan]) -> list[int]:
     return rows
 
 
-# Prompts that begin alike are read once as far as they agree: the trunk of all, then a branch for each query. What is
-# shared is found in the ids themselves; a prompt's `group` says where to look and never what is there.
+# Prefix sharing: first the prefix of all prompts (the trunk), then that of each query's (a branch), then the rest of each
+# prompt (a leaf). Prefixes are found by comparing ids; a prompt's `group` only says which to compare.
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """What a group's prompts share ends at `end`; `leaves` are their places in the window."""
+    """The common prefix of a group ends at `end`; `leaves` are the indices of its prompts in the window."""
 
     end: int
     leaves: tuple[int, ...]
@@ -342,42 +336,38 @@ class _Branch:
 
 @dataclass(frozen=True)
 class SharedReader:
-    """Reads windows of prompts."""
+    """Runs windows of prompts, each shared prefix once."""
 
     forward: Forward
     limits: BatchLimits
 
     def last_hidden(self, window: Sequence[Prompt]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Batch by batch the places of prompts in the window, and the hidden states [n, hidden] of their last tokens."""
+        """Batch by batch the indices of prompts in the window, and the hidden states [n, hidden] of their last tokens."""
         spans = [self.forward.span(prompt) for prompt in window]
         trunk = shared_length(spans)
-        memory = self.forward.remember([spans[0].part(0, trunk)], [0], self.forward.nothing_read)
+        prefix = self.forward.extend([spans[0].part(0, trunk)], [0], KvPrefix.empty(self.forward.device))
         branches = _branches(window, spans, trunk)
         for batch in packed([branch.end for branch in branches], self.limits):
-            chosen = [branches[place] for place in batch]
-            yield from self._leaves(spans, chosen, self._remember(spans, chosen, trunk, memory))
-
-    def _remember(
-        self, spans: Sequence[PromptSpan], branches: Sequence[_Branch], trunk: int, memory: KvPrefix
-    ) -> KvPrefix:
-        parts = [spans[branch.leaves[0]].part(trunk, branch.end) for branch in branches]
-        return self.forward.remember(parts, [0] * len(parts), memory)
+            chosen = [branches[index] for index in batch]
+            parts = [spans[branch.leaves[0]].part(trunk, branch.end) for branch in chosen]
+            yield from self._leaves(spans, chosen, self.forward.extend(parts, [0] * len(parts), prefix))
 
     def _leaves(
-        self, spans: Sequence[PromptSpan], branches: Sequence[_Branch], memory: KvPrefix
+        self, spans: Sequence[PromptSpan], branches: Sequence[_Branch], prefix: KvPrefix
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        places = [(row, leaf) for row, branch in enumerate(branches) for leaf in branch.leaves]
-        parts = [spans[leaf].part(branches[row].end) for row, leaf in places]
-        for batch in packed([memory.width + len(part) for part in parts], self.limits):
-            rows, leaves = zip(*(places[index] for index in batch), strict=True)
-            yield list(leaves), self.forward.last_hidden([parts[index] for index in batch], rows, memory)
+        """`prefix` has a row for each of `branches`."""
+        numbered = [(row, leaf) for row, branch in enumerate(branches) for leaf in branch.leaves]
+        parts = [spans[leaf].part(branches[row].end) for row, leaf in numbered]
+        for batch in packed([prefix.width + len(part) for part in parts], self.limits):
+            rows, leaves = zip(*(numbered[index] for index in batch), strict=True)
+            yield list(leaves), self.forward.last_hidden([parts[index] for index in batch], rows, prefix)
 
 
 def _branches(window: Sequence[Prompt], spans: Sequence[PromptSpan], trunk: int) -> list[_Branch]:
     groups: dict[Hashable, list[int]] = {}
-    for place, prompt in enumerate(window):
-        groups.setdefault(prompt.group, []).append(place)
+    for index, prompt in enumerate(window):
+        groups.setdefault(prompt.group, []).append(index)
     return [
-        _Branch(max(trunk, shared_length([spans[place] for place in places])), tuple(places))
-        for places in groups.values()
+        _Branch(max(trunk, shared_length([spans[index] for index in members])), tuple(members))
+        for members in groups.values()
     ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from qtool.arch.spec import Presence, Task, dimension
 from qtool.artefact import CheckpointArtefact
@@ -22,6 +23,7 @@ from qtool.scoring.scorer import (
     Answered,
     Identity,
     PromptSeen,
+    Scorer,
     checkpoint_sha256,
     distinct_pairs,
     prompt_sha256,
@@ -47,8 +49,7 @@ if TYPE_CHECKING:
     from qtool.arch.prompts import PromptSpec
     from qtool.storage.checkpoint import Checkpoint
 
-# A checkpoint's weights into a model that can be asked, and the row that turns its last hidden state into a score.
-# Where the weights came from, stored or dequantized, shows nowhere above this room.
+# Loading: the weights, stored or dequantized, into a model, and the row that turns its last hidden state into a score.
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class LoadedCheckpoint:
 
 
 def load(opened: OpenCheckpoint, dtype: torch.dtype, device: torch.device) -> LoadedCheckpoint:
-    """Read the weights; which of the two kinds they are, config.json says."""
+    """Read the weights, which config.json declares quantized or not."""
     checkpoint = opened.checkpoint
     read = dequantized_weights if is_quantized(checkpoint.config) else source_weights
     model = load_model(opened.detection, read(checkpoint), dtype)
@@ -99,9 +100,7 @@ def _is_tied(detection: Detection) -> bool:
     return any(tensor.presence is Presence.DUPLICATE for tensor in tensors if tensor.hf_name == "lm_head.weight")
 
 
-# The reference runtime: transformers, float32 unless asked otherwise, the official prompt and head. Only the last
-# position's hidden state meets the head; the logits of the vocabulary are never computed.
-
+# The scorer. The head is applied to the last position's hidden state only; the vocabulary's logits are never computed.
 
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "float32": torch.float32,
@@ -120,8 +119,8 @@ class ScorerOptions:
     limits: BatchLimits = DEFAULT_LIMITS
 
 
-class TransformersScorer:
-    """One checkpoint behind the scorer protocol, its weights loaded at the first question."""
+class TransformersScorer(Scorer):
+    """One checkpoint; its weights are loaded at the first question."""
 
     def __init__(
         self,
@@ -139,18 +138,19 @@ class TransformersScorer:
         self._model: LoadedCheckpoint | None = None
 
     @property
+    @override
     def task(self) -> Task:
-        """See Scorer."""
         return self._opened.task
 
     @property
+    @override
     def family(self) -> str:
-        """See Scorer."""
         return self._opened.detection.architecture.family
 
     @cached_property
+    @override
     def identity(self) -> Identity:
-        """See Scorer. Reads the files whole."""
+        """Hashing it reads the files whole."""
         return Identity(
             f"transformers {version('transformers')}, torch {version('torch')}",
             checkpoint_sha256(self._opened.checkpoint.directory),
@@ -159,46 +159,47 @@ class TransformersScorer:
         )
 
     @property
+    @override
     def query_instruction(self) -> str | None:
-        """See Scorer."""
         return self._builder.spec.query_instruction or None
 
     @property
+    @override
     def dimensions(self) -> int:
-        """See Scorer."""
         config = self._opened.detection.config
         return dimension(config.get("text_config", config), "hidden_size")
 
+    @override
     def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
-        """See Scorer."""
         if self.task is not Task.RERANK:
-            raise UsageError("An embedder does not score pairs.", "Choose --task embed.")
-        places = distinct_pairs(pairs)
-        prompts = (self._builder.pair(pairs[same[0]]) for same in places)
-        return [float(value) for value in self._run(prompts, places, answered)]
+            raise UsageError("The model is an embedder and cannot score pairs.", "Pass --task embed.")
+        groups = distinct_pairs(pairs)
+        prompts = (self._builder.pair(pairs[equal[0]]) for equal in groups)
+        return [float(value) for value in self._run(prompts, groups, answered)]
 
+    @override
     def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
-        """See Scorer."""
         if self.task is not Task.EMBED:
-            raise UsageError("A reranker does not embed items.", "Choose --task rerank.")
-        places = [[place] for place in range(len(items))]
+            raise UsageError("The model is a reranker and cannot embed items.", "Pass --task rerank.")
+        groups = [[index] for index in range(len(items))]
         prompts = (self._builder.item(item) for item in items)
-        return np.stack(self._run(prompts, places, answered))
+        return np.stack(self._run(prompts, groups, answered))
 
+    @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen:
-        """See Scorer."""
         prompt = self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
         return PromptSeen(prompt.token_ids, tuple(picture.grid_thw for picture in prompt.pictures))
 
     def under(self, prompt: PromptSpec) -> TransformersScorer:
-        """The same model, loaded, reading its questions under another prompt."""
+        """The same loaded model with another prompt."""
         builder = PromptBuilder(self._opened.tokenizer, prompt)
         other = TransformersScorer(self._opened, builder, self._options, self._dtype, self._device)
         other._model = self._loaded
         return other
 
+    @override
     def close(self) -> None:
-        """Free the model; another question would load it again."""
+        """Free the model; the next question loads it again."""
         self._model = None
 
     @property
@@ -212,30 +213,29 @@ class TransformersScorer:
         return SharedReader(self._loaded.forward, self._options.limits)
 
     def _run(
-        self, prompts: Iterable[Prompt], places: Sequence[Sequence[int]], answered: Answered
+        self, prompts: Iterable[Prompt], groups: Sequence[Sequence[int]], answered: Answered
     ) -> list[NDArray[np.float32]]:
-        """The answer of each prompt, put at all of its places."""
+        """The answers by question; `groups` are the indices of the questions that each prompt answers."""
         results: dict[int, NDArray[np.float32]] = {}
         done, reader = 0, self._reader
         for window in windows(prompts, reader.limits.window_tokens):
             for chosen, hidden in reader.last_hidden(window):
                 values = self._loaded.answer(hidden).float().cpu().numpy()
                 _check_finite(values, [window[index] for index in chosen])
-                for place, value in (
-                    (p, value) for i, value in zip(chosen, values, strict=True) for p in places[done + i]
-                ):
-                    results[place] = value
-                    answered(place, value)
+                for prompt, value in zip(chosen, values, strict=True):
+                    for index in groups[done + prompt]:
+                        results[index] = value
+                        answered(index, value)
             done += len(window)
-        return [results[place] for place in range(len(results))]
+        return [results[index] for index in range(len(results))]
 
 
 def _check_finite(values: NDArray[np.float32], prompts: Sequence[Prompt]) -> None:
     good = np.isfinite(values).reshape(len(prompts), -1).all(axis=1)
     if not good.all():
         raise ModelError(
-            f"{prompts[int(good.argmin())].name}: the model's answer is not a finite number.",
-            "Its weights are broken, or too large for the chosen --dtype.",
+            f"{prompts[int(good.argmin())].name}: The model's answer is not a finite number.",
+            "Check the weights; they may be too large for the chosen --dtype.",
         )
 
 
@@ -252,7 +252,7 @@ def open_scorer(artefact: Path | CheckpointArtefact, options: ScorerOptions = Sc
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise UsageError(f"Unknown dtype {name!r}.", f"Known are {', '.join(DTYPES)}.")
+        raise UsageError(f"Unknown --dtype {name!r}.", f"Choose one of {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 

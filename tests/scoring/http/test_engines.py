@@ -62,7 +62,7 @@ def test_the_task_is_what_a_server_has_pages_for():
     for pages, task in [*((each, Task.RERANK) for each in rerankers), *((each, Task.EMBED) for each in embedders)]:
         with serving(lambda path, _: pages.get(path)) as server, open_http(server.url, QUICK) as scorer:  # noqa: B023
             assert scorer.task is task
-            with pytest.raises(UsageError, match="does not"):
+            with pytest.raises(UsageError, match="cannot"):
                 scorer.embed([]) if task is Task.RERANK else scorer.score([])
 
 
@@ -76,7 +76,7 @@ def test_the_task_is_what_a_server_has_pages_for():
 def test_a_server_that_says_that_it_ranks_is_not_asked_for_vectors(pages):
     with (
         serving(lambda path, _: pages.get(path)) as server,
-        pytest.raises(UsageError, match=rf"{server.url} is a reranker \((llama-server|tei) says so\)") as caught,
+        pytest.raises(UsageError, match=rf"{server.url} serves a reranker \(as (llama-server|tei) reports\)") as caught,
     ):
         open_http(server.url, HttpOptions(task=Task.EMBED, model="m", retries=0))
     assert "reranker as the reference" in caught.value.hint
@@ -100,7 +100,7 @@ def test_a_server_that_is_still_loading_is_not_taken_for_another_engine_or_task(
     pages.pop(page, None)
     with (
         serving(lambda path, _: pages.get(path, Reply(LOADING, status))) as server,
-        pytest.raises(NetworkError, match=f"^{server.url}{page} answers {status}: Loading model"),
+        pytest.raises(NetworkError, match=f"^{server.url}{page} answered {status}: Loading model"),
     ):
         open_http(server.url, QUICK)
 
@@ -119,14 +119,14 @@ def test_a_page_that_stumbles_over_an_empty_question_is_there():
 def test_an_address_without_a_known_page_is_no_embedder(kind):
     with (
         serving(lambda *_: None) as server,
-        pytest.raises(ModelError, match=f"{server.url} has no page of a scoring server"),
+        pytest.raises(ModelError, match=f"{server.url} has no endpoint of a scoring server"),
     ):
         open_http(server.url, HttpOptions(engine=kind, model="m"))
 
 
 def test_a_page_that_is_missing_for_a_reason_gives_the_reason():
     absent = Reply({"error": {"message": "The model `foo` does not exist."}}, 404)
-    reason = r"query 'q0', document 'd': .*/{} answers 404: The model `foo` does not exist\."
+    reason = r"query 'q0', document 'd': .*/{} answered 404: The model `foo` does not exist\."
     for kind, page in (
         (ServerKind.VLLM, "score"),
         (ServerKind.JINA, "v1/rerank"),
@@ -149,15 +149,15 @@ ASKED = Pair(Item("q", ("q",), instruction="Judge the colour."), Item("d", ("d",
 @pytest.mark.parametrize(
     ("kind", "pair", "message"),
     [
-        (ServerKind.JINA, PICTURED, "Item 'seen' holds a picture"),
-        (ServerKind.TEI, PICTURED, "Item 'seen' holds a picture"),
-        (ServerKind.LLAMA_SERVER, PICTURED, "Item 'seen' holds a picture: llama-server's /v1/rerank takes texts"),
-        (ServerKind.JINA, ASKED, "query 'q', document 'd': .*cannot be given an instruction"),
-        (ServerKind.LLAMA_SERVER, ASKED, "query 'q', document 'd': .*baked into its file"),
+        (ServerKind.JINA, PICTURED, "Item 'seen' contains a picture"),
+        (ServerKind.TEI, PICTURED, "Item 'seen' contains a picture"),
+        (ServerKind.LLAMA_SERVER, PICTURED, "Item 'seen' contains a picture. llama-server's /v1/rerank takes texts"),
+        (ServerKind.JINA, ASKED, "query 'q', document 'd': .*takes no instruction"),
+        (ServerKind.LLAMA_SERVER, ASKED, "query 'q', document 'd': .*by the instruction in its GGUF file"),
         (ServerKind.TEI, ASKED, "no place for an instruction"),
-        (ServerKind.LLAMA_SERVER, Pair(Item("q", ("{document}",)), Item("d", ("d",))), "in place of {document}"),
+        (ServerKind.LLAMA_SERVER, Pair(Item("q", ("{document}",)), Item("d", ("d",))), "contains {document}"),
         (ServerKind.LLAMA_SERVER, Pair(Item("q", ("q",)), Item("none")), "Item 'none' is empty"),
-        *((kind, FILMED, "Item 'film' holds a video") for kind in ServerKind),
+        *((kind, FILMED, "Item 'film' contains a video") for kind in ServerKind),
     ],
 )
 def test_what_an_engine_cannot_take_is_refused_before_anything_is_sent(kind, pair, message):
@@ -183,17 +183,17 @@ def test_embedding_needs_the_prompt_and_one_vector_of_some_length():
     with serving(answer) as server:
         with (
             open_http(server.url, HttpOptions(model="m")) as scorer,
-            pytest.raises(UsageError, match="prompt depends on the model"),
+            pytest.raises(UsageError, match="prompt of an item depends on the model"),
         ):
             scorer.embed([Item("i", ("ok",))])
         with open_http(server.url, options) as scorer:
             np.testing.assert_allclose(scorer.embed([Item("i", ("ok",))]), [[0.6, 0.8]])
             assert scorer.query_instruction == TEXT_EMBEDDER.query_instruction
             for broken in ("zero", "nan", "null", "none"):
-                told = {}
+                reported = {}
                 with pytest.raises(ModelError, match=f"item '{broken}': .*vector"):
-                    scorer.embed([Item("i", ("ok",)), Item(broken, (broken,))], told.__setitem__)
-                assert set(told) == {0}
+                    scorer.embed([Item("i", ("ok",)), Item(broken, (broken,))], reported.__setitem__)
+                assert set(reported) == {0}
 
 
 def test_tei_gets_the_official_prompt_in_two_halves_and_answers_in_log_odds():
@@ -258,7 +258,7 @@ def test_an_empty_text_is_refused_where_the_servers_own_template_takes_it_for_a_
         for pair in (Pair(BLANK, Item("d", ("d",))), Pair(Item("q", ("q",)), BLANK)):
             with (
                 open_http(server.url, options("qwen3_vl")) as scorer,
-                pytest.raises(UsageError, match="item 'blank' is an empty text"),
+                pytest.raises(UsageError, match="Item 'blank' is an empty text"),
             ):
                 scorer.score([pair])
             with open_http(server.url, options("qwen3")) as scorer:  # whose prompt has one word for both, which is none

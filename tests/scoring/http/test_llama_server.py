@@ -53,15 +53,15 @@ def test_texts_rank_over_http_as_in_process_and_as_the_reference(folder):
         Pair(Item("accent", ("cafe\u0301",)), Item("d", ("ﬁ", "x"))),
         Pair(Item("q", ("q",)), Item("none")),
     ]
-    told = {}
+    reported = {}
     with serving(gguf, Pooling.RANK) as url, open_http(url, HttpOptions(family="qwen3_vl")) as scorer:
-        scores = scorer.score(pairs, told.__setitem__)
+        scores = scorer.score(pairs, reported.__setitem__)
         assert scorer.identity.engine.startswith("llama-server ")
         assert scorer.task is Task.RERANK
         assert scorer.prompt_seen(pairs[0]) is None
     with open_llama_cpp(gguf, options=ALONE) as inside:
         expected = inside.score(pairs)
-    assert [told[place] for place in range(len(pairs))] == scores
+    assert [reported[place] for place in range(len(pairs))] == scores
     assert np.abs(probabilities(scores) - probabilities(expected)).max() <= 1e-6  # measured: 0
     reference = open_scorer(RERANKER).score(pairs)
     # Measured: 7.7e-7.
@@ -72,14 +72,14 @@ def test_a_document_that_is_too_long_is_named_and_the_others_are_kept(folder):
     pairs = [
         Pair(Item("q", ("q",)), Item(f"d{place}", (text,))) for place, text in enumerate(("a", "long " * 2000, "b"))
     ]
-    told = {}
+    reported = {}
     with (
         serving(gguf_of(RERANKER, "f32", folder), Pooling.RANK) as url,
         open_http(url) as scorer,
         pytest.raises(ModelError, match=r"query 'q', document 'd1': .*exceeds the available context size"),
     ):
-        scorer.score(pairs, told.__setitem__)
-    assert set(told) == {0, 2}
+        scorer.score(pairs, reported.__setitem__)
+    assert set(reported) == {0, 2}
 
 
 def test_a_server_is_asked_for_its_task_and_says_so_when_told_another(folder):
@@ -127,7 +127,7 @@ def test_a_server_that_cuts_pictures_by_its_own_rule_is_refused(folder, monkeypa
     with (
         serving(gguf, Pooling.LAST, projector) as url,
         open_http(url, HttpOptions(family="qwen3_vl")) as scorer,
-        pytest.raises(ModelError, match=r"item 'd': the server read \d+ tokens, the official prompt has \d+") as caught,
+        pytest.raises(ModelError, match=r"item 'd': The server read \d+ tokens; the official prompt has \d+") as caught,
     ):
         scorer.embed([picture])
     assert "--image-max-tokens 1800" in caught.value.hint

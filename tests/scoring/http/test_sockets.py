@@ -34,7 +34,7 @@ def test_every_connection_is_hung_up_on_also_one_through_a_proxy(event: str, *, 
     with ours, theirs:
         theirs.settimeout(5)
         if is_late:
-            sockets.drop()
-        sockets.heard(event, {"return_value": Stream(ours)})
-        sockets.drop()
+            sockets.shut_down()
+        sockets.trace(event, {"return_value": Stream(ours)})
+        sockets.shut_down()
         assert theirs.recv(1) == b""

@@ -96,7 +96,7 @@ def test_a_head_that_gives_something_else_is_found_out():
 def test_an_empty_text_is_refused_since_the_template_writes_null_for_it():
     with serving(vllm()) as server, open_http(server.url, OPTIONS) as scorer:
         assert len(scorer.score([Pair(Item("q", ("ball",)), Item("none"))])) == 1
-        with pytest.raises(UsageError, match="item 'blank' is an empty text"):
+        with pytest.raises(UsageError, match="Item 'blank' is an empty text"):
             scorer.score([Pair(Item("q", ("ball",)), Item("blank", ("",)))])
 
 
@@ -125,9 +125,9 @@ def test_without_a_template_the_bare_sides_are_seen():
 def test_a_prompt_that_tokenize_does_not_know_is_not_made_up():
     answer = vllm()
     lying = {"tokens": [1, 2, 3]}
-    for told in (lying, None):
+    for reported in (lying, None):
         with (
-            serving(lambda path, body: told if path == "/tokenize" else answer(path, body)) as server,  # noqa: B023
+            serving(lambda path, body: reported if path == "/tokenize" else answer(path, body)) as server,  # noqa: B023
             open_http(server.url, OPTIONS) as scorer,
         ):
             assert scorer.prompt_seen(pair()) is None
@@ -251,5 +251,5 @@ def test_a_broken_picture_in_memory_is_named_before_anything_is_asked():
     item = Item("cut", image=(Image.open(BytesIO(whole[:2000])),))
     with serving(lambda *_: Reply({}, 400)) as server:
         options = HttpOptions(family="qwen3_vl", retries=0, task=Task.EMBED, engine=ServerKind.VLLM, model="m")
-        with open_http(server.url, options) as scorer, pytest.raises(UsageError, match="Item 'cut': cannot read"):
+        with open_http(server.url, options) as scorer, pytest.raises(UsageError, match="Item 'cut': Cannot read"):
             scorer.embed([item])

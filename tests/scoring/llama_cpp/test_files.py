@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf.constants import GGUFValueType
 
 from qtool.errors import ModelError
 from qtool.inputs.items import Pair
 from qtool.scoring.llama_cpp.model import read_model
 from qtool.scoring.llama_cpp.runtime import open_llama_cpp
-from qtool.storage.gguf import Kind, array, string, uint32
+from qtool.storage.gguf import array, string, uint32
 from tests.scoring.gguf_files import changed, gguf_of
 from tests.scoring.llama_cpp.shared import (
     ALONE,
@@ -34,7 +35,7 @@ KEY = "qwen3vl."
         ({KEY + "pooling_type": None}, [], "has no qwen3vl.pooling_type; a reranker has 4, an embedder 3"),
         ({KEY + "pooling_type": uint32(1)}, [], "pooling_type = 1"),
         (
-            {KEY + "classifier.output_labels": array(Kind.STRING, ["no", "yes"])},
+            {KEY + "classifier.output_labels": array(GGUFValueType.STRING, ["no", "yes"])},
             [],
             r"labels its scores \['no', 'yes'\]",
         ),

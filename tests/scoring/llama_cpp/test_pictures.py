@@ -96,7 +96,7 @@ def test_a_prompt_with_pictures_that_would_be_cut_is_refused(reranker, folder):
     with (
         LlamaCppScorer(model, projector_of(RERANKER, folder), ALONE) as scorer,
         pytest.raises(
-            ModelError, match=r"query 'q', document 'd': llama\.cpp read \d{3} tokens, the official prompt has 105"
+            ModelError, match=r"query 'q', document 'd': llama\.cpp read \d{3} tokens; the official prompt has 105"
         ),
     ):
         scorer.score([long])
@@ -104,14 +104,14 @@ def test_a_prompt_with_pictures_that_would_be_cut_is_refused(reranker, folder):
 
 def test_pictures_need_a_projector_and_videos_are_refused(folder):
     with open_llama_cpp(gguf_of(RERANKER, "f32", folder), options=ALONE) as scorer:
-        with pytest.raises(UsageError, match=r"document 'd' holds a picture.*projector"):
+        with pytest.raises(UsageError, match=r"document 'd' contains a picture.*projector"):
             scorer.score([Pair(Item("q", ("a",)), Item("d", image=(smooth(1, 64, 64),)))])
-        with pytest.raises(UsageError, match=r"Item 'd' holds a video, which llama\.cpp does not read"):
+        with pytest.raises(UsageError, match=r"Item 'd' contains a video, which llama\.cpp cannot read"):
             scorer.score([Pair(Item("q", ("a",)), Item("d", video=(Video("film.mp4"),)))])
-        with pytest.raises(UsageError, match="reranker does not embed"):
+        with pytest.raises(UsageError, match="a reranker and cannot embed"):
             scorer.embed([])
     embedder = open_llama_cpp(gguf_of(EMBEDDER, "f16", folder), options=ALONE)
-    with pytest.raises(UsageError, match="embedder does not score"):
+    with pytest.raises(UsageError, match="embedder and cannot score"):
         embedder.score([])
 
 
