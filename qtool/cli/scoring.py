@@ -81,7 +81,7 @@ def score(
         served_model=served_model, concurrency=concurrency,
     )  # fmt: skip
     chosen = _panel(parse_panels([panel] if panel else [], dataset, columns), limit, shard, instruction)
-    options = ScoreOptions(target, chosen, runtime, output, force)
+    options = ScoreOptions(target=target, panel=chosen, runtime=runtime, output=output, force=force)
     with console.stage_bar("pairs") as progress:
         scores = run(options, progress)
     if output is None and not json:
@@ -127,12 +127,12 @@ def embed(
     panels = parse_panels([panel] if panel else [], dataset, columns)
     if texts is not None and (panels or limit or shard):
         raise UsageError("--texts stands alone.", "Pass --panel or --dataset (with --limit and --shard), or --texts.")
-    source = Texts(texts, instruction) if texts else _panel(panels, limit, shard, instruction)
+    source = Texts(texts, instruction=instruction) if texts else _panel(panels, limit, shard, instruction)
     runtime = RuntimeOptions(
         parse_task(task), dtype, revision=revision, token=token, mmproj=mmproj, family=family, engine=engine,
         served_model=served_model, concurrency=concurrency,
     )  # fmt: skip
-    options = EmbedOptions(target, source, output, dim, ids, runtime, force)
+    options = EmbedOptions(target=target, source=source, output=output, dim=dim, ids=ids, runtime=runtime, force=force)
     with console.stage_bar("items") as progress:
         done = run(options, progress)
     count, width = done.vectors.shape
@@ -148,4 +148,5 @@ def _panel(panels: Sequence[str], limit: int | None, shard: str | None, instruct
         raise UsageError(
             "What is to be asked?", "Pass one panel: --panel FILE, or --dataset ID --columns ROLE=COLUMN,…."
         )
-    return PanelChoice(panels[0], limit, PanelShard.parse(shard) if shard else None, instruction)
+    share = PanelShard.parse(shard) if shard else None
+    return PanelChoice(panels[0], limit=limit, shard=share, instruction=instruction)

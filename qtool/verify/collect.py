@@ -18,7 +18,7 @@ from qtool.inputs.items import Item
 from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress, ignore
 from qtool.scoring.ledger import open_ledger
-from qtool.scoring.remembering import Remembering, cached
+from qtool.scoring.remembering import Remembering, open_cache
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import Answered, Identity, Scorer, query_content
 from qtool.verify.case import ANSWERS, Case, artefact_runtime
@@ -151,10 +151,12 @@ def answer_file(folder: Path, role: Role) -> Path:
 
 
 def _remembering(case: Case, role: Role, scorer: Scorer) -> Scorer:
-    remembering = cached(scorer) if case.options.use_cache else scorer
-    if case.options.output is None:
-        return remembering
-    return Remembering(remembering, open_ledger(answer_file(case.options.output, role), scorer.identity))
+    stores = []
+    if case.options.use_cache and (cache := open_cache(scorer.identity)) is not None:
+        stores.append(cache)
+    if case.options.output is not None:
+        stores.append(open_ledger(answer_file(case.options.output, role), scorer.identity))
+    return Remembering(scorer, stores) if stores else scorer
 
 
 class _Counter:
