@@ -119,7 +119,7 @@ def _pair(pair: PairDelta) -> tuple[str, ...]:
 def _weights(report: Report) -> list[str]:
     worst = sorted(report.weights, key=lambda each: -each.relative_error)
     rows = [
-        (escaped(each.hf_name), escaped(each.format), number(each.relative_error), number(each.bound))
+        (escaped(each.tensor), escaped(each.format), number(each.relative_error), number(each.bound))
         for each in worst[:_WEIGHTS_SHOWN]
     ]
     more = f"{len(worst) - len(rows)} more in report.json." if len(worst) > len(rows) else ""

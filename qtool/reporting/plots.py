@@ -243,7 +243,7 @@ def layers(weights: Sequence[TensorError]) -> list[tuple[str, Markup]]:
     """For each stack of layers, its name and a dot for each tensor: relative error by layer, under what the format allows."""
     stacks: dict[str, list[tuple[int, TensorError]]] = defaultdict(list)
     for tensor in weights:
-        found = re.match(r"(.*?)\.(\d+)\.", tensor.hf_name)
+        found = re.match(r"(.*?)\.(\d+)\.", tensor.tensor)
         if found and math.isfinite(tensor.relative_error):
             stacks[found[1]].append((int(found[2]), tensor))
     return [(name, _stack(name, tensors)) for name, tensors in stacks.items()]
@@ -274,9 +274,9 @@ _SHIFT: Final = {"attention": -0.15, "mlp": 0.15, "other": 0.0, "above": 0.0}
 def _group(tensor: TensorError) -> str:
     if tensor.relative_error > tensor.bound:
         return "above"
-    if "attn" in tensor.hf_name:
+    if "attn" in tensor.tensor:
         return "attention"
-    return "mlp" if "mlp" in tensor.hf_name else "other"
+    return "mlp" if "mlp" in tensor.tensor else "other"
 
 
 def _finite(panel: PanelReport) -> list[tuple[float, float]]:

@@ -6,13 +6,10 @@ conditions (models, prompts, panels, recipe, versions) is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
-
-from pydantic import TypeAdapter, ValidationError
 
 from qtool.arch.spec import Task
 from qtool.checks.stage import Outcome, Stage
@@ -25,7 +22,7 @@ from qtool.scoring.scorer import Scorer
 from qtool.verify.case import REPORT, Case, VerifyOptions, check_output, prepare_folder
 from qtool.verify.collect import Answers, Role, RoleScores, answer, answer_file
 from qtool.verify.conclude import SCORED, conclude, noise_panels
-from qtool.verify.report import SCHEMA_VERSION, Report
+from qtool.verify.report import Report, parse_report
 from qtool.verify.stages import Checked
 
 _OWN: Final = ("shard",)
@@ -65,27 +62,10 @@ def read_report(folder: Path) -> Report:
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{folder} holds no finished verification: {error.strerror} ({path.name}).") from error
-    _check_version(path, content)
     try:
-        return TypeAdapter(Report).validate_json(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise UsageError(f"{path} is no report that this version reads: {place}: {problem['msg']}.", _AGAIN) from error
-
-
-def _check_version(path: Path, content: bytes) -> None:
-    """Raise UsageError unless `content` is JSON of the version that is written here: another's numbers may mean others."""
-    try:
-        said = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is broken: it is no JSON ({error}).", _AGAIN) from error
-    version = said.get("schema_version") if isinstance(said, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} is a report of schema version {version}, and this qtool joins those of {SCHEMA_VERSION}.",
-            "Verify that shard again with this version of qtool.",
-        )
+        return parse_report(content)
+    except ValueError as error:
+        raise UsageError(f"{path} is not a report that this version reads: {error}.", _AGAIN) from error
 
 
 def _refuse_an_input(folders: Iterable[Path], output: Path) -> None:

@@ -100,7 +100,7 @@ def hostile() -> Report:
         gates=tuple(replace(gate, panel=HOSTILE, reason=HOSTILE) for gate in report.gates),
         versions={HOSTILE: HOSTILE},
         noise=NoiseFloor(HOSTILE, 3, 0.01, 0.02, 0.03, 0.04),
-        weights=tuple(replace(each, hf_name=HOSTILE + ".1." + HOSTILE, format=HOSTILE) for each in report.weights),
+        weights=tuple(replace(each, tensor=HOSTILE + ".1." + HOSTILE, format=HOSTILE) for each in report.weights),
         rederived=(RederivedFile(HOSTILE, HOSTILE, HOSTILE),),
     )
 

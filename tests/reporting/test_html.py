@@ -83,7 +83,7 @@ def test_every_part_of_the_report_is_on_the_page():
     text = Page(render_html(reports.whole())).text
     for words in ("0.0312 … 0.0399", "-1.5e-05", "which ball?", "a red ball", "Δ -0.2500", "label 2", "CC0-1.0", "a" * 64,
                   "c" * 64, "torch 2.13.0", "Noise floor: the reference in bfloat16", "the server shows no token ids",
-                  "qtool x", "model.layers.3.mlp.up_proj.weight", "b.safetensors", "org/model", "schema 2"):  # fmt: skip
+                  "qtool x", "model.layers.3.mlp.up_proj.weight", "b.safetensors", "org/model", "schema 3"):  # fmt: skip
         assert words in text, words
     assert "gone" not in text
 

@@ -125,11 +125,16 @@ def test_a_whole_verification_is_no_shard(models, panel: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema_version": 2, "artef', r"report\.json is broken: it is no JSON \(Unterminated string"),
-        ("", r"is broken: it is no JSON"),
-        ("[]", r"of schema version None, and this qtool joins those of 2"),
-        ('{"schema_version": 1}', r"report\.json is a report of schema version 1, and this qtool joins those of 2"),
-        ('{"schema_version": 2}', r"no report that this version reads: artefact: Field required"),
+        (
+            '{"schema_version": 3, "artef',
+            r"report\.json is not a report .*: it is not valid JSON \(Unterminated string",
+        ),
+        ("", r"this version reads: it is not valid JSON"),
+        ("[]", r"its schema version is None, expected 2 or 3"),
+        ('{"schema_version": 1}', r"report\.json is not a report .*: its schema version is 1, expected 2 or 3"),
+        ('{"schema_version": 3}', r"not a report that this version reads: artefact: Field required"),
+        ('{"schema_version": 2, "weights": 7}', r"not a report that this version reads: artefact: Field required"),
+        ('{"schema_version": 2, "weights": [7]}', r"not a report that this version reads: artefact: Field required"),
     ],
 )
 def test_a_report_that_is_broken_or_of_another_version_is_told_with_what_to_do(

@@ -234,7 +234,7 @@ def test_the_report_is_json_and_a_table_with_every_promised_column(
     report = run(noisy, model, panel, recipe=recipe(tmp_path, gates))
     loaded = json.loads(report.to_json())
     assert next(iter(loaded)) == "schema_version"
-    assert loaded["schema_version"] == 2
+    assert loaded["schema_version"] == 3
     assert loaded["verdict"] == "fail"
     assert loaded["panels"][0]["metrics"] == dict(report.panels[0].metrics)
     assert loaded["gates"][1]["outcome"] == "fail"
