@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from qtool.export.gguf_plan import ConvertOptions
     from qtool.export.quantize import QuantizeOptions, quantize
     from qtool.export.repair import RepairOptions, repair_gguf
+    from qtool.reporting.run import merge_reports, verify
     from qtool.scoring.embed import EmbedOptions, Texts, embed
     from qtool.scoring.runtime import RuntimeOptions as RuntimeOptions
     from qtool.scoring.runtime import open_runtime as open_runtime
     from qtool.scoring.score import PanelChoice, ScoreOptions, score
     from qtool.verify.case import VerifyOptions
-    from qtool.verify.merge import merge_reports
-    from qtool.verify.run import verify
 
 _HOMES: Final = {
     "ConvertOptions": "qtool.export.gguf_plan",
@@ -40,11 +39,11 @@ _HOMES: Final = {
     "embed": "qtool.scoring.embed",
     "inspect": "qtool.checks.inspect",
     "open_runtime": "qtool.scoring.runtime",
-    "merge_reports": "qtool.verify.merge",
+    "merge_reports": "qtool.reporting.run",
     "quantize": "qtool.export.quantize",
     "repair_gguf": "qtool.export.repair",
     "score": "qtool.scoring.score",
-    "verify": "qtool.verify.run",
+    "verify": "qtool.reporting.run",
 }
 
 __all__ = [

@@ -95,17 +95,37 @@ def verify(
     """Prove that an artefact scores as its reference does: structure, prompt, scores, ranking, verdict."""
     from qtool.checks.findings import printable
     from qtool.inputs.panels import PanelShard
+    from qtool.reporting.run import verify as run
     from qtool.verify.case import VerifyOptions
-    from qtool.verify.run import verify as run
 
     options = VerifyOptions(
-        artefact, reference, parse_panels(panel or (), dataset, columns), parse_task(task), recipe, dtype, limit=limit, shard=PanelShard.parse(shard) if shard else None, mmproj=mmproj,
-        revision=revision, token=token, structure_only=structure_only, weights=weights, rederive=rederive,
-        engine=engine, served_model=served_model, concurrency=concurrency, timeout=timeout, keep_going=keep_going, noise_queries=noise_queries, use_cache=cache, output=output,
-    )  # fmt: skip
+        artefact=artefact,
+        reference=reference,
+        panels=parse_panels(panel or (), dataset, columns),
+        task=parse_task(task),
+        recipe=recipe,
+        dtype=dtype,
+        limit=limit,
+        shard=PanelShard.parse(shard) if shard else None,
+        mmproj=mmproj,
+        revision=revision,
+        token=token,
+        engine=engine,
+        served_model=served_model,
+        concurrency=concurrency,
+        timeout=timeout,
+        structure_only=structure_only,
+        weights=weights,
+        rederive=rederive,
+        keep_going=keep_going,
+        noise_queries=noise_queries,
+        use_cache=cache,
+        output=output,
+        force=force,
+    )
     with console.stage_bar("items") as progress:
-        report = run(options, progress, force=force, say=lambda line: console.show_status(printable(line)))
-    _finish(report, output, strict=strict, as_json=json)
+        report = run(options, progress, status=lambda line: console.show_status(printable(line)))
+    _finish(report, strict=strict, as_json=json)
 
 
 def merge_reports(
@@ -117,18 +137,15 @@ def merge_reports(
     json: Json = False,
 ) -> None:
     """Join what `verify --shard` scored on several machines and judge it as one verification."""
-    from qtool.verify.merge import merge_reports as run
+    from qtool.reporting.run import merge_reports as run
 
-    _finish(run(folders, output, force=force), output, strict=strict, as_json=json)
+    _finish(run(folders, output, force=force), strict=strict, as_json=json)
 
 
-def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:
+def _finish(report: Report, *, strict: bool, as_json: bool) -> None:
     from qtool.reporting.console import render_console
-    from qtool.reporting.write import write_reports
     from qtool.verify.gates import Verdict
 
-    if output is not None:
-        write_reports(report, output)
     show(report.to_dict(), render_console(report), as_json=as_json)
     failing = {Verdict.FAIL, Verdict.INCONCLUSIVE} if strict else {Verdict.FAIL}
     if report.verdict in failing:

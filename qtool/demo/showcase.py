@@ -16,9 +16,9 @@ from rich.rule import Rule
 from qtool.export.quantize import QuantizationSummary, QuantizeOptions, quantization_table, quantize
 from qtool.progress import StageProgress
 from qtool.reporting.console import render_console
+from qtool.reporting.run import verify
 from qtool.verify.case import VerifyOptions
 from qtool.verify.report import Report
-from qtool.verify.run import verify
 
 MODELS: Final = ("qtool-demo-reranker", "qtool-demo-embedder")
 
@@ -63,7 +63,7 @@ def showcase(folder: Path, say: Callable[[str], None], progress: StageProgress) 
         say(f"qtool quantize {name} --recipe nvfp4-w4a16 -o {output} --force")
         summaries[name] = quantize(QuantizeOptions(name, output, force=True))
         say(f"qtool verify {output} --reference {name}")
-        options = VerifyOptions(str(output), name)
+        options = VerifyOptions(artefact=str(output), reference=name)
         reports[name] = verify(options, _named(name, progress))
     return Showcase(outputs, summaries, reports)
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qtool.checks.findings import printable
-from qtool.reporting.words import bound, duration, headline, interval, label, metric_names, number, signed
+from qtool.reporting.words import bound, duration, headline, interval, metric_names, number, signed
+from qtool.verify.metrics import label
 from qtool.verify.report import PairDelta, PanelReport, Report
 
 _STYLE: Final = {"pass": "green", "fail": "bold red", "inconclusive": "bold yellow", "ungated": "yellow"}

@@ -16,13 +16,13 @@ from qtool.reporting.words import (
     duration,
     headline,
     interval,
-    label,
     metric_names,
     number,
     settings,
     short_name,
     signed,
 )
+from qtool.verify.metrics import label
 from qtool.verify.report import PairDelta, PanelReport, Report, Side
 
 _MARKS: Final = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "skipped": "⏭️", "ungated": "⚪"}

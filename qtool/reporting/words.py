@@ -12,33 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from qtool.verify.gates import GateResult, Verdict
-from qtool.verify.metrics import METRICS, Interval
+from qtool.verify.metrics import METRICS, Interval, label
 from qtool.verify.report import Report, Side
 
-_DISTANCES: Final = {
-    "rmse": "RMSE", "bias": "mean shift", "slope": "slope", "p50": "median |Δ|", "p95": "p95 |Δ|", "p99": "p99 |Δ|",
-    "max": "max |Δ|",
-}  # fmt: skip
-_LABELS: Final = {
-    **{f"log_odds_{name}": f"log-odds, {words}" for name, words in _DISTANCES.items()},
-    **{f"similarity_{name}": f"similarity, {words}" for name, words in _DISTANCES.items()},
-    "cosine_p50": "vectors, median cosine",
-    "cosine_p1": "vectors, p1 cosine",
-    "cosine_min": "vectors, least cosine",
-    "similarity_spearman": "similarity matrix, Spearman",
-    "kendall_tau": "Kendall τ-b",
-    "weighted_tau": "weighted τ",
-    "top1_agreement": "same document first",
-    "top5_agreement": "same first five",
-    "decisive_flips": "decisive flips",
-    "ndcg10_reference": "nDCG@10, reference",
-    "ndcg10_artefact": "nDCG@10, artefact",
-    "ndcg10_drop": "nDCG@10, drop",
-    "recovery": "nDCG@10, recovered",
-    "mrr_reference": "MRR, reference",
-    "mrr_artefact": "MRR, artefact",
-    "mrr_drop": "MRR, drop",
-}
 _JUDGED_BY_GATES: Final = ("scores", "ranking")
 _SETTINGS: Final = ("limit", "shard", "dtype", "noise_queries")
 
@@ -50,12 +26,6 @@ class Concern:
     outcome: str
     about: str
     sentence: str
-
-
-def label(metric: str) -> str:
-    """A metric's name for people; one that nobody named keeps its own."""
-    name, _, dimensions = metric.partition("_mrl")
-    return _LABELS.get(name, name) + (f", first {dimensions}" if dimensions else "")
 
 
 def number(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """Gates: the bounds of a recipe, held against the metrics of each panel.
 
-Rule: a gate never passes in silence. Where a metric has an interval, all of it must lie within the bound to pass and all
-of it outside to fail; anything else is inconclusive, and so is a ranking that would pass on too few queries.
+Where a metric has an interval, all of it must lie within the bound to pass and all of it outside to fail. Anything else is
+inconclusive, and so is a ranking that would pass on too few queries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qtool.errors import UsageError
 from qtool.verify.metrics import METRICS, RANKING, Interval, MetricValue
 
 LEAST_QUERIES: Final = 100
-"""Below this a ranking margin never passes: a resample of few queries is surer of itself than it may be."""
+"""A ranking on fewer queries never passes: the bootstrap of few queries gives too narrow an interval."""
 
 
 class Range(Protocol):
@@ -33,7 +33,7 @@ class Range(Protocol):
 
 
 class Verdict(str, Enum):
-    """What the stages say together; UNGATED where no gate could be held against anything."""
+    """The outcome of all stages together; UNGATED where no gate applied."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -68,11 +68,11 @@ def check_names(gates: Iterable[str]) -> None:
     known = list(dict.fromkeys(name for names in METRICS.values() for name in names))
     unknown = [metric for metric in gates if metric not in known]
     if unknown:
-        raise UsageError(f"The recipe's gate {unknown[0]!r} names no metric.", f"Known are {', '.join(known)}.")
+        raise UsageError(f"Unknown metric {unknown[0]!r} in the recipe's gates.", f"Known are {', '.join(known)}.")
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
-    """What several outcomes come to; SKIPPED if all were."""
+    """The worst of several outcomes; SKIPPED if all were."""
     found = set(outcomes)
     return next((each for each in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS) if each in found), Outcome.SKIPPED)
 
@@ -80,7 +80,7 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 def _judge(metric: str, bound: Range, task: Task, panel: str, measured: MetricValue) -> GateResult:
     value, interval = measured.values.get(metric), measured.intervals.get(metric)
     if metric not in METRICS[task]:
-        outcome, reason = Outcome.SKIPPED, f"no metric of the task {task.value}"
+        outcome, reason = Outcome.SKIPPED, f"not a metric of the task {task.value}"
     elif value is None:
         outcome, reason = Outcome.SKIPPED, _why_absent(metric)
     elif interval is None and metric in measured.queries:
@@ -89,7 +89,10 @@ def _judge(metric: str, bound: Range, task: Task, panel: str, measured: MetricVa
         outcome, reason = _held(bound, value, interval or Interval(value, value))
         queries = measured.queries.get(metric, LEAST_QUERIES)
         if outcome is Outcome.PASS and metric in RANKING and queries < LEAST_QUERIES:
-            outcome, reason = Outcome.INCONCLUSIVE, f"within bounds, on {queries} queries: it takes {LEAST_QUERIES}"
+            outcome, reason = (
+                Outcome.INCONCLUSIVE,
+                f"within bounds, but on {queries} queries; a pass needs {LEAST_QUERIES}",
+            )
     return GateResult(metric, panel, value, interval, bound.min, bound.max, outcome, reason)
 
 
@@ -103,8 +106,11 @@ def _held(bound: Range, value: float, interval: Interval) -> tuple[Outcome, str]
     if interval.low > most:
         return Outcome.FAIL, f"{_shown(value, interval, 'low')} is above {most:g}"
     if not interval.low <= interval.high:  # not a number
-        return Outcome.FAIL, f"{value} is no number"
-    return Outcome.INCONCLUSIVE, f"{value:.4g} may be {interval.low:.4g} to {interval.high:.4g}"
+        return Outcome.FAIL, f"{value} is not a number"
+    return (
+        Outcome.INCONCLUSIVE,
+        f"{value:.4g}, but its interval {interval.low:.4g} to {interval.high:.4g} crosses the bound",
+    )
 
 
 def _shown(value: float, interval: Interval, end: str) -> str:
@@ -117,7 +123,7 @@ def _why_absent(metric: str) -> str:
     if metric.startswith(("ndcg", "mrr", "recovery")):
         return "the panel has no relevant document"
     if metric == "decisive_flips":
-        return "no noise floor was measured, or no documents are further apart than it"
+        return "no noise floor was measured, or no two documents are further apart than it"
     if "_mrl" in metric:
-        return "the vectors are no longer than that"
-    return "the panel has no query that ranks enough documents"
+        return "the vectors have no more dimensions than that"
+    return "no query of the panel has enough documents"
