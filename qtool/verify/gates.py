@@ -9,27 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol
+from typing import Final
 
 from qtool.arch.spec import Task
 from qtool.checks.stage import Outcome
 from qtool.errors import UsageError
+from qtool.recipe import Bound
 from qtool.verify.metrics import METRICS, RANKING, Interval, MetricValue
 
 LEAST_QUERIES: Final = 100
 """A ranking on fewer queries never passes: the bootstrap of few queries gives too narrow an interval."""
-
-
-class Range(Protocol):
-    """A recipe's bound; either end may be open."""
-
-    @property
-    def min(self) -> float | None:
-        """The least value that passes."""
-
-    @property
-    def max(self) -> float | None:
-        """The greatest value that passes."""
 
 
 class Verdict(str, Enum):
@@ -56,7 +45,7 @@ class GateResult:
 
 
 def evaluate(
-    gates: Mapping[str, Range], task: Task, panels: Sequence[tuple[str, MetricValue]]
+    gates: Mapping[str, Bound], task: Task, panels: Sequence[tuple[str, MetricValue]]
 ) -> tuple[GateResult, ...]:
     """Every gate on every panel: gates in the recipe's order, under each the panels in theirs."""
     check_names(gates)
@@ -77,7 +66,7 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
     return next((each for each in (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.PASS) if each in found), Outcome.SKIPPED)
 
 
-def _judge(metric: str, bound: Range, task: Task, panel: str, measured: MetricValue) -> GateResult:
+def _judge(metric: str, bound: Bound, task: Task, panel: str, measured: MetricValue) -> GateResult:
     value, interval = measured.values.get(metric), measured.intervals.get(metric)
     if metric not in METRICS[task]:
         outcome, reason = Outcome.SKIPPED, f"not a metric of the task {task.value}"
@@ -89,14 +78,21 @@ def _judge(metric: str, bound: Range, task: Task, panel: str, measured: MetricVa
         outcome, reason = _held(bound, value, interval or Interval(value, value))
         queries = measured.queries.get(metric, LEAST_QUERIES)
         if outcome is Outcome.PASS and metric in RANKING and queries < LEAST_QUERIES:
-            outcome, reason = (
-                Outcome.INCONCLUSIVE,
-                f"within bounds, but on {queries} queries; a pass needs {LEAST_QUERIES}",
-            )
-    return GateResult(metric, panel, value, interval, bound.min, bound.max, outcome, reason)
+            outcome = Outcome.INCONCLUSIVE
+            reason = f"within bounds, but on {queries} queries; a pass needs {LEAST_QUERIES}"
+    return GateResult(
+        metric=metric,
+        panel=panel,
+        value=value,
+        interval=interval,
+        min=bound.min,
+        max=bound.max,
+        outcome=outcome,
+        reason=reason,
+    )
 
 
-def _held(bound: Range, value: float, interval: Interval) -> tuple[Outcome, str]:
+def _held(bound: Bound, value: float, interval: Interval) -> tuple[Outcome, str]:
     least = -float("inf") if bound.min is None else bound.min
     most = float("inf") if bound.max is None else bound.max
     if least <= interval.low and interval.high <= most:
@@ -107,10 +103,8 @@ def _held(bound: Range, value: float, interval: Interval) -> tuple[Outcome, str]
         return Outcome.FAIL, f"{_shown(value, interval, 'low')} is above {most:g}"
     if not interval.low <= interval.high:  # not a number
         return Outcome.FAIL, f"{value} is not a number"
-    return (
-        Outcome.INCONCLUSIVE,
-        f"{value:.4g}, but its interval {interval.low:.4g} to {interval.high:.4g} crosses the bound",
-    )
+    ends = f"{interval.low:.4g} to {interval.high:.4g}"
+    return Outcome.INCONCLUSIVE, f"{value:.4g}, but its interval {ends} crosses the bound"
 
 
 def _shown(value: float, interval: Interval, end: str) -> str:

@@ -74,7 +74,7 @@ def test_headings_are_in_order_and_drawings_have_names(name):
 def test_the_verdict_stands_first_then_why_then_the_rest():
     page = Page(render_html(reports.whole()))
     order = ["Fail model-NVFP4", "Weights failed; 1 of 2 gates failed on 3 pairs, 1 skipped.", "Why", "one is wrong",
-             "0.0353 is above 0.03", "Stages", "Gates", "Numbers", "Plots", "Worst pairs", "Quantized again", "Provenance"]  # fmt: skip
+             "0.0353 is above 0.03", "Stages", "Gates", "Metrics", "Plots", "Worst pairs", "Rederived files", "Provenance"]  # fmt: skip
     places = [page.text.index(words) for words in order]
     assert places == sorted(places)
 

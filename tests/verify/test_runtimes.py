@@ -88,7 +88,7 @@ def test_without_named_panels_those_that_the_runtime_cannot_read_are_left_out(
     (stage,) = (stage for stage in report.stages if stage.name == "panels")
     assert stage.outcome.value == "inconclusive"
     assert report.verdict is Verdict.INCONCLUSIVE
-    assert headline(report).startswith("panels stayed undecided; ")
+    assert headline(report).startswith("panels is inconclusive; ")
     assert stage.summary.startswith("demo-image, demo-mixed left out: ")
     assert why in stage.summary
 
