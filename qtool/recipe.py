@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from qtool import resources
 from qtool.errors import UsageError
 
-DEFAULT_RECIPE: Final = "nvfp4-w4a16"
-
 NonEmpty = Annotated[str, Field(min_length=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 _PACKAGED = Path(__file__).parent / "_data"
 _CHECKOUT = Path(__file__).parent.parent
 _DEMO_MODELS = Path(__file__).parent / "demo" / "models"
+
+DEFAULT_RECIPE: Final = "nvfp4-w4a16"
+"""The recipe where none is named; its gates also judge an artefact that carries no recipe."""
 
 
 def path(relative: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +32,6 @@ class Texts:
     """A file of texts, one a line; blank lines are skipped. All are embedded under `instruction`."""
 
     path: Path
-    _: KW_ONLY
     instruction: str | None = None
 
 

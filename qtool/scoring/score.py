@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +29,6 @@ class PanelChoice:
     """A panel by name or path: its first `limit` queries, of these one shard; `instruction` replaces the queries' own."""
 
     source: str
-    _: KW_ONLY
     limit: int | None = None
     shard: PanelShard | None = None
     instruction: str | None = None

@@ -20,7 +20,8 @@ from qtool.inputs.builtin import default_panels, load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
-from qtool.recipe import DEFAULT_RECIPE, LoadedRecipe, load_recipe, parse_recipe
+from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
+from qtool.resources import DEFAULT_RECIPE
 from qtool.scoring.ledger import may_be_ledger
 from qtool.scoring.runtime import RuntimeOptions, gguf_file, texts_only
 from qtool.storage.hub import resolve

@@ -30,7 +30,7 @@ class Verdict(str, Enum):
     UNGATED = "ungated"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GateResult:
     """One gate on one panel; `reason` is a phrase for people."""
 

@@ -16,7 +16,7 @@ _OLDER: Final = 2
 """Called the name of a tensor `hf_name`, in GGUF files too."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Side:
     """One of the two models: its name as the user gave it, and what its scores depend on (`sha256` is None for a server)."""
 
@@ -27,7 +27,7 @@ class Side:
     prompt_sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseFloor:
     """The reference in bf16 against itself in float32, over `pairs` pairs: |Δ| of log-odds or similarities."""
 
@@ -39,7 +39,7 @@ class NoiseFloor:
     max: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairDelta:
     """One pair's two scores and artefact minus reference.
 
@@ -58,7 +58,7 @@ class PairDelta:
     pictures: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PanelReport:
     """The metrics of one panel, with intervals where resampling queries gives one, and its worst pairs, worst first.
 
@@ -78,7 +78,7 @@ class PanelReport:
     scores: tuple[tuple[float, float], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """A whole verification; `settings` are those that its other shards must share, and which shard this is."""
 

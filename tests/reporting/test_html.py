@@ -48,7 +48,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("name", reports.ALL)
-def test_the_page_is_well_formed_and_asks_nobody_for_anything(name):
+def test_the_page_is_well_formed_and_loads_nothing(name):
     text = render_html(reports.ALL[name]())
     page = Page(text)
     assert text.startswith("<!doctype html>")

@@ -154,9 +154,9 @@ def test_neither_the_vectors_nor_their_ids_are_overwritten(tmp_path: Path) -> No
 def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
     out = str(tmp_path / "v.npy")
     command = ["embed", "qtool-demo-embedder", "--panel", "demo-text", "--limit", "2", "--shard", "1/2", "-o", out]
-    said = json.loads(CliRunner().invoke(app, [*command, "--dim", "8", "--json"]).stdout)
+    shown = json.loads(CliRunner().invoke(app, [*command, "--dim", "8", "--json"]).stdout)
     rows = 1 + len(load_panel(find_panel("demo-text")).shard(PanelShard(1, 60)).queries[0].documents)
-    assert (said["rows"], said["dim"], said["output"]) == (rows, 8, out)
+    assert (shown["rows"], shown["dim"], shown["output"]) == (rows, 8, out)
     for wrong in (["--texts", "t.txt"], []):
         again = [*command[:2], *(command[2:8] if wrong else []), *wrong, "-o", out]
         result = CliRunner().invoke(app, again)

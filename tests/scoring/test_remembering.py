@@ -71,10 +71,10 @@ def test_only_what_is_missing_is_asked(tmp_path: Path) -> None:
     first.close()
     counting = Counting("qtool-demo-reranker")
     second = remembering(counting, tmp_path / "l")
-    told: dict[int, float] = {}
-    scores = second.score(PAIRS, told.__setitem__)
+    reported: dict[int, float] = {}
+    scores = second.score(PAIRS, reported.__setitem__)
     assert len(counting.asked) == len(PAIRS) - 5
-    assert told == dict(enumerate(scores))
+    assert reported == dict(enumerate(scores))
     # Other batch mates than in one go: measured 1.2e-6.
     np.testing.assert_allclose(scores, expected, rtol=0, atol=5e-6)
     assert second.score(PAIRS) == scores
@@ -84,10 +84,10 @@ def test_only_what_is_missing_is_asked(tmp_path: Path) -> None:
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     counting = Counting("qtool-demo-reranker")
     twice = [*PAIRS[:2], *(replace(pair, document=replace(pair.document, id="again")) for pair in PAIRS[:2])]
-    told: list[int] = []
-    scores = remembering(counting, tmp_path / "l").score(twice, lambda place, _: told.append(place))
+    reported: list[int] = []
+    scores = remembering(counting, tmp_path / "l").score(twice, lambda place, _: reported.append(place))
     assert len(counting.asked) == 2
-    assert sorted(told) == [0, 1, 2, 3]
+    assert sorted(reported) == [0, 1, 2, 3]
     assert scores[:2] == scores[2:]
 
 
@@ -188,7 +188,7 @@ def png(colour: str) -> bytes:
     return target.getvalue()
 
 
-def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_says_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     identity = open_runtime("qtool-demo-reranker").identity
     monkeypatch.setenv("QTOOL_CACHE", str(tmp_path / "own"))
     assert cached_answers(identity).is_relative_to(tmp_path / "own" / "answers")
@@ -258,7 +258,7 @@ def test_a_damaged_cache_that_cannot_be_set_aside_is_not_used(tmp_path: Path, mo
     assert cached(scorer) is scorer
 
 
-def test_a_cache_that_takes_no_more_is_told_once_and_stops_no_run(
+def test_a_cache_that_takes_no_more_is_logged_once_and_stops_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("QTOOL_CACHE", str(tmp_path))
@@ -274,10 +274,10 @@ def test_a_cache_that_takes_no_more_is_told_once_and_stops_no_run(
         write(descriptor, line)
 
     monkeypatch.setattr(ledger, "_write", full)
-    told: dict[int, float] = {}
-    scores = scorer.score(PAIRS, told.__setitem__)
+    reported: dict[int, float] = {}
+    scores = scorer.score(PAIRS, reported.__setitem__)
     assert scores == plain
-    assert told == dict(enumerate(scores))
+    assert reported == dict(enumerate(scores))
     assert scorer.score(PAIRS) == scores
     assert len(caplog.messages) == 1
     assert "No space left on device. From here on" in caplog.text

@@ -69,10 +69,10 @@ def test_shards_together_are_the_whole() -> None:
 
 
 def test_an_instruction_replaces_the_queries_own() -> None:
-    told = score(replace(SMALL, panel=PanelChoice("demo-text", limit=1, instruction="Retrieve nothing.")))
+    instructed = score(replace(SMALL, panel=PanelChoice("demo-text", limit=1, instruction="Retrieve nothing.")))
     pairs = [replace(pair, query=pair.query.with_instruction("Retrieve nothing.")) for pair in PAIRS[:14]]
-    assert [each.log_odds for each in told.pairs] == open_runtime("qtool-demo-reranker", CPU).score(pairs)
-    assert [each.log_odds for each in told.pairs] != [each.log_odds for each in score(SMALL).pairs[:14]]
+    assert [each.log_odds for each in instructed.pairs] == open_runtime("qtool-demo-reranker", CPU).score(pairs)
+    assert [each.log_odds for each in instructed.pairs] != [each.log_odds for each in score(SMALL).pairs[:14]]
 
 
 def killed_while_scoring(*arguments: str, partial: Path, lines: int) -> None:

@@ -32,7 +32,7 @@ def test_the_folder_knows_every_file_that_is_written_into_it() -> None:
     assert [Path(ANSWERS) / name for name in LEDGERS] == [answer_file(Path(), role) for role in Role]
 
 
-def test_a_finished_verification_is_replaced_only_when_told_to(finished: Path) -> None:
+def test_a_finished_verification_is_replaced_only_with_force(finished: Path) -> None:
     before = names(finished)
     with pytest.raises(UsageError, match="holds a finished verification"):
         prepare_folder(finished, force=False)

@@ -97,9 +97,9 @@ def test_a_shard_that_lost_answers_is_refused_by_name(models, panel: Path, tmp_p
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
         UsageError, match=r"b lacks answers of artefact\. No run .* query 'q3', document 'd3'\."
-    ) as said:
+    ) as caught:
         merge_reports(folders, tmp_path / "merged")
-    assert "Verify that shard again" in said.value.hint
+    assert "Verify that shard again" in caught.value.hint
 
 
 def test_an_embedder_shard_that_lost_vectors_is_refused_by_name(models, panel: Path, tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_an_embedder_shard_that_lost_vectors_is_refused_by_name(models, panel: P
 
 def test_a_whole_verification_is_no_shard(models, panel: Path, tmp_path: Path) -> None:
     run(models, panel, tmp_path / "whole")
-    with pytest.raises(UsageError, match="whole holds a whole verification, not a shard") as said:
+    with pytest.raises(UsageError, match="whole holds a whole verification, not a shard") as caught:
         merge_reports([tmp_path / "whole"], tmp_path / "merged")
-    assert said.value.hint == f"Its verdict is final: see {tmp_path / 'whole' / REPORT}."
+    assert caught.value.hint == f"Its verdict is final: see {tmp_path / 'whole' / REPORT}."
 
 
 @pytest.mark.parametrize(
@@ -136,13 +136,13 @@ def test_a_whole_verification_is_no_shard(models, panel: Path, tmp_path: Path) -
         ('{"schema_version": 2, "weights": [7]}', r"not a report that this version reads: artefact: Field required"),
     ],
 )
-def test_a_report_that_is_broken_or_of_another_version_is_told_with_what_to_do(
+def test_a_report_that_is_broken_or_of_another_version_is_refused_with_what_to_do(
     tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / REPORT).write_text(content)
-    with pytest.raises(UsageError, match=message) as said:
+    with pytest.raises(UsageError, match=message) as caught:
         merge_reports([tmp_path], tmp_path / "merged")
-    assert said.value.hint.startswith("Verify that shard again")
+    assert caught.value.hint.startswith("Verify that shard again")
 
 
 def test_an_interrupted_run_goes_on_without_asking_again(
