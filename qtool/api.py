@@ -278,29 +278,25 @@ def verify(
     every answer, and an interrupted run continues from there.
     """
     keywords = dict(locals())
-    from qtool.reporting.write import write_reports
+    from qtool.reporting.run import verify as run
     from qtool.verify.case import VerifyOptions
-    from qtool.verify.run import verify as run
 
     if not isinstance(artefact, VerifyOptions):
         keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *_dataset_panel(keywords))
     options = _options(verify, VerifyOptions, keywords)
     with _stages("items", progress) as shown:
-        report = run(options, shown, say=_show_finished_stage)
-    if options.output is not None:
-        write_reports(report, options.output)
-    return report
+        return run(options, shown, status=_show_finished_stage)
 
 
 def merge_reports(folders: Sequence[StrPath], *, output: StrPath, force: bool = False) -> Report:
     """Join the reports of all shards of a verification, judge them as one, and write the reports into `output`."""
-    from qtool.reporting.write import write_reports
-    from qtool.verify.merge import merge_reports as run
+    from qtool.reporting.run import merge_reports as run
 
-    folder = coerce("output", output, Path)
-    report = run(coerce("folders", folders, tuple[Path, ...]), folder, force=coerce("force", force, bool))
-    write_reports(report, folder)
-    return report
+    return run(
+        coerce("folders", folders, tuple[Path, ...]),
+        coerce("output", output, Path),
+        force=coerce("force", force, bool),
+    )
 
 
 def open_runtime(

@@ -1,7 +1,4 @@
-"""Recipes: which modules become which format, why the others stay, and what loss is tolerated.
-
-Rule: the schema is closed (an unknown key is an error) and a recipe is data: its text and hash go into every artefact.
-"""
+"""Recipes: which modules become which format, why the others stay, and what loss is tolerated."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
+class _Strict(BaseModel):  # an unknown key is an error
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -42,7 +39,7 @@ class Bound(_Strict):
         if self.min is None and self.max is None:
             raise ValueError("a gate needs a min or a max")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError("no number is both at least min and at most max")
+            raise ValueError("min is greater than max")
         return self
 
 
@@ -60,7 +57,7 @@ class Recipe(_Strict):
 
 
 class LoadedRecipe(BaseModel):
-    """A recipe with the text it came from and where that was."""
+    """A recipe, its text and where that came from; text and hash go into every artefact."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,7 +80,7 @@ def builtin_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str) -> LoadedRecipe:
-    """A built-in recipe by name, or one's own by path (anything with a suffix or a slash)."""
+    """A built-in recipe by name, or a file by path (anything with a suffix or a slash)."""
     path = Path(name_or_path)
     if not path.suffix and len(path.parts) == 1:
         if name_or_path not in builtin_recipes():
@@ -101,7 +98,7 @@ def parse_recipe(text: str, origin: str = "recipe") -> LoadedRecipe:
     try:
         document: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"{origin} is not readable YAML: {error}") from None
+        raise UsageError(f"{origin} is not valid YAML: {error}") from None
     try:
         return LoadedRecipe(recipe=Recipe.model_validate(document), text=text, origin=origin)
     except ValidationError as error:

@@ -34,7 +34,7 @@ def test_a_file_of_ones_own_is_loaded_by_path(tmp_path):
         (("    reason: it is the score", "    because: it is the score"), "reason"),
         (("scheme: W4A16_NVFP4", ""), "scheme"),
         (("name: nvfp4-w4a16", "name: 7"), "name"),
-        (("name: nvfp4-w4a16", "name: ["), "not readable YAML"),
+        (("name: nvfp4-w4a16", "name: ["), "is not valid YAML"),
     ],
 )
 def test_a_wrong_recipe_says_where(change, message):

@@ -37,9 +37,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one dequantized weight is from the source, relative (Frobenius); `bound` is what its format allows."""
+    """How far one dequantized weight is from the source, relative (Frobenius); `bound` is what its format allows.
 
-    hf_name: str
+    `tensor` is its name in the artefact: a Hugging Face name in a checkpoint, llama.cpp's in a GGUF file.
+    """
+
+    tensor: str
     format: str
     relative_error: float
     bound: float

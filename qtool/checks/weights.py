@@ -60,7 +60,7 @@ def _summary(errors: Sequence[TensorError]) -> str:
     worst = errors[0]
     return (
         f"{len(errors):,} tensors within what their formats allow; the largest relative error is "
-        f"{worst.relative_error:.4f} ({worst.hf_name}, {worst.format} allows {worst.bound:.4f})."
+        f"{worst.relative_error:.4f} ({worst.tensor}, {worst.format} allows {worst.bound:.4f})."
     )
 
 

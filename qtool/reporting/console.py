@@ -1,8 +1,4 @@
-"""The report as a person reads it in a terminal.
-
-Rule: the verdict stands last and in words; every number has a name that `docs/verify.md` explains, and what a stranger's
-panel says never reaches the terminal as a command.
-"""
+"""The report for a terminal, with the verdict last; text of artefacts and panels is shown without control characters."""
 
 from __future__ import annotations
 
@@ -14,7 +10,21 @@ from rich.table import Table
 from rich.text import Text
 
 from qtool.checks.findings import printable
-from qtool.reporting.words import bound, duration, headline, interval, label, metric_names, number, signed
+from qtool.reporting.words import (
+    GATE_COLUMNS,
+    INTERVALS,
+    STAGE_COLUMNS,
+    bound,
+    duration,
+    gates_title,
+    headline,
+    interval,
+    metric_names,
+    number,
+    signed,
+    size,
+)
+from qtool.verify.metrics import label
 from qtool.verify.report import PairDelta, PanelReport, Report
 
 _STYLE: Final = {"pass": "green", "fail": "bold red", "inconclusive": "bold yellow", "ungated": "yellow"}
@@ -47,26 +57,25 @@ def _bold(outcome: str) -> str:
 
 def _stages(report: Report) -> Table:
     table = Table(title="Stages", title_justify="left")
-    for column in ("stage", "outcome", "found"):
+    for column in STAGE_COLUMNS[:-1]:
         table.add_column(column)
-    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column(STAGE_COLUMNS[-1], justify="right", no_wrap=True)
     for stage in report.stages:
         lines = [stage.summary, *(f"{each.code}: {each.sentence}" for each in stage.findings)]
-        found = Text("\n".join(printable(line, _LONGEST) for line in lines))
-        table.add_row(Text(printable(stage.name)), _outcome(stage.outcome.value), found, duration(stage.seconds))
+        summary = Text("\n".join(printable(line, _LONGEST) for line in lines))
+        table.add_row(Text(printable(stage.name)), _outcome(stage.outcome.value), summary, duration(stage.seconds))
     return table
 
 
 def _metrics(report: Report) -> Table:
-    table = Table(title="Artefact against reference", title_justify="left")
+    table = Table(title="Metrics", title_justify="left")
     table.add_column("metric", no_wrap=True)
     for panel in report.panels:
-        heading = f"{printable(panel.name)}\n{panel.queries} queries\n{panel.pairs} pairs"
-        table.add_column(Text(heading), justify="right", no_wrap=True)
+        table.add_column(Text("\n".join((printable(panel.name), *size(panel)))), justify="right", no_wrap=True)
     for metric in metric_names(report):
         table.add_row(Text(printable(label(metric))), *(_value(panel, metric) for panel in report.panels))
     if any(panel.intervals for panel in report.panels):
-        table.caption = "dim: 90 % intervals"
+        table.caption = f"Below the values: {INTERVALS}."
     return table
 
 
@@ -88,27 +97,26 @@ def _worst(panel: PanelReport) -> Table:
     }
     for name in columns:
         if name in ("query", "document"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)  # these give way, the numbers do not
+            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)  # shortened, the numbers are not
         else:
             table.add_column(name, justify="right", no_wrap=True)
     for pair in panel.worst[:_WORST_SHOWN]:
-        # Text, since a query may hold what rich would take for markup.
+        # As Text, so that rich reads no markup in a query.
         table.add_row(*(Text(printable(cell(pair), _LONGEST)) for cell in columns.values()))
     return table
 
 
 def _gates(report: Report) -> Table:
-    table = Table(title=Text(f"Gates of {printable(report.recipe)}"), title_justify="left")
-    for column in ("gate", "panel", "bound", "outcome", "because"):
+    table = Table(title=Text(printable(gates_title(report))), title_justify="left")
+    for column in GATE_COLUMNS:
         table.add_column(column)
     for gate in report.gates:
-        because = Text(printable(gate.reason, _LONGEST))
         table.add_row(
-            Text(printable(gate.metric)),
+            Text(printable(label(gate.metric))),
             Text(printable(gate.panel)),
             bound(gate),
             _outcome(gate.outcome.value),
-            because,
+            Text(printable(gate.reason, _LONGEST)),
         )
     return table
 

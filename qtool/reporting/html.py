@@ -1,7 +1,6 @@
-"""The report as one HTML file that needs nothing else: for a browser, a phone, a printer, light or dark.
+"""The report as one HTML file without scripts that loads nothing; its Content-Security-Policy forbids both.
 
-Rule: no script and nothing from outside (the page's own policy forbids both); the template escapes every value, and a
-picture is shown only if it is a `data:` URL of a picture.
+The template escapes every value; a picture is shown only if it is a `data:` URL of a picture.
 """
 
 from __future__ import annotations

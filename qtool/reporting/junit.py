@@ -1,7 +1,6 @@
-"""The report as JUnit XML, which CI systems show test by test.
+"""The report as JUnit XML for CI systems: each stage, and each gate on each panel, is a test case.
 
-Rule: each stage and each gate on each panel is a test case; what stayed undecided is marked as skipped, with the reason,
-since JUnit knows no third outcome.
+JUnit has no third outcome, so an inconclusive one is marked as skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from xml.etree import ElementTree as ET
 from qtool.checks.stage import Stage
 from qtool.reporting.words import bound, headline
 from qtool.verify.gates import GateResult
+from qtool.verify.metrics import label
 from qtool.verify.report import Report
 
 _NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -41,19 +41,14 @@ def render_junit(report: Report) -> str:
     for count in ("tests", "failures", "errors", "skipped"):
         root.set(count, str(sum(int(suite.get(count, "0")) for suite in root)))
     properties = {"verdict": report.verdict.value, "summary": headline(report), "reference": report.reference.name}
-    _add_properties(root, properties)
-    ET.indent(root)
-    document: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
-    return document.decode() + "\n"
-
-
-def _add_properties(root: ET.Element, properties: dict[str, str]) -> None:
-    # Under the first suite, where the usual schema has them.
-    for suite in root[:1]:
+    for suite in root[:1]:  # where the usual schema has properties
         parent = ET.Element("properties")
         for name, value in properties.items():
             ET.SubElement(parent, "property", name=name, value=_clean(value))
         suite.insert(0, parent)
+    ET.indent(root)
+    document: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document.decode() + "\n"
 
 
 def _add_suite(root: ET.Element, name: str, cases: Sequence[_Case]) -> None:
@@ -89,7 +84,7 @@ def _stage(stage: Stage) -> _Case:
 
 
 def _gate(gate: GateResult) -> _Case:
-    return _Case(f"{gate.metric} {bound(gate)}", gate.outcome.value, gate.reason, gate.reason)
+    return _Case(f"{label(gate.metric)} {bound(gate)}", gate.outcome.value, gate.reason, gate.reason)
 
 
 def _clean(text: str) -> str:

@@ -1,7 +1,4 @@
-"""The report as Markdown, for job summaries, pull requests and model cards.
-
-Rule: the verdict stands first; what a stranger's panel says is escaped, so that it is text wherever it stands.
-"""
+"""The report as Markdown for job summaries, pull requests and model cards; text of artefacts and panels is escaped."""
 
 from __future__ import annotations
 
@@ -11,18 +8,26 @@ from typing import Final
 
 from qtool.checks.findings import printable
 from qtool.reporting.words import (
+    GATE_COLUMNS,
+    INTERVALS,
+    STAGE_COLUMNS,
+    WEIGHTS,
     bound,
+    compared,
     concerns,
     duration,
+    gates_title,
     headline,
     interval,
-    label,
     metric_names,
+    noise_floor,
     number,
     settings,
     short_name,
     signed,
+    size,
 )
+from qtool.verify.metrics import label
 from qtool.verify.report import PairDelta, PanelReport, Report, Side
 
 _MARKS: Final = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "skipped": "⏭️", "ungated": "⚪"}
@@ -39,13 +44,13 @@ def render_markdown(report: Report) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, inside a table too."""
+    """Text that Markdown shows literally, in a table too."""
     quoted = re.sub(r"([\\`*_\[\]~#$])", r"\\\1", printable(text, _LONGEST))
     return quoted.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
 
 
 def code(text: str) -> str:
-    """The same as code; what would end it, or a cell, is left out."""
+    """Text as code, without the characters that would end the code or a table's cell."""
     return f"`{re.sub(r'[`|<>]', '', printable(text, _LONGEST))}`"
 
 
@@ -57,7 +62,7 @@ def _head(report: Report) -> list[str]:
     return [
         f"# {_MARKS.get(verdict, '')} {verdict.upper()}: {escaped(short_name(report.artefact))}",
         escaped(headline(report)),
-        f"Compared with {escaped(short_name(report.reference))}, as {escaped(report.task)}.",
+        escaped(compared(report)),
         *(["\n".join(reasons)] if reasons else []),
     ]
 
@@ -72,29 +77,29 @@ def _stages(report: Report) -> list[str]:
         for stage in report.stages
         for each in stage.findings
     ]
-    return _section("Stages", _table(("stage", "outcome", "found", "time"), rows), "\n".join(findings))
+    return _section("Stages", _table(STAGE_COLUMNS, rows), "\n".join(findings))
 
 
 def _gates(report: Report) -> list[str]:
     rows = [
-        (code(gate.metric), escaped(gate.panel), bound(gate), _marked(gate.outcome.value), escaped(gate.reason))
+        (
+            escaped(label(gate.metric)),
+            escaped(gate.panel),
+            bound(gate),
+            _marked(gate.outcome.value),
+            escaped(gate.reason),
+        )
         for gate in report.gates
     ]
-    return _section(
-        f"Gates of {escaped(report.recipe)}", _table(("gate", "panel", "bound", "outcome", "because"), rows)
-    )
+    return _section(escaped(gates_title(report)), _table(GATE_COLUMNS, rows))
 
 
 def _metrics(report: Report) -> list[str]:
-    columns = [f"{escaped(panel.name)}<br>{panel.queries} queries, {panel.pairs} pairs" for panel in report.panels]
+    columns = [f"{escaped(panel.name)}<br>{', '.join(size(panel))}" for panel in report.panels]
     rows = [(escaped(label(name)), *(_value(panel, name) for panel in report.panels)) for name in metric_names(report)]
-    noise = report.noise
-    floor = noise and (
-        f"The reference in {escaped(noise.dtype)} against its own scores, {noise.pairs} pairs: "
-        f"median {number(noise.p50)}, p95 {number(noise.p95)}, p99 {number(noise.p99)}, max {number(noise.max)}."
-    )
-    said = "In brackets: 90 % intervals." if any(panel.intervals for panel in report.panels) else ""
-    return _section("Numbers", _table(("metric", *columns), rows, right=True), said, floor or "")
+    note = f"In parentheses: {INTERVALS}." if any(panel.intervals for panel in report.panels) else ""
+    noise = escaped(noise_floor(report.noise)) if report.noise else ""
+    return _section("Metrics", _table(("metric", *columns), rows, right=True), note, noise)
 
 
 def _value(panel: PanelReport, metric: str) -> str:
@@ -119,23 +124,28 @@ def _pair(pair: PairDelta) -> tuple[str, ...]:
 def _weights(report: Report) -> list[str]:
     worst = sorted(report.weights, key=lambda each: -each.relative_error)
     rows = [
-        (escaped(each.hf_name), escaped(each.format), number(each.relative_error), number(each.bound))
+        (escaped(each.tensor), escaped(each.format), number(each.relative_error), number(each.bound))
         for each in worst[:_WEIGHTS_SHOWN]
     ]
     more = f"{len(worst) - len(rows)} more in report.json." if len(worst) > len(rows) else ""
-    return _section("Weights, worst first", _table(("tensor", "format", "relative error", "allowed"), rows), more)
+    return _section("Weights", _table(("tensor", "format", "relative error", "allowed"), rows), WEIGHTS, more)
 
 
 def _provenance(report: Report) -> list[str]:
     files = [
-        (escaped(each.name), "yes" if each.is_equal else "no", code(each.sha256), code(each.rederived_sha256 or "none"))
+        (
+            escaped(each.name),
+            "equal" if each.is_equal else "differs",
+            code(each.sha256),
+            code(each.rederived_sha256 or "none"),
+        )
         for each in report.rederived
     ]
     sides = [_side("artefact", report.artefact), _side("reference", report.reference)]
     panels = [(escaped(panel.name), escaped(panel.license), code(panel.sha256)) for panel in report.panels]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items() if version)
     return [
-        *_section("Quantized again", _table(("file", "equal", "sha256", "sha256 of the file made again"), files)),
+        *_section("Rederived files", _table(("file", "bytes", "sha256", "rederived sha256"), files)),
         *_section("Provenance", _table(("", "name", "engine", "numbers", "weights", "prompt"), sides)),
         *([_table(("panel", "license", "sha256"), panels)] if panels else []),
         escaped(

@@ -15,18 +15,18 @@ from qtool.checks.stage import TensorError
 from qtool.reporting.words import number
 from qtool.verify.report import NoiseFloor, PanelReport, Report
 
-# Drawings as SVG text: a frame with axes, and what is drawn inside it. Colours are CSS classes of the page, so that a
-# drawing follows it into the dark; every text is escaped here.
+# Drawings as SVG: a frame with axes, and what is drawn inside it. Colours are CSS classes of the page, so that they follow
+# its light and dark scheme; every text is escaped here.
 
 
 WIDTH: Final = 360
-"""Of every drawing: what a phone shows without shrinking it, so that 11-pixel letters stay readable."""
+"""Of every drawing, in pixels: a phone shows it unscaled, so that 11-pixel letters stay readable."""
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 40
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of numbers laid on a range of pixels."""
+    """A range of numbers mapped to a range of pixels."""
 
     low: float
     high: float
@@ -55,11 +55,11 @@ class Frame:
 
     @classmethod
     def around(cls, x: tuple[float, float], y: tuple[float, float], height: int = 260) -> Frame:
-        """A frame of the usual width that shows both ranges; an empty range is widened."""
+        """A frame of the usual width that holds both ranges; an empty range is widened."""
         return cls(Axis(*_wide(x), LEFT, WIDTH - RIGHT), Axis(*_wide(y), height - BOTTOM, TOP), height)
 
     def axes(self, x_title: str, y_title: str, *, whole: str = "") -> Markup:
-        """Grid, numbers and titles; an axis named in `whole` counts things and is numbered by whole numbers alone."""
+        """Grid, numbers and titles; an axis named in `whole` gets whole numbers only."""
         below = self.height - BOTTOM
         across, up = (
             [value for value in axis.ticks() if name not in whole or value == int(value)]
@@ -77,14 +77,14 @@ class Frame:
         return join([*parts, turned.format(middle, y_title)])
 
     def dots(self, points: Iterable[tuple[float, float]], kind: str) -> Markup:
-        """One path for all points; those that share a place of the screen are drawn once, so that size is bounded."""
+        """One path for all points; those on the same pixel are drawn once, so that the size is bounded."""
         places = sorted({(round(self.x.at(x)), round(self.y.at(y))) for x, y in points})
         path = Markup("").join(Markup("M{} {}h0").format(x, y) for x, y in places)
         return Markup('<path class="dots {}" d="{}"/>').format(kind, path) if places else Markup("")
 
 
 def drawing(title: str, description: str, height: int, *parts: Markup) -> Markup:
-    """A whole SVG element, with its name and what a reader who does not see it should know."""
+    """A whole SVG element, with a title and a description for screen readers."""
     head = Markup('<svg viewBox="0 0 {} {}" role="img"><title>{}</title><desc>{}</desc>')
     return head.format(WIDTH, height, title, description) + join(parts) + Markup("</svg>")
 
@@ -133,8 +133,7 @@ def _wide(ends: tuple[float, float]) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-# The plots of a report: scores against scores, the differences, the modalities, the layers. What has no numbers gives
-# no plot (None); what is drawn is all pairs and all layers, never a sample of them.
+# The plots. They show all pairs and all layers, never a sample; without numbers there is no plot (None).
 
 
 _BINS: Final = 41
@@ -158,12 +157,12 @@ def scatter(panel: PanelReport, unit: str) -> Markup | None:
         if math.isfinite(pair.reference) and math.isfinite(pair.artefact)
     ]
     axes = frame.axes(f"reference, {unit}", f"artefact, {unit}")
-    said = f"{len(scores)} pairs between {number(min(flat))} and {number(max(flat))}; the worst are ringed."
-    return drawing(f"Scores of {panel.name}", said, _HEIGHT, axes, diagonal, frame.dots(scores, "a"), *worst)
+    description = f"{len(scores)} pairs between {number(min(flat))} and {number(max(flat))}; the worst are ringed."
+    return drawing(f"Scores of {panel.name}", description, _HEIGHT, axes, diagonal, frame.dots(scores, "a"), *worst)
 
 
 def histogram(panel: PanelReport, unit: str, noise: NoiseFloor | None) -> Markup | None:
-    """How many pairs differ by how much, with the reference's own noise (p99) behind them."""
+    """How many pairs differ by how much, with the noise floor (p99) of the reference behind them."""
     deltas = [artefact - reference for reference, artefact in _finite(panel)]
     if not deltas:
         return None
@@ -177,8 +176,8 @@ def histogram(panel: PanelReport, unit: str, noise: NoiseFloor | None) -> Markup
     for index, count in enumerate(counts):
         if count:
             parts.append(_bar(frame, reach, index, count))
-    said = f"{len(deltas)} differences between {number(min(deltas))} and {number(max(deltas))}."
-    return drawing(f"Differences of {panel.name}", said, _HEIGHT, *parts)
+    description = f"{len(deltas)} differences between {number(min(deltas))} and {number(max(deltas))}."
+    return drawing(f"Differences of {panel.name}", description, _HEIGHT, *parts)
 
 
 def _bar(frame: Frame, reach: float, index: int, count: int) -> Markup:
@@ -211,9 +210,9 @@ def modalities(report: Report) -> Markup | None:
     parts = [_modality(frame, TOP + _ROW * place, *row) for place, row in enumerate(rows)]
     ticks = [text(frame.x.at(value), height - BOTTOM + 15, f"{value:.10g}") for value in frame.x.ticks()]
     title = text((LEFT + WIDTH) / 2, height - 6, "|Δ|, artefact minus reference", kind="title")
-    said = "; ".join(f"{name}, {kind}: RMSE {number(rmse)}, p95 {number(p95)}" for name, kind, rmse, p95 in rows)
+    description = "; ".join(f"{name}, {kind}: RMSE {number(rmse)}, p95 {number(p95)}" for name, kind, rmse, p95 in rows)
     below = line((LEFT, height - BOTTOM), (WIDTH - RIGHT, height - BOTTOM), "axis")
-    return drawing("Differences by modality", said, height, below, *parts, *ticks, title)
+    return drawing("Differences by modality", description, height, below, *parts, *ticks, title)
 
 
 def _modality(frame: Frame, top: float, panel: str, modality: str, rmse: float | None, p95: float | None) -> Markup:
@@ -240,10 +239,10 @@ def _distances(values: Mapping[str, float]) -> tuple[float | None, float | None]
 
 
 def layers(weights: Sequence[TensorError]) -> list[tuple[str, Markup]]:
-    """For each stack of layers, its name and a dot for each tensor: relative error by layer, under what the format allows."""
+    """For each stack of layers its name and plot: the relative error of each tensor by layer, and what its format allows."""
     stacks: dict[str, list[tuple[int, TensorError]]] = defaultdict(list)
     for tensor in weights:
-        found = re.match(r"(.*?)\.(\d+)\.", tensor.hf_name)
+        found = re.match(r"(.*?)\.(\d+)\.", tensor.tensor)
         if found and math.isfinite(tensor.relative_error):
             stacks[found[1]].append((int(found[2]), tensor))
     return [(name, _stack(name, tensors)) for name, tensors in stacks.items()]
@@ -262,10 +261,10 @@ def _stack(name: str, tensors: Sequence[tuple[int, TensorError]]) -> Markup:
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for layer, tensor in tensors:
         groups[_group(tensor)].append((layer + _SHIFT[_group(tensor)], tensor.relative_error))
-    said = f"{len(tensors)} tensors of {last + 1} layers, errors up to {number(max(t.relative_error for _, t in tensors))}."
+    description = f"{len(tensors)} tensors of {last + 1} layers, errors up to {number(max(t.relative_error for _, t in tensors))}."
     dots = [frame.dots(points, group) for group, points in groups.items()]
     axes = frame.axes("layer", "relative error", whole="x")
-    return drawing(f"Weights of {name}", said, _HEIGHT, axes, path(bound, "bound"), *dots)
+    return drawing(f"Weights of {name}", description, _HEIGHT, axes, path(bound, "bound"), *dots)
 
 
 _SHIFT: Final = {"attention": -0.15, "mlp": 0.15, "other": 0.0, "above": 0.0}
@@ -274,9 +273,9 @@ _SHIFT: Final = {"attention": -0.15, "mlp": 0.15, "other": 0.0, "above": 0.0}
 def _group(tensor: TensorError) -> str:
     if tensor.relative_error > tensor.bound:
         return "above"
-    if "attn" in tensor.hf_name:
+    if "attn" in tensor.tensor:
         return "attention"
-    return "mlp" if "mlp" in tensor.hf_name else "other"
+    return "mlp" if "mlp" in tensor.tensor else "other"
 
 
 def _finite(panel: PanelReport) -> list[tuple[float, float]]:

@@ -1,7 +1,4 @@
-"""The words and numbers of a report, the same in every form of it.
-
-Rule: an outcome always has a word, a number always as many digits as it can bear.
-"""
+"""The words and numbers of a report, the same in every form of it."""
 
 from __future__ import annotations
 
@@ -11,51 +8,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from qtool.verify.conclude import RANKS, SCORES
 from qtool.verify.gates import GateResult, Verdict
-from qtool.verify.metrics import METRICS, Interval
-from qtool.verify.report import Report, Side
+from qtool.verify.metrics import METRICS, Interval, label
+from qtool.verify.report import NoiseFloor, PanelReport, Report, Side
 
-_DISTANCES: Final = {
-    "rmse": "RMSE", "bias": "mean shift", "slope": "slope", "p50": "median |Δ|", "p95": "p95 |Δ|", "p99": "p99 |Δ|",
-    "max": "max |Δ|",
-}  # fmt: skip
-_LABELS: Final = {
-    **{f"log_odds_{name}": f"log-odds, {words}" for name, words in _DISTANCES.items()},
-    **{f"similarity_{name}": f"similarity, {words}" for name, words in _DISTANCES.items()},
-    "cosine_p50": "vectors, median cosine",
-    "cosine_p1": "vectors, p1 cosine",
-    "cosine_min": "vectors, least cosine",
-    "similarity_spearman": "similarity matrix, Spearman",
-    "kendall_tau": "Kendall τ-b",
-    "weighted_tau": "weighted τ",
-    "top1_agreement": "same document first",
-    "top5_agreement": "same first five",
-    "decisive_flips": "decisive flips",
-    "ndcg10_reference": "nDCG@10, reference",
-    "ndcg10_artefact": "nDCG@10, artefact",
-    "ndcg10_drop": "nDCG@10, drop",
-    "recovery": "nDCG@10, recovered",
-    "mrr_reference": "MRR, reference",
-    "mrr_artefact": "MRR, artefact",
-    "mrr_drop": "MRR, drop",
-}
-_JUDGED_BY_GATES: Final = ("scores", "ranking")
+STAGE_COLUMNS: Final = ("stage", "outcome", "summary", "time")
+GATE_COLUMNS: Final = ("metric", "panel", "bound", "outcome", "reason")
+INTERVALS: Final = "90 % confidence intervals (BCa bootstrap over queries; each end is a one-sided 95 % bound)"
+WEIGHTS: Final = "The relative error (Frobenius norm) of each dequantized weight against its source, worst first."
+_MODELS: Final = {"rerank": "rerankers", "embed": "embedders"}
+_JUDGED_BY_GATES: Final = (SCORES, RANKS)
 _SETTINGS: Final = ("limit", "shard", "dtype", "noise_queries")
 
 
 @dataclass(frozen=True)
 class Concern:
-    """Why a report is not a plain pass: `about` says which stage or gate, `sentence` what was found there."""
+    """Why a report is not a plain pass: `about` names the stage or gate, `sentence` says what was found."""
 
     outcome: str
     about: str
     sentence: str
-
-
-def label(metric: str) -> str:
-    """A metric's name for people; one that nobody named keeps its own."""
-    name, _, dimensions = metric.partition("_mrl")
-    return _LABELS.get(name, name) + (f", first {dimensions}" if dimensions else "")
 
 
 def number(value: float | None) -> str:
@@ -96,49 +69,77 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 pair`, `2 queries`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def size(panel: PanelReport) -> tuple[str, str]:
+    """How many queries and pairs a panel has."""
+    return counted(panel.queries, "query"), counted(panel.pairs, "pair")
+
+
 def short_name(side: Side) -> str:
     """The last part of a folder, repository or address."""
     return re.split(r"[/\\]", side.name.rstrip("/\\"))[-1] or side.name
 
 
+def compared(report: Report) -> str:
+    """What the artefact was compared with, and as what."""
+    models = _MODELS.get(report.task, report.task)
+    return f"Compared with {short_name(report.reference)} as {models}."
+
+
 def metric_names(report: Report) -> list[str]:
-    """Every metric that some panel has, in the order of the task's; what the task does not know comes last."""
+    """Every metric that some panel has, in the order of the task's; unknown ones come last."""
     found = dict.fromkeys(metric for panel in report.panels for metric in panel.metrics)
     known = next((names for task, names in METRICS.items() if task.value == report.task), ())
     return [name for name in known if name in found] + [name for name in found if name not in known]
 
 
 def of_shortened(metrics: Iterable[str]) -> list[str]:
-    """Those that speak of an embedder's vectors cut to their first dimensions."""
+    """The metrics of an embedder's vectors cut to fewer dimensions."""
     return [metric for metric in metrics if "_mrl" in metric]
 
 
-def pairs(report: Report) -> int:
+def gates_title(report: Report) -> str:
+    """The heading of the gates."""
+    return f"Gates of the recipe {report.recipe}" if report.recipe else "Gates"
+
+
+def noise_floor(noise: NoiseFloor) -> str:
+    """What was measured of the reference in bf16."""
+    return (
+        f"Noise floor: the reference in {noise.dtype} differs from its own scores by median {number(noise.p50)}, "
+        f"p95 {number(noise.p95)}, p99 {number(noise.p99)}, max {number(noise.max)} over {counted(noise.pairs, 'pair')}."
+    )
+
+
+def pairs(report: Report) -> str:
     """How many pairs were scored."""
-    return sum(panel.pairs for panel in report.panels)
+    return counted(sum(panel.pairs for panel in report.panels), "pair")
 
 
 def headline(report: Report) -> str:
     """What follows from the report, in one sentence."""
-    open_ones = _stages(report, "inconclusive") if report.verdict is Verdict.INCONCLUSIVE else []
-    parts = [
-        f"{_listed(names)} {what}"
-        for names, what in ((_stages(report, "fail"), "failed"), (open_ones, "stayed undecided"))
-        if names
-    ]
+    failed = _stages(report, "fail")
+    inconclusive = _stages(report, "inconclusive") if report.verdict is Verdict.INCONCLUSIVE else []
+    parts = [f"{_listed(failed)} failed"] if failed else []
+    parts += [f"{_listed(inconclusive)} {_are(len(inconclusive))} inconclusive"] if inconclusive else []
     if gates := _gates_sentence(report):
         parts.append(gates)
     elif report.panels:
-        parts.append(f"{pairs(report)} pairs compared; no gate could be held against them")
+        parts.append(f"{pairs(report)} compared; no gate applied")
     else:
-        held = [] if parts else _stages(report, "pass")
-        parts += [f"{_listed(held)} {'hold' if len(held) > 1 else 'holds'}"] if held else []
+        passed = [] if parts else _stages(report, "pass")
+        parts += [f"{_listed(passed)} passed"] if passed else []
         parts.append("nothing was scored")
     return "; ".join(parts) + "."
 
 
 def concerns(report: Report) -> list[Concern]:
-    """What failed and then what stayed undecided: stages, then gates, with the panels of which the same is to say."""
+    """What failed, then what is inconclusive: first stages, then gates, each with all panels of the same reason."""
     found = []
     for wanted in ("fail", "inconclusive"):
         named = _stages(report, wanted)
@@ -155,12 +156,12 @@ def concerns(report: Report) -> list[Concern]:
 
 
 def settings(report: Report) -> str:
-    """How the run was set up, as far as it was set up at all and the report does not say it elsewhere."""
+    """The settings of the run that the report does not show elsewhere."""
     return ", ".join(f"{name} {report.settings[name]}" for name in _SETTINGS if report.settings.get(name) is not None)
 
 
 def _stages(report: Report, outcome: str) -> list[str]:
-    """Names of the stages with that outcome, but for those that only say what the gates say."""
+    """Names of the stages with that outcome, except those that only repeat an outcome of the gates."""
     judged = {gate.outcome.value for gate in report.gates}
     named = [stage.name for stage in report.stages if stage.outcome.value == outcome]
     return [name for name in named if not (outcome in judged and name in _JUDGED_BY_GATES)]
@@ -168,16 +169,21 @@ def _stages(report: Report, outcome: str) -> list[str]:
 
 def _gates_sentence(report: Report) -> str:
     outcomes = [gate.outcome.value for gate in report.gates]
-    judged = len(outcomes) - outcomes.count("skipped")
+    failed, inconclusive, skipped = (outcomes.count(each) for each in ("fail", "inconclusive", "skipped"))
+    judged = len(outcomes) - skipped
     if not judged:
         return ""
-    rest = f"on {pairs(report)} pairs" + (f", {outcomes.count('skipped')} skipped" if "skipped" in outcomes else "")
-    open_ones = f", {outcomes.count('inconclusive')} undecided" if "inconclusive" in outcomes else ""
-    if "fail" in outcomes:
-        return f"{outcomes.count('fail')} of {judged} gates failed{open_ones} {rest}"
-    if open_ones:
-        return f"{outcomes.count('inconclusive')} of {judged} gates stayed undecided {rest}"
-    return f"{f'all {judged} gates hold' if judged > 1 else 'the gate holds'} {rest}"
+    rest = f"on {pairs(report)}" + (f", {skipped} skipped" if skipped else "")
+    if failed:
+        also = f", {inconclusive} inconclusive" if inconclusive else ""
+        return f"{failed} of {counted(judged, 'gate')} failed{also} {rest}"
+    if inconclusive:
+        return f"{inconclusive} of {counted(judged, 'gate')} {_are(inconclusive)} inconclusive {rest}"
+    return f"{f'all {judged} gates' if judged > 1 else 'the gate'} passed {rest}"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _listed(names: Iterable[str]) -> str:

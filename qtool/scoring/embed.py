@@ -1,7 +1,4 @@
-"""`qtool embed`: the vectors of a panel's queries and documents, or of lines of text.
-
-Rule: row by row as the items come, and beside the vectors a file that says which row is what.
-"""
+"""`qtool embed`: the vectors of a panel's queries and documents, or of lines of text, and a file that names each row."""
 
 from __future__ import annotations
 
@@ -21,10 +18,12 @@ from qtool.errors import UsageError
 from qtool.inputs.items import Item
 from qtool.inputs.panels import read_text_bytes
 from qtool.options import Options
-from qtool.progress import StageProgress
+from qtool.progress import StageProgress, ignore
 from qtool.results import Result
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
-from qtool.scoring.score import Counter, PanelChoice, check_output, replacing, resumable
+from qtool.scoring.score import PanelChoice, check_output, resumable
+from qtool.scoring.scorer import AnswerCounter, shortened
+from qtool.storage.output import atomic_write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,9 +42,10 @@ class Texts(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(Options):
-    """Which model embeds what; `dim` cuts the vectors (MRL) and normalises them again.
+    """What to embed; `dim` cuts the vectors (MRL) and normalises them again.
 
-    With `output`, a .npy file, an interrupted run continues; `ids`, which names each row, is by default OUTPUT.ids.jsonl.
+    With `output`, a .npy file, an interrupted run is resumed; `force` replaces it and starts over. `ids`, which names
+    each row, is by default OUTPUT.ids.jsonl.
     """
 
     target: str
@@ -64,7 +64,7 @@ class EmbedOptions(Options):
 
 @dataclass(frozen=True)
 class Row:
-    """What a row is: a query, a document of a query, or a line of a file."""
+    """What a row holds: a query, a document of a query, or a line of a file."""
 
     row: int
     query_id: str | None = None
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def text(self) -> str:
-        """As it stands in the file of ids."""
+        """The row as a line of the file of ids."""
         return json.dumps(
             {name: value for name, value in asdict(self).items() if value is not None}, ensure_ascii=False
         )
@@ -107,7 +107,7 @@ class Embeddings(Result):
 
 
 def embed(options: EmbedOptions, progress: StageProgress | None = None) -> Embeddings:
-    """Embed and write. Raises UsageError for a reranker; what was answered before any error is kept for the next run."""
+    """Embed and write. Raises UsageError for a reranker; answers before an error are kept for the next run."""
     if options.ids is not None and options.output is None:
         raise UsageError(
             "ids names the rows of an output file, and no output is given.", "Pass output, or leave out ids."
@@ -116,38 +116,31 @@ def embed(options: EmbedOptions, progress: StageProgress | None = None) -> Embed
         check_output(options.output, MAGIC_PREFIX, force=options.force)
         check_output(options.ids_file, _BEGINNING, force=options.force)
     if options.dim is not None and options.dim < 1:
-        raise UsageError(f"A vector of {options.dim} dimensions holds nothing.")
+        raise UsageError(f"Invalid number of dimensions {options.dim}: expected 1 or more.", "Pass another --dim.")
     scorer = open_runtime(options.target, options.runtime)
     if scorer.task is not Task.EMBED:
-        raise UsageError(f"{options.target} is a reranker: it gives scores and no vectors.", "Use qtool score.")
+        raise UsageError(f"{options.target} is a reranker: it gives scores, not vectors.", "Use qtool score.")
     if scorer.dimensions is not None:
         _check_dim(options.dim, scorer.dimensions)
     rows, items = _questions(options.source, scorer.query_instruction)
-    shown = Counter("embedding", len(items), progress)
+    counter = AnswerCounter("embedding", len(items), progress or ignore)
 
-    def heard(place: int, vector: NDArray[np.float32]) -> None:
-        _check_dim(options.dim, len(vector))  # a server's first answer tells what nothing else does
-        shown(place, vector)
+    def answered(index: int, vector: NDArray[np.float32]) -> None:
+        _check_dim(options.dim, len(vector))  # only a server's first answer shows its width
+        counter(index, vector)
 
-    with resumable(scorer, options.output, force=options.force) as asked:
-        vectors = shortened(asked.embed(items, heard), options.dim)
+    with resumable(scorer, options.output, force=options.force) as remembering:
+        vectors = remembering.embed(items, answered)
+        if options.dim is not None:
+            vectors = shortened(vectors, options.dim)
         if options.output is not None and options.ids_file is not None:
             _write(options.output, options.ids_file, rows, vectors)
     return Embeddings(vectors, tuple(rows), options.output, options.ids_file, asdict(scorer.identity))
 
 
-def shortened(vectors: NDArray[np.float32], dim: int | None) -> NDArray[np.float32]:
-    """The first `dim` dimensions of unit vectors, normalised again; all of them for None."""
-    if dim is None:
-        return vectors
-    _check_dim(dim, vectors.shape[1])
-    cut = vectors[:, :dim]
-    return np.asarray(cut / np.linalg.norm(cut, axis=1, keepdims=True), dtype=np.float32)
-
-
 def _check_dim(dim: int | None, width: int) -> None:
     if dim is not None and not 0 < dim <= width:
-        raise UsageError(f"The vectors have {width} dimensions, not {dim}.", f"Pass --dim with 1 to {width}.")
+        raise UsageError(f"Vector has {width} dimensions; --dim asks for {dim}.", f"Pass --dim with 1 to {width}.")
 
 
 def _questions(source: PanelChoice | Texts, query_instruction: str | None) -> tuple[list[Row], list[Item]]:
@@ -170,13 +163,13 @@ def _lines(source: Texts) -> tuple[list[Row], list[Item]]:
         lines = re.split(r"\r\n|\r|\n", read_text_bytes(source.path, "texts").decode("utf-8-sig"))
     texts = [(number, text) for number, text in enumerate(lines, start=1) if text.strip()]
     if not texts:
-        raise UsageError(f"{source.path or 'The list of texts'} holds no text.")
+        raise UsageError(f"{source.path or 'The list of texts'} contains no text: every line is blank.")
     rows = [Row(place, line=number) for place, (number, _) in enumerate(texts)]
     return rows, [Item(f"line {number}", (text,), instruction=source.instruction) for number, text in texts]
 
 
 def _write(output: Path, ids: Path, rows: Sequence[Row], vectors: NDArray[np.float32]) -> None:
-    with replacing(ids) as file:
-        file.write_text("".join(f"{row.text}\n" for row in rows))
-    with replacing(output) as file, file.open("wb") as opened:  # last: it says that all is there
-        np.save(opened, vectors)
+    with atomic_write(ids) as file:
+        file.write("".join(f"{row.text}\n" for row in rows).encode())
+    with atomic_write(output) as file:  # last, as the sign that both are there
+        np.save(file, vectors)

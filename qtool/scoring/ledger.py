@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
@@ -27,14 +28,15 @@ if TYPE_CHECKING:
 
     from qtool.scoring.scorer import Identity
 
-# The lines of a ledger: a header that says whose answers these are, then one answer a line. Numbers come back as they
-# were: log-odds as Python writes a float, vectors as the base64 of their float32 bytes.
+# The lines of a ledger: a header with the identity that the answers depend on, then one answer a line. Numbers come back
+# to the last bit: log-odds as Python writes a float, vectors as the base64 of their float32 bytes.
 
 
 SCHEMA_VERSION: Final = 1
 _MARK: Final = "qtool_answers"
 _BEGINNING: Final = f'{{"{_MARK}": '.encode()
 _SHOWN: Final = 16
+_REMOVE: Final = "Delete that line, or the file."
 
 Answer: TypeAlias = float | NDArray[np.float32]
 """Log-odds of a pair, or the vector of an item."""
@@ -46,30 +48,30 @@ def header_line(identity: Identity) -> bytes:
 
 
 def read_header(line: bytes, identity: Identity, path: Path) -> None:
-    """Raise UsageError unless `line` begins a ledger of `identity`, saying which field differs."""
+    """Raise UsageError, naming the field that differs, unless `line` begins a ledger of `identity`."""
     header = _object(line)
     if header.get(_MARK) is None or not isinstance(header.get("identity"), dict):
-        raise UsageError(f"{path} is no ledger of answers.", "Choose another output.")
+        raise UsageError(f"{path} is not a ledger of answers.", "Choose another output.")
     theirs: dict[str, Any] = {_MARK: header[_MARK], "qtool": header.get("qtool"), **header["identity"]}
     ours = {_MARK: SCHEMA_VERSION, "qtool": version("qtool"), **asdict(identity)}
     for name in (_MARK, "qtool", *(field.name for field in fields(identity))):
         if theirs.get(name) != ours[name]:
             raise UsageError(
-                f"{path} holds answers of another run: its {name} is {_shown(theirs.get(name))}, "
-                f"this one's is {_shown(ours[name])}.",
-                "Choose another output, or begin anew with --force.",
+                f"{path} holds answers of another run: {name} is {_shown(theirs.get(name))}, "
+                f"expected {_shown(ours[name])}.",
+                "Choose another output, or start over with --force.",
             )
 
 
 def may_be_ledger(path: Path) -> bool:
-    """Whether a file begins as a ledger does, of whatever identity; one whose header was torn off may be one too."""
+    """Whether a file begins as a ledger of any identity does; true of one whose header was cut off, too."""
     with path.open("rb") as file:
         start = file.read(len(_BEGINNING))
     return _BEGINNING.startswith(start)
 
 
 def answer_line(key: str, question: Pair | Item, answer: Answer) -> bytes:
-    """The line of an answer, newline included; the question's ids are for people, the key for the program."""
+    """The line of an answer, newline included; programs find it by `key`, people by the question's ids."""
     if isinstance(question, Pair):
         ids = {"query": question.query.id, "document": question.document.id}
         return _line({"key": key, **ids, "log_odds": float(answer)})
@@ -78,13 +80,13 @@ def answer_line(key: str, question: Pair | Item, answer: Answer) -> bytes:
 
 
 def read_answer(line: bytes) -> tuple[str, Answer]:
-    """Key and answer of a line. Raises ValueError that says what is wrong."""
+    """Key and answer of a line. Raises ValueError whose text is what is wrong."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
-        raise ValueError("it is broken off, or no JSON for another reason") from None
+        raise ValueError("it is not valid JSON, or cut off") from None
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")  # noqa: TRY004 - one kind of error for all that can be wrong
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - one kind of error for all that can be wrong
     key, log_odds, vector = (content.get(name) for name in ("key", "log_odds", "vector"))
     if not isinstance(key, str):
         raise ValueError("it has no key")  # noqa: TRY004 - as above
@@ -93,6 +95,14 @@ def read_answer(line: bytes) -> tuple[str, Answer]:
     if isinstance(vector, str):
         return key, np.frombuffer(base64.b64decode(vector, validate=True), dtype="<f4").astype(np.float32, copy=False)
     raise ValueError("it has neither finite log-odds nor a vector")
+
+
+def numbered_answer(path: Path, number: int, line: bytes, hint: str) -> tuple[str, Answer]:
+    """Key and answer of line `number` of the ledger `path`. Raises UsageError with `hint`."""
+    try:
+        return read_answer(line)
+    except ValueError as error:
+        raise UsageError(f"{path}, line {number} is not an answer: {error}.", hint) from error
 
 
 def _line(content: dict[str, Any]) -> bytes:
@@ -111,17 +121,30 @@ def _shown(value: object) -> str:
     return f"{value[:_SHOWN]}…" if isinstance(value, str) and len(value) > 4 * _SHOWN - 1 else repr(value)
 
 
-# A ledger: a JSON Lines file of one scorer's answers, each on the disk as soon as it is known. A line is whole or it
-# is not there. What a killed run tore off at the end is dropped; anything else that is no answer is an error that
-# names the line, and answers of another identity are refused.
+# The file. A line is written whole or dropped: what a killed run cut off at the end is removed when the ledger is opened.
+# Any other line that is not an answer is an error that names it, and answers of another identity are refused.
 
 
 _SYNC_SECONDS: Final = 5.0
 _BLOCK: Final = 1 << 16
 
 
-class Ledger:
-    """Answers by the key of their question; see `open_ledger`."""
+class AnswerStore(Protocol):
+    """Answers by the key of their question."""
+
+    def __contains__(self, key: str) -> bool: ...
+
+    def __getitem__(self, key: str) -> Answer: ...
+
+    def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
+        """Keep an answer."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class Ledger(AnswerStore):
+    """The answers in one file, opened by `open_ledger`."""
 
     def __init__(self, path: Path, descriptor: int, known: dict[str, Answer], *, is_shared: bool) -> None:
         self.path = path
@@ -139,22 +162,29 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._known)
 
+    @override
     def __contains__(self, key: str) -> bool:
         return key in self._known
 
+    @override
     def __getitem__(self, key: str) -> Answer:
         return self._known[key]
 
+    @override
     def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
-        """Remember an answer, past this process's death. Raises SetupError where the disk does not take it."""
+        """Keep an answer, even if this process is killed next. Raises SetupError where the disk refuses it."""
         line = answer_line(key, question, answer)
-        with named_write_errors(self.path), self._alone():
+        with named_write_errors(self.path), self._locked():
             _write(self._descriptor, line)
-            self._sync()
+            # The kernel has the line in any case; syncing guards against a machine that stops.
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._descriptor)
+                self._synced = time.monotonic()
         self._known[key] = read_answer(line)[1]
 
+    @override
     def close(self) -> None:
-        """Let go of the file. Raises SetupError where the disk does not take what was written."""
+        """Sync and close the file. Raises SetupError where the disk refuses what was written."""
         if self._descriptor < 0:
             return
         descriptor, self._descriptor = self._descriptor, -1
@@ -165,29 +195,23 @@ class Ledger:
                 os.close(descriptor)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._is_shared:  # the lock is held since the file was opened
+    def _locked(self) -> Iterator[None]:
+        if not self._is_shared:  # locked since the file was opened
             yield
             return
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         try:
-            _drop_torn(self._descriptor)  # of another process that was killed
+            _drop_torn(self._descriptor)  # what another process was writing when it was killed
             yield
         finally:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    def _sync(self) -> None:
-        # The kernel has the line in any case; this is for a machine that dies.
-        if time.monotonic() - self._synced > _SYNC_SECONDS:
-            os.fsync(self._descriptor)
-            self._synced = time.monotonic()
-
 
 def open_ledger(path: Path, identity: Identity, *, is_shared: bool = False, anew: bool = False) -> Ledger:
-    """Open or begin the ledger of `identity` at `path`; `anew` drops what it holds.
+    """Open or create the ledger of `identity` at `path`; `anew` drops what it holds.
 
-    It is one process's until closed, or with `is_shared` locked for each line only, so that several add to it.
-    Raises UsageError on a ledger that is another's, broken or in use, SetupError where the disk does not take it.
+    It stays locked until closed; with `is_shared` only while a line is written, so that several processes can add to it.
+    Raises UsageError on a ledger of another identity, a broken one or one in use, SetupError where it cannot be written.
     """
     with named_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,20 +239,20 @@ def _lock(descriptor: int, path: Path, *, is_shared: bool) -> None:
 def _read(descriptor: int, path: Path, identity: Identity) -> dict[str, Answer]:
     _begin(descriptor, path, header_line(identity))
     read_header(os.pread(descriptor, _BLOCK, 0).partition(b"\n")[0], identity, path)
-    _drop_torn(descriptor)  # not before it is known to be a ledger
+    _drop_torn(descriptor)  # only now, since the file might not have been a ledger
     os.lseek(descriptor, 0, os.SEEK_SET)
     with open(descriptor, "rb", closefd=False) as file:
         file.readline()
-        return dict(_checked(path, number, line) for number, line in enumerate(file, start=2))
+        return dict(numbered_answer(path, number, line, _REMOVE) for number, line in enumerate(file, start=2))
 
 
 def _begin(descriptor: int, path: Path, header: bytes) -> None:
-    """Write the header into an empty file, or one whose header was torn."""
+    """Write the header into an empty file, or one whose header was cut off."""
     start = os.pread(descriptor, len(header), 0)
     if b"\n" in start or len(start) == len(header):
         return
     if not header.startswith(start):
-        raise UsageError(f"{path} is no ledger of answers.", "Choose another output.")
+        raise UsageError(f"{path} is not a ledger of answers.", "Choose another output.")
     os.ftruncate(descriptor, 0)
     _write(descriptor, header)
 
@@ -250,10 +274,3 @@ def _drop_torn(descriptor: int) -> None:
 def _write(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _checked(path: Path, number: int, line: bytes) -> tuple[str, Answer]:
-    try:
-        return read_answer(line)
-    except ValueError as error:
-        raise UsageError(f"{path}, line {number} is no answer: {error}.", "Delete that line, or the file.") from error

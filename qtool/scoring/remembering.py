@@ -1,4 +1,4 @@
-"""A scorer that asks another one only what its ledger or the cache does not know."""
+"""A scorer that asks another one only what its stores of answers do not hold: resuming, caching and joining runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import numpy as np
 from PIL.Image import Image
+from typing_extensions import override
 
 from qtool.errors import QtoolError, SetupError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.pictures import to_rgb
 from qtool.progress import ignore
-from qtool.scoring.ledger import Answer, Ledger, answer_line, open_ledger, read_answer, read_header
+from qtool.scoring.ledger import (
+    Answer,
+    AnswerStore,
+    Ledger,
+    answer_line,
+    numbered_answer,
+    open_ledger,
+    read_answer,
+    read_header,
+)
 from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer
 from qtool.storage.output import named_write_errors
 
@@ -30,9 +40,9 @@ if TYPE_CHECKING:
 
     from qtool.arch.spec import Task
 
-# What a question is known by: a hash of all that a scorer is shown of it. Ids, labels and origins do not count, files
-# count by their bytes and pictures in memory by their pixels. What lies behind an http(s) address is not fetched for
-# this: there the address counts, and only as long as `names_content` need not hold.
+# The key of a question: a hash of all that a scorer is shown of it. Ids, labels and origins do not count, files count by
+# their bytes and pictures in memory by their pixels. What lies behind an http(s) address is not fetched: the address
+# counts instead, and such a key is not kept from one run to the next (`names_content`).
 
 
 _NOT_SHOWN: Final = ("id", "label", "origin")
@@ -97,7 +107,7 @@ class QuestionKeys:
         if id(picture) not in self._pictures:
             seen = to_rgb(picture)
             digest = hashlib.sha256(f"{seen.size} ".encode() + seen.tobytes()).hexdigest()
-            self._pictures[id(picture)] = picture, digest  # kept, so that its id stays its own
+            self._pictures[id(picture)] = picture, digest  # the picture is kept, so that no other gets its id
         return self._pictures[id(picture)][1]
 
 
@@ -105,109 +115,97 @@ def _sha256(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-# A scorer that asks another one only what its ledger does not know. Resuming and caching are this one thing; where
-# the ledger lies makes the difference.
-
-
 QuestionT = TypeVar("QuestionT", Pair, Item)
 
 
-class AnswerStore(Protocol):
-    """What a Ledger does here: answers by the key of their question."""
+class Remembering(Scorer):
+    """`scorer`, asked only what none of `stores` holds: each question is hashed once, equal ones are asked once.
 
-    def __contains__(self, key: str) -> bool: ...
+    An answer is written to every store that lacks it before it is reported, in the order given, whether the model or
+    another store gave it; so a killed run loses nothing that it had reported.
+    """
 
-    def __getitem__(self, key: str) -> Answer: ...
-
-    def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
-        """Remember an answer."""
-
-    def close(self) -> None:
-        """Let go of the file."""
-
-
-class Remembering:
-    """`scorer` behind the same protocol, with the answers in `ledger`; equal questions are asked once."""
-
-    def __init__(self, scorer: Scorer, ledger: AnswerStore) -> None:
+    def __init__(self, scorer: Scorer, stores: Sequence[AnswerStore]) -> None:
         self._scorer = scorer
-        self._ledger = ledger
+        self._stores = stores
 
     @property
+    @override
     def task(self) -> Task:
-        """See Scorer."""
         return self._scorer.task
 
     @property
+    @override
     def family(self) -> str | None:
-        """See Scorer."""
         return self._scorer.family
 
     @property
+    @override
     def identity(self) -> Identity:
-        """See Scorer."""
         return self._scorer.identity
 
     @property
+    @override
     def query_instruction(self) -> str | None:
-        """See Scorer."""
         return self._scorer.query_instruction
 
     @property
+    @override
     def dimensions(self) -> int | None:
-        """See Scorer."""
         return self._scorer.dimensions
 
+    @override
     def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
-        """See Scorer. Known answers are told first."""
-        return [float(answer) for answer in self._ask(pairs, self._scorer.score, answered)]
+        return [float(answer) for answer in self._answers(pairs, self._scorer.score, answered)]
 
+    @override
     def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
-        """See Scorer. Known answers are told first."""
-        return np.stack(self._ask(items, self._scorer.embed, answered))
+        return np.stack(self._answers(items, self._scorer.embed, answered))
 
+    @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
-        """See Scorer."""
         return self._scorer.prompt_seen(question)
 
+    @override
     def close(self) -> None:
-        """Free the model and let go of the ledger."""
-        try:
-            self._scorer.close()
-        finally:
-            self._ledger.close()
+        """Free the model and close the stores."""
+        with ExitStack() as closing:
+            for store in self._stores:
+                closing.callback(store.close)
+            closing.callback(self._scorer.close)
 
-    def _ask(
+    def _answers(
         self, questions: Sequence[QuestionT], ask: Callable[[Sequence[QuestionT], Answered], Any], answered: Answered
     ) -> list[Any]:
         keys = QuestionKeys()
         places: dict[str, list[int]] = {}
-        for place, question in enumerate(questions):
-            places.setdefault(keys.key(question), []).append(place)
-        missing = [key for key in places if key not in self._ledger]
+        for index, question in enumerate(questions):
+            places.setdefault(keys.key(question), []).append(index)
         answers: dict[int, Any] = {}
 
-        def tell(key: str) -> None:
-            for place in places[key]:
-                answers[place] = self._ledger[key]
-                answered(place, answers[place])
+        def keep(key: str, answer: Answer) -> None:
+            for store in self._stores:
+                if key not in store:
+                    store.write(key, questions[places[key][0]], answer)
+            for index in places[key]:
+                answers[index] = self._stores[0][key]  # as a later run will read it
+                answered(index, answers[index])
 
-        def heard(index: int, answer: Any) -> None:
-            key = missing[index]
-            self._ledger.write(key, questions[places[key][0]], answer)
-            tell(key)
-
+        missing = []
         for key in places:
-            if key in self._ledger:
-                tell(key)
+            known = next((store[key] for store in self._stores if key in store), None)
+            if known is None:
+                missing.append(key)
+            else:
+                keep(key, known)
         if missing:
-            ask([questions[places[key][0]] for key in missing], heard)
-        return [answers[place] for place in range(len(questions))]
+            ask([questions[places[key][0]] for key in missing], lambda index, answer: keep(missing[index], answer))
+        return [answers[index] for index in range(len(questions))]
 
 
-# Answers kept from one run to the next, in the user's cache. Only those of a pinned identity, to questions whose
-# content is pinned too: what a server answers today, or shows at an address, it may not tomorrow. And no run ends for
-# the cache's sake: what cannot be read or written is said once, and the models are asked.
+# The cache: answers kept from one run to the next, in the user's folder. Only of a pinned identity and to questions whose
+# content is pinned too: a server's answers, or what lies at an address, may be others tomorrow. A cache that cannot be
+# read or written ends no run: it is logged once, and the models are asked.
 
 
 _BROKEN: Final = ".broken"
@@ -222,73 +220,74 @@ def cache_folder() -> Path:
 
 
 def cached_answers(identity: Identity) -> Path:
-    """The ledger of `identity` in the cache; another version of qtool, which may read a picture otherwise, has another."""
+    """The ledger of `identity` in the cache, of this version of qtool: another may read the same picture differently."""
     return cache_folder() / "answers" / version("qtool") / f"{identity.key}.jsonl"
 
 
-def cached(scorer: Scorer) -> Scorer:
-    """`scorer` with its answers in the cache; itself where it is not pinned or the cache cannot be written."""
-    if not scorer.identity.is_pinned:
-        return scorer
+def open_cache(identity: Identity) -> AnswerStore | None:
+    """The cached answers of `identity`; None where it is not pinned or the cache cannot be written."""
+    if not identity.is_pinned:
+        return None
     try:
-        return Remembering(scorer, _CacheLedger(_opened(scorer.identity)))
+        return _Cache(_open_cache_ledger(identity))
     except (QtoolError, OSError) as error:
         log.warning("Answers are not cached: %s", error)
-        return scorer
+        return None
 
 
-def _opened(identity: Identity) -> Ledger:
+def _open_cache_ledger(identity: Identity) -> Ledger:
     path = cached_answers(identity)
     try:
         return open_ledger(path, identity, is_shared=True)
     except UsageError as error:
-        log.warning("%s The cache of these answers begins anew; the file is now called *%s.", error.message, _BROKEN)
-    with suppress(FileNotFoundError):  # another run has set it aside
+        log.warning(
+            "%s The cache of these answers starts over; the old file is renamed to *%s.", error.message, _BROKEN
+        )
+    with suppress(FileNotFoundError):  # another run has renamed it
         path.replace(path.with_name(path.name + _BROKEN))
     return open_ledger(path, identity, is_shared=True)
 
 
-class _CacheLedger:
-    """A ledger that goes on in memory where the disk takes no more, and for what is not to be kept."""
+class _Cache(AnswerStore):
+    """A ledger that keeps in memory what must not be kept longer, and everything once the disk refuses a line."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._unkept: dict[str, Answer] = {}
+        self._in_memory: dict[str, Answer] = {}
         self._is_full = False
 
+    @override
     def __contains__(self, key: str) -> bool:
-        return key in self._unkept or key in self._ledger
+        return key in self._in_memory or key in self._ledger
 
+    @override
     def __getitem__(self, key: str) -> Answer:
-        return self._unkept[key] if key in self._unkept else self._ledger[key]
+        return self._in_memory[key] if key in self._in_memory else self._ledger[key]
 
+    @override
     def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
-        """Remember an answer, on the disk if it may be kept and until that fails once."""
-        if not (names_content(question) and self._is_kept(key, question, answer)):
-            self._unkept[key] = read_answer(answer_line(key, question, answer))[1]  # as the ledger would give it back
+        if names_content(question) and not self._is_full:
+            try:
+                self._ledger.write(key, question, answer)
+            except SetupError as error:
+                log.warning("%s From here on, answers are not cached.", error.message)
+                self._is_full = True
+            else:
+                return
+        self._in_memory[key] = read_answer(answer_line(key, question, answer))[1]  # as the ledger would return it
 
-    def _is_kept(self, key: str, question: Pair | Item, answer: Answer) -> bool:
-        if self._is_full:
-            return False
-        try:
-            self._ledger.write(key, question, answer)
-        except SetupError as error:
-            log.warning("%s From here on, answers are not cached.", error.message)
-            self._is_full = True
-        return not self._is_full
-
+    @override
     def close(self) -> None:
-        """Let go of the file."""
         with suppress(SetupError):
             self._ledger.close()
 
 
-# Several ledgers of one scorer as one, and a scorer that knows only what stands in them. Nothing is asked, and
-# nothing is written into the parts, which may lie where nobody may write; an answer that no ledger holds is an error
-# that names the question.
+# Several ledgers of one identity joined, for a scorer without a model. The files are only read, since they may lie where
+# nothing can be written; a question that none of them answers is an error that names it.
 
 
-_NO_FILE = -1
+_CLOSED: Final = -1
+_AGAIN: Final = "Verify that shard again."
 
 
 class UnansweredError(UsageError):
@@ -299,10 +298,10 @@ class UnansweredError(UsageError):
 
 
 def read_ledgers(parts: Sequence[Path], task: Task) -> Remembering:
-    """All answers of `parts`, which must be of one identity. Raises UsageError on one that is another's or broken."""
+    """All answers of `parts`, which must be of one identity. Raises UsageError on a part of another, or a broken one."""
     identity = _identity(parts[0])
-    known = dict(answer for part in parts for answer in _answers(part, identity))
-    return Remembering(_Silent(identity, task), Ledger(parts[0], _NO_FILE, known, is_shared=False))
+    known = dict(answer for part in parts for answer in _read_answers(part, identity))
+    return Remembering(_NoModel(identity, task), [Ledger(parts[0], _CLOSED, known, is_shared=False)])
 
 
 def copy_ledgers(parts: Sequence[Path], target: Path) -> None:
@@ -314,31 +313,24 @@ def copy_ledgers(parts: Sequence[Path], target: Path) -> None:
                 joined.writelines(islice(_whole_lines(part), 1 if number else 0, None))  # one header is enough
 
 
-def _answers(part: Path, identity: Identity) -> Iterator[tuple[str, Answer]]:
+def _read_answers(part: Path, identity: Identity) -> Iterator[tuple[str, Answer]]:
     lines = _whole_lines(part)
     try:
         read_header(next(lines, b""), identity, part)
-    except UsageError as error:  # whose hint is for who writes a ledger
-        raise UsageError(error.message, "Verify that shard again.") from error
-    yield from (_answer(part, number, line) for number, line in enumerate(lines, start=2))
-
-
-def _answer(part: Path, number: int, line: bytes) -> tuple[str, Answer]:
-    try:
-        return read_answer(line)
-    except ValueError as error:
-        raise UsageError(f"{part}, line {number} is no answer: {error}.", "Verify that shard again.") from error
+    except UsageError as error:  # its hint is for a run that writes the ledger
+        raise UsageError(error.message, _AGAIN) from error
+    yield from (numbered_answer(part, number, line, _AGAIN) for number, line in enumerate(lines, start=2))
 
 
 def _identity(path: Path) -> Identity:
     try:
         return Identity(**json.loads(next(_whole_lines(path), b""))["identity"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no ledger of answers.") from error
+        raise UsageError(f"{path} is not a ledger of answers.", _AGAIN) from error
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a ledger without what a killed run tore off at the end."""
+    """The lines of a ledger without what a killed run cut off at the end."""
     try:
         with path.open("rb") as file:
             yield from (line for line in file if line.endswith(b"\n"))
@@ -346,28 +338,39 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         raise SetupError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-class _Silent:
-    """A scorer without a model."""
+class _NoModel(Scorer):
+    """A scorer that has no answer to anything."""
 
     family = None
     query_instruction = None
     dimensions = None
 
     def __init__(self, identity: Identity, task: Task) -> None:
-        self.identity = identity
-        self.task = task
+        self._identity = identity
+        self._task = task
 
+    @property
+    @override
+    def task(self) -> Task:
+        return self._task
+
+    @property
+    @override
+    def identity(self) -> Identity:
+        return self._identity
+
+    @override
     def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> NoReturn:
-        del answered
         raise UnansweredError(pairs[0].name, len(pairs))
 
+    @override
     def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NoReturn:
-        del answered
         raise UnansweredError(f"item {items[0].id!r}", len(items))
 
+    @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
-        del question
         return None
 
+    @override
     def close(self) -> None:
-        """There is nothing to free."""
+        pass

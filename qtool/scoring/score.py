@@ -1,9 +1,8 @@
-"""`qtool score`: what a runtime answers to each pair of a panel."""
+"""`qtool score`: the scores that a runtime gives to each pair of a panel."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,18 +16,16 @@ from qtool.errors import SetupError, UsageError
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.options import Options
-from qtool.progress import StageProgress
+from qtool.progress import StageProgress, ignore
 from qtool.results import Result
 from qtool.scoring.ledger import open_ledger
 from qtool.scoring.remembering import Remembering
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
-from qtool.scoring.scorer import sigmoid
-from qtool.storage.output import named_write_errors
+from qtool.scoring.scorer import AnswerCounter, sigmoid
+from qtool.storage.output import atomic_write
 
 if TYPE_CHECKING:
     from qtool.scoring.scorer import Scorer
-
-# Which part of which panel is asked, under which instruction. Ids and order stay the panel's own.
 
 
 @dataclass(frozen=True)
@@ -43,28 +40,24 @@ class PanelChoice(Options):
     def load(self) -> Panel:
         """Read and check it."""
         (panel,) = load_panels([self.source], self.limit)
-        return _instructed(panel.shard(self.shard), self.instruction)
+        panel = panel.shard(self.shard)
+        if self.instruction is None:
+            return panel
+        changed = (replace(query, item=query.item.with_instruction(self.instruction)) for query in panel.queries)
+        return replace(panel, queries=tuple(changed))
 
 
-def _instructed(panel: Panel, instruction: str | None) -> Panel:
-    if instruction is None:
-        return panel
-    changed = (replace(query, item=query.item.with_instruction(instruction)) for query in panel.queries)
-    return replace(panel, queries=tuple(changed))
-
-
-# Files of answers that a killed run leaves to be gone on with. A file appears under its name when it is complete;
-# until then its answers stand in the ledger `NAME.partial`.
+# Output files of runs that can be resumed. A file appears under its name when it is complete; until then its answers are
+# in the ledger `NAME.partial`.
 
 
 _PARTIAL: Final = ".partial"
-_NEW: Final = ".new"
 
 
 def check_output(output: Path, beginning: bytes, *, force: bool) -> None:
-    """Raise UsageError where it exists, and with `force` where it does not begin as what is to be written there does."""
+    """Raise UsageError where `output` exists; with `force` only where it does not begin with `beginning`, as ours do."""
     if output.is_dir():
-        raise UsageError(f"{output} is a folder.", "Name a file.")
+        raise UsageError(f"{output} is a folder; expected a file.", "Choose another --output.")
     if not force and (output.exists() or output.is_symlink()):
         raise UsageError(f"{output} exists.", "Choose another --output, or pass --force to replace it.")
     if output.exists() and not _begins(output, beginning):
@@ -81,9 +74,9 @@ def _begins(file: Path, beginning: bytes) -> bool:
 
 @contextmanager
 def resumable(scorer: Scorer, output: Path | None, *, force: bool) -> Iterator[Scorer]:
-    """`scorer`, remembering what an interrupted run for `output` was answered; closed afterwards.
+    """`scorer` with the answers of an interrupted run for `output`; closed afterwards.
 
-    What it has answered is forgotten when the block, in which the output is written, ends well.
+    The answers are deleted when the block, in which the output is written, ends well.
     """
     with closing(scorer):
         if output is None:
@@ -91,26 +84,8 @@ def resumable(scorer: Scorer, output: Path | None, *, force: bool) -> Iterator[S
             return
         partial = output.with_name(output.name + _PARTIAL)
         with open_ledger(partial, scorer.identity, anew=force) as ledger:
-            yield Remembering(scorer, ledger)
+            yield Remembering(scorer, [ledger])
             partial.unlink()
-
-
-@contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """Yield a path to write; the file takes `output`'s place when the block ends well."""
-    written = output.with_name(output.name + _NEW)
-    try:
-        with named_write_errors(output):
-            yield written
-            with written.open("rb") as file:
-                os.fsync(file.fileno())
-            written.replace(output)
-    finally:
-        written.unlink(missing_ok=True)
-
-
-# `qtool score`: what a runtime answers to each pair of a panel. One line a pair, in the panel's order, whatever order
-# the answers came in.
 
 
 _BEGINNING: Final = b'{"query_id": '
@@ -118,7 +93,7 @@ _BEGINNING: Final = b'{"query_id": '
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(Options):
-    """Whom to ask what. With an `output`, an interrupted run is gone on with; `force` replaces it and begins anew."""
+    """What to score. With an `output`, an interrupted run is resumed; `force` replaces it and starts over."""
 
     target: str
     panel: PanelChoice
@@ -138,13 +113,13 @@ class ScoredPair:
 
     @property
     def line(self) -> str:
-        """As it stands in the output."""
+        """The pair as a line of the output."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
 @dataclass(frozen=True, repr=False)
 class Scores(Result):
-    """The scored pairs in the panel's order, and who was asked what."""
+    """The scored pairs in the panel's order, the panel, and what the scores depend on."""
 
     pairs: tuple[ScoredPair, ...]
     panel: str
@@ -166,38 +141,19 @@ class Scores(Result):
 
 
 def score(options: ScoreOptions, progress: StageProgress | None = None) -> Scores:
-    """Score a panel. Raises UsageError for an embedder; what was answered before any error is kept for the next run."""
+    """Score a panel. Raises UsageError for an embedder; with an `output`, answers before an error are kept for the next run."""
     if options.output is not None:
         check_output(options.output, _BEGINNING, force=options.force)
     panel = options.panel.load()
     scorer = open_runtime(options.target, options.runtime)
     if scorer.task is not Task.RERANK:
-        raise UsageError(f"{options.target} is an embedder: it gives vectors and no scores.", "Use qtool embed.")
-    pairs, shown = panel.pairs, Counter("scoring", len(panel.pairs), progress)
-    with resumable(scorer, options.output, force=options.force) as asked:
-        answers = zip(pairs, asked.score(pairs, shown), strict=True)
+        raise UsageError(f"{options.target} is an embedder: it gives vectors, not scores.", "Use qtool embed.")
+    pairs = panel.pairs
+    counter = AnswerCounter("scoring", len(pairs), progress or ignore)
+    with resumable(scorer, options.output, force=options.force) as remembering:
+        answers = zip(pairs, remembering.score(pairs, counter), strict=True)
         scored = tuple(ScoredPair(p.query.id, p.document.id, value, sigmoid(value)) for p, value in answers)
         if options.output is not None:
-            with replacing(options.output) as file:
-                file.write_text("".join(f"{pair.line}\n" for pair in scored))
+            with atomic_write(options.output) as file:
+                file.write("".join(f"{pair.line}\n" for pair in scored).encode())
     return Scores(scored, panel.name, panel.sha256, asdict(scorer.identity))
-
-
-class Counter:
-    """Counts answers for whoever shows progress."""
-
-    def __init__(self, stage: str, total: int, progress: StageProgress | None) -> None:
-        self._stage = stage
-        self._total = total
-        self._progress = progress
-        self._done = 0
-        self._show()
-
-    def __call__(self, _place: int, _answer: object) -> None:
-        """One more is known."""
-        self._done += 1
-        self._show()
-
-    def _show(self) -> None:
-        if self._progress is not None:
-            self._progress(self._stage, self._done, self._total)

@@ -8,10 +8,11 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import numpy as np
 
+from qtool.errors import UsageError
 from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, Item, Pair, Video
 from qtool.progress import ignore
 from qtool.storage.hashing import sha256_of
@@ -21,14 +22,30 @@ if TYPE_CHECKING:
 
     from qtool.arch.prompts import PromptSpec
     from qtool.arch.spec import Task
-    from qtool.inputs.items import Item, Pair
+    from qtool.progress import StageProgress
 
-# What every runtime offers to the rooms above. Rerankers answer in log-odds before the sigmoid and embedders in unit
-# vectors, so that runtimes compare directly.
+# The protocol. Rerankers answer in log-odds before the sigmoid and embedders in unit vectors, so that runtimes compare
+# directly.
 
+
+VectorsT = TypeVar("VectorsT", bound="NDArray[np.floating[Any]]")
 
 Answered = Callable[[int, Any], None]
-"""Called with the place of a question and its answer (log-odds or a vector) once it is known; places come in any order."""
+"""Called with the index of a question and its answer (log-odds or a vector) once it is known, in any order."""
+
+
+class AnswerCounter:
+    """An `Answered` that reports each answer to `progress` as one more of `total`, over any number of calls of a scorer."""
+
+    def __init__(self, stage: str, total: int, progress: StageProgress) -> None:
+        self._stage, self._total, self._progress = stage, total, progress
+        self._done = 0
+        progress(stage, 0, total)
+
+    def __call__(self, _index: int, _answer: object) -> None:
+        """Count one answer more."""
+        self._done += 1
+        self._progress(self._stage, self._done, self._total)
 
 
 @dataclass(frozen=True)
@@ -36,8 +53,8 @@ class Identity:
     """All that an answer depends on besides its question: equal identities give equal answers.
 
     `engine` names the runtime and its version, `model` and `prompt` are SHA-256 (of the files that decide scores; of
-    prompt, truncation and pixel limits), `numbers` says in which precision was computed. Of a server `model` is its
-    address and what it calls the model, and `is_pinned` is False: what lies behind an address may change.
+    prompt, truncation and pixel limits), `numbers` is the precision that it computes in. For a server, `model` is its
+    address and the name it gives the model, and `is_pinned` is False: the model behind an address may change.
     """
 
     engine: str
@@ -48,13 +65,13 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """SHA-256 of it all."""
+        """SHA-256 of all fields."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class PromptSeen:
-    """What a model reads for one question: ids, and for each picture or pair of frames its patches (time, rows, columns)."""
+    """What a model reads for one question: token ids, and of each picture or pair of frames its patches (time, rows, columns)."""
 
     token_ids: tuple[int, ...]
     grids: tuple[tuple[int, int, int], ...] = ()
@@ -69,7 +86,7 @@ class Scorer(Protocol):
 
     @property
     def family(self) -> str | None:
-        """The model's family as `arch` names it (`qwen3`, `qwen3_vl`); None where a server does not tell."""
+        """The model's family as `arch` names it (`qwen3`, `qwen3_vl`); None where a server does not report it."""
 
     @property
     def identity(self) -> Identity:
@@ -77,11 +94,11 @@ class Scorer(Protocol):
 
     @property
     def query_instruction(self) -> str | None:
-        """What the publisher gives to an embedder's queries where the panel says nothing."""
+        """The publisher's instruction for an embedder's queries, used where the panel gives none."""
 
     @property
     def dimensions(self) -> int | None:
-        """How many numbers an embedder's vectors have; None where only an answer tells."""
+        """The width of an embedder's vectors; None where only an answer shows it."""
 
     def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
         """The log-odds log P(yes) - log P(no) of each pair, in the order given. Raises ModelError on a score that is not finite."""
@@ -90,14 +107,13 @@ class Scorer(Protocol):
         """L2-normalised vectors [n, dim], in the order given. Raises ModelError on a vector that is not finite."""
 
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
-        """What the model reads for it; None where the runtime does not tell."""
+        """What the model reads for `question`; None where the runtime does not report it."""
 
     def close(self) -> None:
         """Free the model."""
 
 
-# Probabilities as engines give them, and the log-odds that runtimes are compared in. A probability that a float32 has
-# rounded to 0 or 1 still has finite log-odds.
+# Units: probabilities as engines give them, the log-odds that runtimes are compared in, and vectors of fewer dimensions.
 
 
 _SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
@@ -116,17 +132,26 @@ def sigmoid(score: float) -> float:
     return (1.0 if score >= 0 else small) / (1.0 + small)
 
 
-# Which pairs ask the same question. Only what the model sees counts: ids and labels do not, nor does an instruction
-# on a document.
+def shortened(vectors: VectorsT, dimensions: int) -> VectorsT:
+    """The first `dimensions` of unit vectors [n, width], normalised again (MRL). Raises UsageError where they have fewer."""
+    width = vectors.shape[1]
+    if not 0 < dimensions <= width:
+        raise UsageError(f"Vector has {width} dimensions; {dimensions} were requested.", f"Choose 1 to {width}.")
+    cut = vectors[:, :dimensions]
+    return cast("VectorsT", cut / np.linalg.norm(cut, axis=1, keepdims=True))
+
+
+# Which pairs ask the same question. Only what the model sees counts, so ids, labels and an instruction on a document
+# do not. A runtime groups the pairs that it is given by this; it needs no hash, and no file is read for it.
 
 
 def query_content(query: Item) -> Hashable:
-    """Equal for queries that begin a prompt alike."""
+    """Equal for queries whose prompts begin alike."""
     return document_content(query), query.instruction
 
 
 def document_content(item: Item) -> Hashable:
-    """Equal for sides that look alike in a prompt; pictures in memory have no hash and count by identity."""
+    """Equal for sides that look alike in a prompt; pictures in memory are compared by identity."""
     limits = item.limits if item.has_pictures else None
     return item.text, tuple(map(_image, item.image)), tuple(map(video_content, item.video)), limits
 
@@ -142,16 +167,16 @@ def _image(source: ImageSource) -> Hashable:
 
 
 def distinct_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
-    """The places of each distinct pair, a query's documents side by side, so that they are read together."""
+    """The indices of each distinct pair, a query's documents side by side, so that they are read together."""
     queries: dict[Hashable, dict[Hashable, list[int]]] = {}
-    for place, pair in enumerate(pairs):
+    for index, pair in enumerate(pairs):
         documents = queries.setdefault(query_content(pair.query), {})
-        documents.setdefault(document_content(pair.document), []).append(place)
-    return [places for documents in queries.values() for places in documents.values()]
+        documents.setdefault(document_content(pair.document), []).append(index)
+    return [same for documents in queries.values() for same in documents.values()]
 
 
-# Hashes of what a score depends on: a model's files and a prompt's rules. A file that cannot change a score is not in
-# the hash, so that a new README leaves cached scores valid.
+# Hashes of what a score depends on: a model's files and a prompt's rules. A file that cannot change a score is left out,
+# so that a new README leaves cached scores valid.
 
 
 _DECISIVE: Final = (
@@ -164,17 +189,17 @@ _DECISIVE: Final = (
 
 
 def checkpoint_sha256(directory: Path) -> str:
-    """Of the weights, config, tokenizer and declared answer tokens in `directory`."""
+    """SHA-256 of the weights, config, tokenizer and declared answer tokens in `directory`."""
     return files_sha256(sorted({path for pattern in _DECISIVE for path in directory.glob(pattern)}))
 
 
 def files_sha256(paths: Sequence[Path]) -> str:
-    """Of these files' contents, in this order."""
+    """SHA-256 of these files' contents, in this order."""
     return _sha256(sha256_of(paths))
 
 
 def prompt_sha256(prompt: PromptSpec, *more: str) -> str:
-    """Of a prompt's rules, the official pixel limits, and `more` that shapes what the model reads."""
+    """SHA-256 of a prompt's rules, the official pixel limits, and `more` that shapes what the model reads."""
     return _sha256([asdict(prompt), asdict(OFFICIAL_LIMITS), more])
 
 

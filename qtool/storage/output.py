@@ -8,9 +8,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from qtool.errors import QtoolError, SetupError, UsageError
 
@@ -19,6 +19,7 @@ from qtool.errors import QtoolError, SetupError, UsageError
 
 PARTIAL: Final = ".partial"
 _PREVIOUS: Final = ".previous"
+_NEW: Final = ".new"
 _MARKER: Final = "qtool.json"
 _OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -163,6 +164,22 @@ def named_write_errors(place: Path) -> Iterator[None]:
         raise SetupError(
             f"{place} cannot be written: {error.strerror}.", "Choose another path, or free some space."
         ) from error
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of `path`, synced, when the block ends well. Raises SetupError."""
+    new = path.with_name(f"{path.name}{_NEW}")
+    try:
+        with named_write_errors(path):
+            with new.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+    finally:
+        with suppress(OSError):
+            new.unlink()
 
 
 WORKERS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

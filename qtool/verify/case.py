@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,37 +29,54 @@ from qtool.scoring.runtime import RuntimeOptions, texts_only
 from qtool.storage.output import named_write_errors
 from qtool.verify.gates import check_names
 
-# The folder of a verification: every answer as it comes, then the reports. A folder without a finished report is one
-# to go on with; a finished one is replaced only when told to, and nothing is removed before all that can be refused
-# was: `check_output` first, `prepare` last. Others write files of the same names, so what is replaced or removed is
-# looked into.
+# The folder of a verification: the answers as they come, then the reports. A folder without a report.json is resumed; one
+# with it is replaced only with `force`. Nothing is removed before everything that can be refused was checked:
+# `check_output` first, `prepare_folder` last. Other programs write files of the same names, so their content is checked.
 
 
 REPORT: Final = "report.json"
 REPORTS: Final = (REPORT, "report.md", "report.html", "junit.xml")
 ANSWERS: Final = "answers"
-LEDGERS: Final = ("reference.jsonl", "noise.jsonl", "artefact.jsonl")
+
+
+class Role(str, Enum):
+    """A model that is asked: the reference, the reference in bf16 or the artefact; also the name of its ledger."""
+
+    REFERENCE = "reference"
+    REFERENCE_BF16 = "reference-bf16"
+    ARTEFACT = "artefact"
+
+
+LEDGERS: Final = tuple(f"{role.value}.jsonl" for role in Role)
+_OLD_LEDGER: Final = "noise.jsonl"
+"""The ledger of the reference in bf16, as it was called with report schema 2."""
+
+
+def answer_file(folder: Path, role: Role) -> Path:
+    """The ledger of a role in the folder of a verification; one of an older qtool keeps its name."""
+    new, old = (folder / ANSWERS / name for name in (f"{role.value}.jsonl", _OLD_LEDGER))
+    return old if role is Role.REFERENCE_BF16 and old.exists() and not new.exists() else new
 
 
 def check_output(folder: Path, *, force: bool) -> None:
     """Raise UsageError on a folder that is finished or somebody else's, SetupError on one that cannot be written."""
     with named_write_errors(folder):
         if folder.exists() and not (folder.is_dir() and _is_ours(folder)):
-            raise UsageError(f"{folder} exists and is no verification's.", "Name a new folder.")
+            raise UsageError(f"{folder} exists and was not written by qtool verify.", "Choose another output folder.")
         if (folder / REPORT).exists() and not force:
             raise UsageError(f"{folder} holds a finished verification.", "Pass --force to replace it.")
         _check_writable(folder)
 
 
 def prepare_folder(folder: Path, *, force: bool) -> None:
-    """Make `folder` ready for a run, new or continued; `force` begins anew. Raises what `check_output` raises."""
+    """Make `folder` ready for a run, new or resumed; `force` starts over. Raises what `check_output` raises."""
     check_output(folder, force=force)
     with named_write_errors(folder):
-        ledgers = [folder / ANSWERS / name for name in LEDGERS] if force else []
+        ledgers = _ledgers(folder) if force else []
         for ledger in ledgers:
             _check_idle(ledger)
-        # All reports at once, for a run that dies must not leave an older one's verdict beside its answers. Only files
-        # that qtool wrote: the folder may hold others.
+        # All reports at once, so that a killed run leaves no older verdict beside its answers. Only files that qtool
+        # wrote: the folder may hold others.
         for path in (*(folder / name for name in REPORTS), *ledgers):
             path.unlink(missing_ok=True)
         (folder / ANSWERS).mkdir(parents=True, exist_ok=True)
@@ -69,9 +87,13 @@ def _is_ours(folder: Path) -> bool:
         return _is_report(folder / REPORT)
     if not (folder / ANSWERS).is_dir():
         return not any(folder.iterdir())
-    ledgers = [path for path in (folder / ANSWERS / name for name in LEDGERS) if path.exists()]
+    ledgers = _ledgers(folder)
     has_reports = any((folder / name).exists() for name in REPORTS)
     return all(map(may_be_ledger, ledgers)) and (bool(ledgers) or not has_reports)
+
+
+def _ledgers(folder: Path) -> list[Path]:
+    return [path for path in (folder / ANSWERS / name for name in (*LEDGERS, _OLD_LEDGER)) if path.exists()]
 
 
 def _is_report(path: Path) -> bool:
@@ -83,18 +105,16 @@ def _is_report(path: Path) -> bool:
 
 
 def _check_writable(folder: Path) -> None:
-    """What `mkdir` would find out too late: after the models were fetched."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise SetupError(f"{folder} cannot be written: {there} is no folder.", "Choose another place.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise SetupError(f"{folder} cannot be written: {there} does not permit it.", "Choose another place.")
+    """Raise SetupError where `mkdir` would fail, before any model is fetched."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise SetupError(f"{folder} cannot be written: {existing} is not a folder.", "Choose another output folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SetupError(f"{folder} cannot be written: no permission for {existing}.", "Choose another output folder.")
 
 
 def _check_idle(ledger: Path) -> None:
-    """Raise UsageError where a run is writing `ledger`: it would go on in a file that nobody finds."""
-    if not ledger.exists():
-        return
+    """Raise UsageError where another run is writing `ledger`: it would go on in a file that has been removed."""
     with ledger.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,8 +122,7 @@ def _check_idle(ledger: Path) -> None:
             raise UsageError(f"Another run is writing {ledger}.", "Wait for it, or choose another output.") from None
 
 
-# What is verified: two models, their task, the panels, the gates. Whatever can be refused is refused here, before a
-# weight is read or a server asked.
+# The case: everything that can be refused is refused here, before a weight is read or a server is sent a question.
 
 
 _URL: Final = ("http://", "https://")
@@ -111,12 +130,13 @@ _URL: Final = ("http://", "https://")
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(Options):
-    """What to compare on what.
+    """What to compare, on what.
 
-    `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server; `panels` are files or
-    built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of each and `shard` a share of those; `recipe` overrides
-    the artefact's own; `noise_queries` of each panel are also asked of the reference in bf16. With `output` every answer
-    is kept in that folder as it comes, and an interrupted run goes on from there; `force` begins anew. `engine` to `timeout` are for a server: see RuntimeOptions.
+    `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server. `panels` are files or
+    built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of each,
+    `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of each panel
+    in bf16, too. With `output` every answer is kept in that folder as it comes, and an interrupted run is resumed;
+    `force` replaces a finished one and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
     """
 
     artefact: str
@@ -145,42 +165,53 @@ class VerifyOptions(Options):
     force: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """A verification that may begin; `artefact` is None of a server, which shows no files. Both models are opened once.
-
-    An embedder's queries get `query_instruction`, the publisher's, where the panel gives none. `left_out` says which of
-    the built-in panels the artefact's runtime cannot read, and why.
-    """
+    """What the verdict is about; `query_instruction` is the publisher's, for an embedder's queries without one of the panel."""
 
     options: VerifyOptions
-    reference: Reference
-    artefact: Artefact | None
     task: Task
     task_source: str
     query_instruction: str | None
     recipe: LoadedRecipe
     panels: tuple[Panel, ...]
-    left_out: str = ""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the parts of one verification must have in common."""
+        """What the shards of one verification must have in common, and which of them this is."""
         options = self.options
         return {
-            "artefact": options.artefact, "reference": options.reference, "task": self.task.value,
-            "panels": [panel.sha256 for panel in self.panels], "limit": options.limit, "dtype": options.dtype,
-            "noise_queries": options.noise_queries, "query_instruction": self.query_instruction,
-            "panel_sources": list(options.panels), "recipe_text": self.recipe.text,
+            "artefact": options.artefact,
+            "reference": options.reference,
+            "task": self.task.value,
+            "panels": [panel.sha256 for panel in self.panels],
+            "limit": options.limit,
+            "dtype": options.dtype,
+            "noise_queries": options.noise_queries,
+            "query_instruction": self.query_instruction,
+            "panel_sources": list(options.panels),
+            "recipe_text": self.recipe.text,
             "shard": str(options.shard) if options.shard else None,
-        }  # fmt: skip
+        }
 
 
-def open_case(options: VerifyOptions) -> Case:
-    """Find the models, read what they declare, check recipe and panels."""
+@dataclass(frozen=True, kw_only=True)
+class LocatedCase(Case):
+    """A case whose models are opened, once; `artefact` is None for a server, which shows no files.
+
+    `left_out` says which of the built-in panels the artefact's runtime cannot read, and why.
+    """
+
+    reference: Reference
+    artefact: Artefact | None
+    left_out: str = ""
+
+
+def open_case(options: VerifyOptions) -> LocatedCase:
+    """Open the models, read what they declare, check recipe and panels."""
     reference = open_reference(options.reference, options.task, options.revision, options.token)
     declared = reference.detection
-    artefact = _opened(options)
+    artefact = _artefact(options)
     task, task_source = _task(declared, artefact)
     reference = replace(reference, asked_task=task)  # it, or the artefact, may declare none
     artefact = None if artefact is None else replace(artefact, asked_task=task)
@@ -192,49 +223,71 @@ def open_case(options: VerifyOptions) -> Case:
         options = replace(options, panels=chosen)
     panels = () if options.structure_only else tuple(_panels(options, declared))
     instruction = declared.family.embedder.query_instruction or None
-    return Case(options, reference, artefact, task, task_source, instruction, recipe, panels, left_out)
+    return LocatedCase(
+        options=options,
+        task=task,
+        task_source=task_source,
+        query_instruction=instruction,
+        recipe=recipe,
+        panels=panels,
+        reference=reference,
+        artefact=artefact,
+        left_out=left_out,
+    )
 
 
 def artefact_runtime(options: VerifyOptions, artefact: Artefact | None, task: Task, family: str) -> RuntimeOptions:
-    """How to open the artefact, or what answers at an address for None."""
+    """How to open the artefact, or the server of `options` for None."""
     if artefact is None:
         return RuntimeOptions(
-            task=task, engine=options.engine, served_model=options.served_model, concurrency=options.concurrency,
-            timeout=options.timeout, family=family,
-        )  # fmt: skip
-    if isinstance(artefact, GgufArtefact):  # it runs as its file says
+            task=task,
+            engine=options.engine,
+            served_model=options.served_model,
+            concurrency=options.concurrency,
+            timeout=options.timeout,
+            family=family,
+        )
+    if isinstance(artefact, GgufArtefact):  # the file fixes the number format
         return RuntimeOptions(task=task, mmproj=options.mmproj)
     return RuntimeOptions(task=task, dtype=options.dtype, device=options.device, mmproj=options.mmproj)
 
 
-def _opened(options: VerifyOptions) -> Artefact | None:
+def _artefact(options: VerifyOptions) -> Artefact | None:
     if options.artefact.startswith(_URL):
         if options.structure_only:
             raise UsageError(
-                f"{options.artefact} shows no files, so it has no structure to check.", "Leave out --structure-only."
+                f"--structure-only cannot check {options.artefact}: a server shows no files.",
+                "Leave out --structure-only.",
             )
         return None
     return open_artefact(options.artefact, task=options.task, mmproj=options.mmproj, token=options.token)
 
 
 def _task(reference: Detection, artefact: Artefact | None) -> tuple[Task, str]:
-    """The reference's task, else the artefact's; where both are checkpoints that say so, they must agree."""
+    """The task of the reference, else of the artefact, and what declares it; checkpoints that both declare one must agree."""
     if not isinstance(artefact, CheckpointArtefact):
         return reference.require_task(), reference.task_source
     found = artefact.detection
     if reference.architecture.family != found.architecture.family:
-        raise ModelError(f"The artefact is a {found.architecture.name}, the reference a {reference.architecture.name}.")
+        raise ModelError(
+            f"The artefact is a {found.architecture.name}, the reference a {reference.architecture.name}.",
+            "Name the model that the artefact was made from with --reference.",
+        )
     if None not in (reference.task, found.task) and reference.task is not found.task:
         raise ModelError(
-            f"The artefact is for {found.task_source}, the reference for {reference.task_source}.",
-            "One of the two folders is not what it was meant to be; --task overrides both.",
+            f"The artefact declares the task {found.require_task().value} in {found.task_source}, "
+            f"the reference {reference.require_task().value} in {reference.task_source}.",
+            "Check that both are the models you mean; --task overrides what they declare.",
         )
     source = reference if reference.task else found
     return source.require_task(), source.task_source
 
 
 def _recipe(options: VerifyOptions, artefact: Artefact | None) -> LoadedRecipe:
-    """What --recipe names, else the recipe that the artefact was made by, else the default's gates."""
+    """The recipe that --recipe names, else the one in the artefact's manifest, else the default.
+
+    The default's gates hold for an artefact without a recipe: what may be lost does not depend on how it was lost.
+    """
     if options.recipe is not None:
         return load_recipe(options.recipe)
     manifest = artefact.path / MANIFEST if isinstance(artefact, CheckpointArtefact) else None
@@ -258,7 +311,7 @@ def _default_panels(
     if options.structure_only or panels == texts:
         return panels, ""
     why = ""
-    with suppress(ModelError):  # of a broken file, which is for the structure stage to say
+    with suppress(ModelError):  # a broken file: the structure stage reports it
         runtime = artefact_runtime(options, artefact, task, reference.architecture.family)
         why = texts_only(artefact or options.artefact, runtime)
     left_out = ", ".join(panel for panel in panels if panel not in texts)
@@ -278,7 +331,7 @@ def _refuse_pictures(panel: Panel, reference: Detection) -> None:
         for item in (pair.query, pair.document):
             if item.image or item.video:
                 raise UsageError(
-                    f"Panel {panel.name}, query {pair.query.id!r}: item {item.id!r} holds a picture, and "
+                    f"Panel {panel.name}, query {pair.query.id!r}: item {item.id!r} holds a picture; "
                     f"{reference.architecture.name} reads text only.",
                     "Choose a text panel for this model.",
                 )

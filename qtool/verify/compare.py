@@ -1,4 +1,4 @@
-"""Two models' answers to one panel, side by side."""
+"""Compares the scores of two models on one panel; an embedder's vectors item by item."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from qtool.errors import ModelError, QtoolError
 from qtool.inputs.items import ImageSource, Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.inputs.pictures import load_image
-from qtool.verify.collect import Answers, by_query
+from qtool.verify.collect import PanelScores, by_query
 from qtool.verify.metrics import MRL_DIMENSIONS, MetricValue, QueryScores, Scores, distances, measure, vector_metrics
 from qtool.verify.report import PairDelta, PanelReport
 
-# Small copies of pictures, which a report carries so that a person sees what a pair was about. Small enough that a
-# report of fifty pairs can be mailed.
+# Small copies of pictures for the report: of fifty pairs they still fit into a mail.
 
 
 LONGEST_SIDE: Final = 160
@@ -37,17 +36,13 @@ def thumbnail(source: ImageSource) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-# Two models' answers to one panel, side by side. Both models got the same items in the same order; an embedder's
-# vectors are compared item by item, and its rankings are those of cosine similarities.
-
-
 WORST_KEPT: Final = 10
 _EXCERPT: Final = 60
 _PICTURES_SHOWN: Final = 4
 
 
-def compare(panel: Panel, reference: Answers, artefact: Answers, margin: float | None = None) -> MetricValue:
-    """Every metric of a panel that both models answered; `margin` is the least difference that decides an order."""
+def compare(panel: Panel, reference: PanelScores, artefact: PanelScores, margin: float | None = None) -> MetricValue:
+    """Every metric of a panel that both models scored; a decisive flip exchanges documents further apart than `margin`."""
     queries = _by_query(panel, reference.scores, artefact.scores)
     if reference.vectors is None or artefact.vectors is None:
         return measure("log_odds", queries, margin)
@@ -57,8 +52,8 @@ def compare(panel: Panel, reference: Answers, artefact: Answers, margin: float |
     )
 
 
-def panel_report(panel: Panel, reference: Answers, artefact: Answers, measured: MetricValue) -> PanelReport:
-    """What the report says of a panel."""
+def panel_report(panel: Panel, reference: PanelScores, artefact: PanelScores, measured: MetricValue) -> PanelReport:
+    """The panel's part of the report."""
     return PanelReport(
         name=panel.name,
         sha256=panel.sha256,
@@ -74,7 +69,7 @@ def panel_report(panel: Panel, reference: Answers, artefact: Answers, measured: 
     )
 
 
-def _vector_metrics(reference: Answers, artefact: Answers) -> dict[str, float]:
+def _vector_metrics(reference: PanelScores, artefact: PanelScores) -> dict[str, float]:
     found = _matched(reference, artefact)
     for dimensions in MRL_DIMENSIONS:
         if reference.vectors is not None and dimensions < reference.vectors.shape[1]:
@@ -83,10 +78,10 @@ def _vector_metrics(reference: Answers, artefact: Answers) -> dict[str, float]:
     return found
 
 
-def _matched(reference: Answers, artefact: Answers) -> dict[str, float]:
+def _matched(reference: PanelScores, artefact: PanelScores) -> dict[str, float]:
     one, other = reference.vectors, artefact.vectors
     if one is None or other is None:
-        raise ModelError("One of the two models gives vectors and the other does not.")
+        raise ModelError("One of the two models gives vectors, the other does not.")
     if one.shape != other.shape:
         raise ModelError(f"The artefact's vectors have {other.shape[1]} dimensions, the reference's {one.shape[1]}.")
     return vector_metrics(one, other)
@@ -98,7 +93,7 @@ def _by_query(panel: Panel, reference: Scores, artefact: Scores) -> list[QuerySc
     return [QueryScores(*scores) for scores in zip(*sides, labels, strict=True)]
 
 
-def _by_modality(panel: Panel, reference: Answers, artefact: Answers) -> Mapping[str, Mapping[str, float]]:
+def _by_modality(panel: Panel, reference: PanelScores, artefact: PanelScores) -> Mapping[str, Mapping[str, float]]:
     kinds = np.array([modality_of(pair) for pair in panel.pairs])
     what = "log_odds" if reference.vectors is None else "similarity"
     return {
@@ -131,19 +126,19 @@ def _worst(panel: Panel, reference: Scores, artefact: Scores) -> tuple[PairDelta
 def _pictures(pair: Pair) -> tuple[str, ...]:
     pictures = []
     for source in (*pair.query.image, *pair.document.image)[:_PICTURES_SHOWN]:
-        with suppress(QtoolError):  # an address may be gone since the models read it; the verdict stands without it
+        with suppress(QtoolError):  # what lay at an address may be gone by now; the verdict does not depend on it
             pictures.append(thumbnail(source))
     return tuple(pictures)
 
 
 def modality_of(pair: Pair) -> str:
-    """`text`, or the one other thing that the pair holds, or `mixed` of pictures and videos."""
+    """`text`, `image` or `video`, or `mixed` for a pair of pictures and videos."""
     kinds = {kind for item in (pair.query, pair.document) for kind in ("image", "video") if getattr(item, kind)}
     return "mixed" if len(kinds) > 1 else next(iter(kinds), "text")
 
 
 def excerpt(item: Item) -> str:
-    """A few words or a file's name by which a person knows the item."""
+    """A few words or a file's name that identify the item for people."""
     pictures = (*(video.source for video in item.video), *item.image)
     shown = " ".join((*map(_picture_name, pictures), *item.joined_text.split()))
     return shown if len(shown) <= _EXCERPT else f"{shown[: _EXCERPT - 1]}…"

@@ -1,4 +1,4 @@
-"""What two models' answers to one panel say about each other, and how sure that is."""
+"""The metrics that compare two models' scores of one panel, and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from qtool.arch.spec import Task
 
-# Comparing two rankings of one query's documents. A tie is never broken by the panel's order, which may list the
-# relevant documents first; every possible order of tied documents counts the same.
+# Two rankings of one query's documents. A tie is never broken by the panel's order, which may list the relevant documents
+# first: every order of tied documents counts the same.
 
 
 Scores = NDArray[np.float64]
@@ -23,7 +23,9 @@ TOP: Final = 5
 
 
 def kendall_tau(reference: Scores, artefact: Scores) -> float | None:
-    """Kendall's τ-b; 0 where only the artefact sees all documents alike, None where the reference does."""
+    """Kendall's τ-b; 0 where the artefact scores all documents alike, None where the reference does."""
+    # scipy.stats.kendalltau treats ties alike, but gives 0.9999999999999999 for two equal rankings of 5, 6, 8 or 10
+    # documents, which `kendall_tau: {min: 1}` would fail, and takes eight times as long at a panel's size.
     above = np.triu_indices(len(reference), k=1)
     wanted = np.sign(reference[:, None] - reference)[above]
     found = np.sign(artefact[:, None] - artefact)[above]
@@ -35,7 +37,7 @@ def kendall_tau(reference: Scores, artefact: Scores) -> float | None:
 
 
 def weighted_tau(reference: Scores, artefact: Scores) -> float | None:
-    """Vigna's weighted τ (hyperbolic weights, by both rankings): an exchange at the top costs more than one at the end."""
+    """Vigna's weighted τ (hyperbolic weights, by both rankings); as for `kendall_tau`, 0 or None where all scores are alike."""
     from scipy.stats import weightedtau
 
     if np.ptp(reference) == 0:
@@ -44,7 +46,7 @@ def weighted_tau(reference: Scores, artefact: Scores) -> float | None:
 
 
 def top_agreement(reference: Scores, artefact: Scores, top: int) -> float | None:
-    """The expected share of the artefact's first `top` documents that the reference has there; None for no more than that."""
+    """The expected share of the artefact's first `top` documents that the reference has there; None of `top` or fewer."""
     if len(reference) <= top:
         return None
     wanted = reference >= np.sort(reference)[-top]
@@ -52,20 +54,20 @@ def top_agreement(reference: Scores, artefact: Scores, top: int) -> float | None
 
 
 def _chance_of_top(scores: Scores, top: int) -> Scores:
-    """Each document's probability of standing among the first `top`: below 1 only where a tie straddles that place."""
+    """Each document's probability of being among the first `top`, with ties broken at random."""
     last = np.sort(scores)[-top]
     above, tied = scores > last, scores == last
     return np.asarray(above + tied * ((top - above.sum()) / tied.sum()), dtype=np.float64)
 
 
 def flips(reference: Scores, artefact: Scores, margin: float) -> tuple[int, int]:
-    """How many pairs of documents the reference orders by more than `margin`, and how many of them stand otherwise."""
+    """The pairs of documents that the artefact orders otherwise, and all pairs that the reference scores `margin` apart."""
     above, below = np.nonzero(reference[:, None] - reference > margin)
     return int((artefact[above] <= artefact[below]).sum()), len(above)
 
 
 def reciprocal_rank(labels: Scores, scores: Scores) -> float | None:
-    """One over the place of the first relevant document, in expectation over ties; None where there is none."""
+    """One over the rank of the first relevant document, in expectation over ties; None where there is none."""
     if not (labels > 0).any():
         return None
     best = scores[labels > 0].max()
@@ -75,7 +77,7 @@ def reciprocal_rank(labels: Scores, scores: Scores) -> float | None:
 
 
 def _first_places(size: int, relevant: int) -> Iterator[tuple[int, float]]:
-    """Where in a tie the first of its relevant documents stands, and how likely: the others all stand behind it."""
+    """The places within a tie that its first relevant document can have, each with its probability."""
     chance = relevant / size
     for place in range(1, size - relevant + 2):
         yield place, chance
@@ -90,7 +92,7 @@ def ndcg(labels: Scores, scores: Scores, cutoff: int = CUTOFF) -> float | None:
 
 
 def _dcg(gains: Scores, scores: Scores, cutoff: int) -> float:
-    # A tied document stands at each place of its tie equally often, so the tie's mean gain stands at all of them.
+    # A tied document has each place of its tie equally often, so all of them get the tie's mean gain.
     _, tie = np.unique(-scores, return_inverse=True)
     expected = np.bincount(tie, weights=gains) / np.bincount(tie)
     ranked = expected[np.sort(tie)][:cutoff]
@@ -98,8 +100,8 @@ def _dcg(gains: Scores, scores: Scores, cutoff: int) -> float:
     return float(ranked @ discounts)
 
 
-# How sure a metric is: queries are resampled, since the pairs of one query are not independent. A metric with an
-# interval is a function of sums over queries, so that a resample weighs whole queries.
+# Confidence intervals. Queries are resampled, since the pairs of one query are not independent. A metric with an interval
+# is a function of sums over queries, so that a resample weighs whole queries.
 
 
 Sums = Sequence[Any]
@@ -121,10 +123,10 @@ class Interval:
 
 
 def bca_interval(terms: NDArray[np.float64], value: Callable[[Sums], Any]) -> Interval | None:
-    """The BCa interval of `value` of the summed `terms` [queries, k]; None of a single query, which has no spread.
+    """The BCa interval of `value` of the summed `terms` [queries, k]; None for a single query, which has no spread.
 
-    Where all resamples agree, as with a perfect score, BCa is undefined and the interval is that one number; the rule
-    against verdicts on few queries is what guards such a result.
+    Where all resamples agree, as with a perfect score, BCa is undefined and the interval is that one number; that a gate
+    needs enough queries (gates.LEAST_QUERIES) guards against trusting it.
     """
     point = float(value(terms.sum(axis=0)))
     if len(terms) < 2:
@@ -156,18 +158,27 @@ def _bootstrap(terms: NDArray[np.float64], value: Callable[[Sums], Any]) -> Any:
         )
 
 
-# What two models' answers to one panel say about each other. A metric is one number with one name; means are taken
-# over queries, distances over pairs, and a metric that the panel cannot give (no labels, no query of two documents)
-# is absent rather than guessed.
+# The metrics by name. Means are taken over queries, distances over pairs; a metric that the panel cannot give (no labels,
+# no query of two documents) is absent.
 
 
 MRL_DIMENSIONS: Final = (64, 128, 256, 512, 1024, 2048)
-"""Prefixes of an embedder's vectors that are compared too, where the vectors are longer."""
+"""An embedder's vectors are also compared cut to these dimensions, where they have more."""
 
 RANKING: Final = (
-    "kendall_tau", "weighted_tau", "top1_agreement", "top5_agreement", "decisive_flips", "ndcg10_reference",
-    "ndcg10_artefact", "ndcg10_drop", "recovery", "mrr_reference", "mrr_artefact", "mrr_drop",
-)  # fmt: skip
+    "kendall_tau",
+    "weighted_tau",
+    "top1_agreement",
+    "top5_agreement",
+    "decisive_flips",
+    "ndcg10_reference",
+    "ndcg10_artefact",
+    "ndcg10_drop",
+    "recovery",
+    "mrr_reference",
+    "mrr_artefact",
+    "mrr_drop",
+)
 _MATRIX_ITEMS: Final = 2000
 _DISTANCES: Final = ("rmse", "bias", "slope", "p50", "p95", "p99", "max")
 _VECTORS: Final = ("cosine_p50", "cosine_p1", "cosine_min", "similarity_spearman")
@@ -183,6 +194,43 @@ METRICS: Final[Mapping[Task, tuple[str, ...]]] = {
 """Every metric of a task, in the order of the report."""
 
 
+_DISTANCE_LABELS: Final = {
+    "rmse": "RMSE",
+    "bias": "mean shift",
+    "slope": "slope",
+    "p50": "median |Δ|",
+    "p95": "p95 |Δ|",
+    "p99": "p99 |Δ|",
+    "max": "max |Δ|",
+}
+_LABELS: Final = {
+    **{f"log_odds_{name}": f"log-odds, {text}" for name, text in _DISTANCE_LABELS.items()},
+    **{f"similarity_{name}": f"similarity, {text}" for name, text in _DISTANCE_LABELS.items()},
+    "cosine_p50": "vectors, median cosine",
+    "cosine_p1": "vectors, p1 cosine",
+    "cosine_min": "vectors, min cosine",
+    "similarity_spearman": "similarity matrix, Spearman",
+    "kendall_tau": "Kendall τ-b",
+    "weighted_tau": "weighted τ",
+    "top1_agreement": "top-1 agreement",
+    "top5_agreement": "top-5 agreement",
+    "decisive_flips": "decisive flips",
+    "ndcg10_reference": "nDCG@10, reference",
+    "ndcg10_artefact": "nDCG@10, artefact",
+    "ndcg10_drop": "nDCG@10, drop",
+    "recovery": "nDCG@10, recovery in %",
+    "mrr_reference": "MRR, reference",
+    "mrr_artefact": "MRR, artefact",
+    "mrr_drop": "MRR, drop",
+}
+
+
+def label(metric: str) -> str:
+    """A metric's name for people, the same in every message and report; an unknown metric keeps its own."""
+    name, _, dimensions = metric.partition("_mrl")
+    return _LABELS.get(name, name) + (f", {dimensions} dimensions" if dimensions else "")
+
+
 @dataclass(frozen=True)
 class QueryScores:
     """Both models' scores of one query's documents: log-odds of a reranker, cosine similarities of an embedder."""
@@ -194,7 +242,7 @@ class QueryScores:
 
 @dataclass(frozen=True)
 class MetricValue:
-    """Metrics, the intervals of those that have one, and over how many queries each of these was taken."""
+    """Metrics by name, the intervals of those that have one, and over how many queries each of these was taken."""
 
     values: Mapping[str, float]
     intervals: Mapping[str, Interval] = field(default_factory=dict)
@@ -203,7 +251,7 @@ class MetricValue:
 
 @dataclass(frozen=True)
 class _Ratio:
-    """A metric made of sums over queries: what each query adds, or None where it has no say, and the value of the sums."""
+    """A metric of sums over queries: the terms that a query adds (None where it adds nothing), and the value of the sums."""
 
     terms: Callable[[QueryScores], tuple[float, ...] | None]
     value: Callable[[Sums], Any]
@@ -242,7 +290,7 @@ def _moments(query: QueryScores) -> tuple[float, ...]:
 def _slope(sums: Sums) -> Any:
     n, x, y, xx, xy = sums
     spread = n * xx - x * x
-    # Of a constant reference rounding leaves a little spread, which means nothing.
+    # Rounding leaves a constant reference a little spread.
     return (n * xy - x * y) / np.where(spread > 1e-12 * n * xx, spread, np.nan)
 
 
@@ -272,7 +320,7 @@ _RANKING_RATIOS: Final = {
 
 
 def measure(what: str, queries: Sequence[QueryScores], margin: float | None = None) -> MetricValue:
-    """Distances called `what`_… and rankings; documents closer than `margin` in the reference count for no flip."""
+    """Distances named `what`_… and rankings; a decisive flip exchanges documents further apart than `margin`."""
     ratios = {f"{what}_{name}": ratio for name, ratio in _DISTANCE_RATIOS.items()} | _RANKING_RATIOS
     if margin is not None:
         ratios["decisive_flips"] = _flips(margin)
@@ -286,17 +334,17 @@ def measure(what: str, queries: Sequence[QueryScores], margin: float | None = No
 
 
 def distances(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
-    """The distances alone, without intervals."""
+    """The distances named `what`_…, without intervals."""
     taken = {name: (ratio, _taken(ratio, queries)) for name, ratio in _DISTANCE_RATIOS.items()}
     known = {name: ratio.value(terms.sum(axis=0)) for name, (ratio, terms) in taken.items() if _is_known(ratio, terms)}
     return {**{f"{what}_{name}": float(value) for name, value in known.items()}, **_quantiles(what, queries)}
 
 
 def vector_metrics(reference: Scores, artefact: Scores) -> dict[str, float]:
-    """How alike two models' unit vectors [items, dim] are, item by item, and as matrices of similarities.
+    """Compares two models' unit vectors [items, dim], item by item and by their matrices of similarities.
 
-    The matrices are compared by Spearman correlation over all pairs of distinct items, of at most 2,000 of them, drawn with
-    a fixed seed; with fewer than three items it is absent.
+    The matrices are compared by Spearman correlation over all pairs of items, or of 2,000 of them drawn with a fixed seed;
+    with fewer than three items it is absent.
     """
     cosines = np.einsum("nd,nd->n", reference, artefact)
     found = {
@@ -345,5 +393,8 @@ def _quantiles(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
     delta = np.abs(np.concatenate([query.artefact - query.reference for query in queries]))
     p50, p95, p99 = np.percentile(delta, [50, 95, 99])
     return {
-        f"{what}_p50": float(p50), f"{what}_p95": float(p95), f"{what}_p99": float(p99), f"{what}_max": float(delta.max()),
-    }  # fmt: skip
+        f"{what}_p50": float(p50),
+        f"{what}_p95": float(p95),
+        f"{what}_p99": float(p99),
+        f"{what}_max": float(delta.max()),
+    }

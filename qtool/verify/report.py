@@ -1,7 +1,4 @@
-"""The result of a verification, for programs and for whoever draws it.
-
-Rule: the report is complete by itself: what was compared, on what, with which numbers, and what follows from them.
-"""
+"""The report of a verification, complete by itself: what was compared, on what, with which numbers, and the verdict."""
 
 from __future__ import annotations
 
@@ -17,12 +14,14 @@ from qtool.results import Result
 from qtool.verify.gates import GateResult, Verdict
 from qtool.verify.metrics import Interval
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+_OLDER: Final = 2
+"""Called the name of a tensor `hf_name`, in GGUF files too."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two models: as the user named it, and what its answers depend on (`sha256` is None of a server)."""
+    """One of the two models: its name as the user gave it, and what its scores depend on (`sha256` is None for a server)."""
 
     name: str
     engine: str
@@ -31,9 +30,9 @@ class Side:
     prompt_sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseFloor:
-    """The reference in bf16 against itself in fp32, over `pairs` pairs: |Δ| of log-odds or similarities."""
+    """The reference in bf16 against itself in float32, over `pairs` pairs: |Δ| of log-odds or similarities."""
 
     dtype: str
     pairs: int
@@ -43,7 +42,7 @@ class NoiseFloor:
     max: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairDelta:
     """One pair's two scores and artefact minus reference.
 
@@ -62,11 +61,11 @@ class PairDelta:
     pictures: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PanelReport:
     """The metrics of one panel, with intervals where resampling queries gives one, and its worst pairs, worst first.
 
-    `scores` are all pairs' (reference, artefact); `by_modality` repeats the distances for text, image, video and mixed pairs.
+    `scores` are (reference, artefact) of every pair; `by_modality` repeats the distances for text, image, video and mixed pairs.
     """
 
     name: str
@@ -82,9 +81,9 @@ class PanelReport:
     scores: tuple[tuple[float, float], ...] = ()
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report(Result):
-    """A whole verification; `settings` are those that another part of it must share, and which part this is."""
+    """A whole verification; `settings` are those that its other shards must share, and which shard this is."""
 
     artefact: Side
     reference: Side
@@ -105,7 +104,7 @@ class Report(Result):
 
     @property
     def passed(self) -> bool:
-        """Whether neither a stage nor a gate failed."""
+        """Whether no stage and no gate failed."""
         return self.verdict is not Verdict.FAIL
 
     @property
@@ -143,3 +142,28 @@ class Report(Result):
     def to_json(self) -> str:
         """The report as one JSON document."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def parse_report(content: bytes) -> Report:
+    """The report in a `report.json` of this schema version or of 2. Raises ValueError whose text is what is wrong."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not valid JSON ({error})") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version not in (_OLDER, SCHEMA_VERSION):
+        raise ValueError(f"its schema version is {version}, expected {_OLDER} or {SCHEMA_VERSION}")
+    try:
+        return TypeAdapter(Report).validate_python(_upgraded(data) if version == _OLDER else data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    weights = data.get("weights")
+    if isinstance(weights, list):  # anything else is left to validation
+        weights = [{**each, "tensor": each.get("hf_name")} if isinstance(each, dict) else each for each in weights]
+    return {**data, "schema_version": SCHEMA_VERSION, "weights": weights}

@@ -1,13 +1,9 @@
-"""The stages that need no scores: structure, weights, rederivation, prompt.
-
-Rule: here is decided which of them run and in what order; what they look at is their own affair.
-"""
+"""The stages that need no scores: structure, weights, rederive, panels, prompt."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -22,16 +18,16 @@ from qtool.checks.weights import compare_weights
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress
-from qtool.verify.case import Case
-from qtool.verify.collect import Role, open_role
+from qtool.scoring.scorer import Scorer
+from qtool.verify.case import LocatedCase
 
 _QUESTIONS: Final = 4
-"""Of each panel: a prompt that is wrong is wrong everywhere."""
+"""Asked of each panel: a prompt that is wrong is wrong everywhere."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found without asking for a score."""
+    """The stages so far, with the tables of the weights and rederive stages."""
 
     stages: tuple[Stage, ...] = ()
     weights: tuple[TensorError, ...] = ()
@@ -39,16 +35,16 @@ class Checked:
 
     @property
     def failed(self) -> bool:
-        """Whether any stage did."""
+        """Whether any stage failed."""
         return any(stage.outcome is Outcome.FAIL for stage in self.stages)
 
     def with_stage(self, stage: Stage) -> Checked:
-        """The same with one stage more."""
+        """With one stage more."""
         return replace(self, stages=(*self.stages, stage))
 
 
-def check_files(case: Case, progress: StageProgress) -> Checked:
-    """Structure, and what was asked for of weights and rederivation; a server shows no files."""
+def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
+    """The structure stage and, where they were requested, weights and rederive; a server shows no files."""
     if case.artefact is None:
         return Checked((skipped(STRUCTURE, "a server shows no files"),))
     options, artefact = case.options, case.artefact
@@ -63,20 +59,19 @@ def check_files(case: Case, progress: StageProgress) -> Checked:
     return checked
 
 
-def note_panels(case: Case, checked: Checked) -> Checked:
-    """What was checked, and which of the built-in panels nobody is asked, if any: of those nothing is proven."""
+def note_panels(case: LocatedCase, checked: Checked) -> Checked:
+    """`checked` with the panels stage where built-in panels were left out: nothing is proven on those."""
     return checked.with_stage(Stage(PANELS, Outcome.INCONCLUSIVE, case.left_out)) if case.left_out else checked
 
 
-def check_prompts(case: Case) -> Stage:
-    """What both sides read for the first questions of each panel."""
+def check_prompts(case: LocatedCase, reference: Scorer, artefact: Scorer) -> Stage:
+    """The prompt stage: whether both models read the same for the first questions of each panel."""
     questions = [question for panel in case.panels for question in islice(_questions(case, panel), _QUESTIONS)]
-    with closing(open_role(case, Role.REFERENCE)) as reference, closing(open_role(case, Role.ARTEFACT)) as artefact:
-        return compare_prompts(reference, artefact, questions, case.reference, case.options.artefact)
+    return compare_prompts(reference, artefact, questions, case.reference, case.options.artefact)
 
 
-def _questions(case: Case, panel: Panel) -> Iterable[Pair | Item]:
-    """Pairs; of an embedder documents and, each time it changes, the query, which alone has an instruction."""
+def _questions(case: LocatedCase, panel: Panel) -> Iterable[Pair | Item]:
+    """The pairs; for an embedder each query, which alone has an instruction, and its documents."""
     if case.task is Task.RERANK:
         return panel.pairs
     return chain.from_iterable(

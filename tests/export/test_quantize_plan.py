@@ -95,7 +95,10 @@ REFUSED = {
         r"has shape \[3, 64\]; config\.json makes it \[128, 64\]",
     ),
     "a wrong type": (put(UP, torch.ones(128, 64, dtype=torch.int32)), f"{UP} is I32"),
-    "one type among others in a group": (put(UP, torch.ones(128, 64)), r"have the types BF16 and F32; expected one type"),
+    "one type among others in a group": (
+        put(UP, torch.ones(128, 64)),
+        r"have the types BF16 and F32; expected one type",
+    ),
     "the same tensor under two names": (
         put("norm.weight", torch.ones(64, dtype=torch.bfloat16)),
         "are the same tensor",

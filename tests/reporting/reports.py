@@ -11,32 +11,62 @@ from qtool.verify.gates import GateResult, Verdict
 from qtool.verify.metrics import Interval
 from qtool.verify.report import NoiseFloor, PairDelta, PanelReport, Report, Side
 
-PAIR = PairDelta("q1", "d1", "which ball?", "a red ball", 2.0, "image", 3.25, 3.0, -0.25)
+PAIR = PairDelta(
+    query_id="q1",
+    document_id="d1",
+    query="which ball?",
+    document="a red ball",
+    label=2.0,
+    modality="image",
+    reference=3.25,
+    artefact=3.0,
+    delta=-0.25,
+)
 
 
 def side(name: str) -> Side:
-    return Side(name, "transformers 5", "float32 on cpu", "a" * 64, "b" * 64)
+    return Side(name=name, engine="transformers 5", numbers="float32 on cpu", sha256="a" * 64, prompt_sha256="b" * 64)
+
+
+def noise(dtype: str) -> NoiseFloor:
+    return NoiseFloor(dtype=dtype, pairs=3, p50=0.01, p95=0.02, p99=0.03, max=0.04)
 
 
 def panel(name: str = "balls", **changes) -> PanelReport:
-    metrics = {"log_odds_rmse": 0.0353, "kendall_tau": 0.986, "log_odds_bias": -1.5e-05}
     report = PanelReport(
-        name, "c" * 64, "CC0-1.0", "mixed", 4, 3, metrics, (PAIR,),
-        {"log_odds_rmse": Interval(0.0312, 0.0399)},
-        {"text": {"log_odds_rmse": 0.03, "log_odds_p95": 0.07}, "image": {"log_odds_rmse": 0.04}},
-        ((-5.0, -4.875), (0.0, 0.0), (3.25, 3.0)),
-    )  # fmt: skip
+        name=name,
+        sha256="c" * 64,
+        license="CC0-1.0",
+        modality="mixed",
+        queries=4,
+        pairs=3,
+        metrics={"log_odds_rmse": 0.0353, "kendall_tau": 0.986, "log_odds_bias": -1.5e-05},
+        worst=(PAIR,),
+        intervals={"log_odds_rmse": Interval(0.0312, 0.0399)},
+        by_modality={"text": {"log_odds_rmse": 0.03, "log_odds_p95": 0.07}, "image": {"log_odds_rmse": 0.04}},
+        scores=((-5.0, -4.875), (0.0, 0.0), (3.25, 3.0)),
+    )
     return replace(report, **changes)
+
+
+def gate(metric: str, outcome: Outcome, reason: str, **changes) -> GateResult:
+    nothing = {"value": None, "interval": None, "min": None, "max": None}
+    return GateResult(metric=metric, panel="balls", outcome=outcome, reason=reason, **{**nothing, **changes})
 
 
 def whole() -> Report:
     """A report that has every part, and fails."""
     gates = (
-        GateResult(
-            "log_odds_rmse", "balls", 0.0353, Interval(0.0312, 0.0399), None, 0.03, Outcome.FAIL, "0.0353 is above 0.03"
+        gate(
+            "log_odds_rmse",
+            Outcome.FAIL,
+            "0.0353 is above 0.03",
+            value=0.0353,
+            interval=Interval(0.0312, 0.0399),
+            max=0.03,
         ),
-        GateResult("kendall_tau", "balls", 0.986, None, 0.9, None, Outcome.PASS, "0.986 is within bounds"),
-        GateResult("cosine_p1", "balls", None, None, 0.99, None, Outcome.SKIPPED, "no metric of the task rerank"),
+        gate("kendall_tau", Outcome.PASS, "0.986 is within bounds", value=0.986, min=0.9),
+        gate("cosine_p1", Outcome.SKIPPED, "not a metric of the task rerank", min=0.99),
     )
     stages = (
         Stage("structure", Outcome.PASS, "13 tensors", (), 0.25),
@@ -50,10 +80,22 @@ def whole() -> Report:
         for part in ("self_attn.q_proj", "mlp.up_proj", "other")
     )
     return Report(
-        side("out/model-NVFP4"), side("org/model"), "rerank", "modules.json", "tiny", {"limit": None, "dtype": "float32", "task": "rerank"}, stages, (panel(),), gates,
-        Verdict.FAIL, 12.5, {"torch": "2.13.0", "gone": None}, NoiseFloor("bfloat16", 3, 0.01, 0.02, 0.03, 0.04), weights,
-        (RederivedFile("a.safetensors", "1" * 64, "1" * 64), RederivedFile("b.safetensors", "1" * 64, None)),
-    )  # fmt: skip
+        artefact=side("out/model-NVFP4"),
+        reference=side("org/model"),
+        task="rerank",
+        task_source="modules.json",
+        recipe="tiny",
+        settings={"limit": None, "dtype": "float32", "task": "rerank"},
+        stages=stages,
+        panels=(panel(),),
+        gates=gates,
+        verdict=Verdict.FAIL,
+        seconds=12.5,
+        versions={"torch": "2.13.0", "gone": None},
+        noise=noise("bfloat16"),
+        weights=weights,
+        rederived=(RederivedFile("a.safetensors", "1" * 64, "1" * 64), RederivedFile("b.safetensors", "1" * 64, None)),
+    )
 
 
 def structure_only() -> Report:
@@ -99,8 +141,8 @@ def hostile() -> Report:
         panels=(panel(HOSTILE, license=HOSTILE, worst=(bad,), by_modality={HOSTILE: {"log_odds_rmse": 0.1}}),),
         gates=tuple(replace(gate, panel=HOSTILE, reason=HOSTILE) for gate in report.gates),
         versions={HOSTILE: HOSTILE},
-        noise=NoiseFloor(HOSTILE, 3, 0.01, 0.02, 0.03, 0.04),
-        weights=tuple(replace(each, hf_name=HOSTILE + ".1." + HOSTILE, format=HOSTILE) for each in report.weights),
+        noise=noise(HOSTILE),
+        weights=tuple(replace(each, tensor=HOSTILE + ".1." + HOSTILE, format=HOSTILE) for each in report.weights),
         rederived=(RederivedFile(HOSTILE, HOSTILE, HOSTILE),),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from dataclasses import replace
 from xml.etree import ElementTree as ET
@@ -14,9 +15,10 @@ from rich.console import Console
 from qtool.checks.stage import Outcome
 from qtool.errors import SetupError
 from qtool.reporting import console, junit, markdown, words
+from qtool.reporting.html import render_html
 from qtool.reporting.write import report_schema, write_reports
-from qtool.verify.gates import METRICS, Verdict
-from qtool.verify.metrics import Interval
+from qtool.verify.gates import Verdict
+from qtool.verify.metrics import METRICS, Interval
 from qtool.verify.report import SCHEMA_VERSION
 from tests.reporting import reports
 
@@ -42,16 +44,30 @@ def test_the_console_obeys_no_stranger(name, tmp_path):
     assert "\x00" not in text
 
 
+def test_metrics_stages_and_headings_have_the_same_name_in_every_form(tmp_path):
+    whole = reports.whole()
+    page = re.sub(r"\s+", " ", render_html(whole))
+    people = {"console": shown(whole, tmp_path), "Markdown": markdown.render_markdown(whole), "HTML": page}
+    every = {**people, "JUnit": junit.render_junit(whole)}
+    for form, text in every.items():
+        for name in (*(stage.name for stage in whole.stages), *(words.label(gate.metric) for gate in whole.gates)):
+            assert name in text, (form, name)
+        assert not any(gate.metric in text for gate in whole.gates), form
+    for form, text in people.items():
+        for heading in ("Stages", "Metrics", "Gates of the recipe tiny", *words.GATE_COLUMNS):
+            assert heading in text, (form, heading)
+
+
 def test_headlines_say_what_follows():
     whole = reports.whole()
     held = tuple(replace(stage, outcome=Outcome.PASS) for stage in whole.stages)
     passed = replace(whole, stages=held, gates=whole.gates[1:], verdict=Verdict.PASS)
-    assert words.headline(passed) == "the gate holds on 3 pairs, 1 skipped."
-    assert words.headline(replace(passed, gates=())) == "3 pairs compared; no gate could be held against them."
-    assert words.headline(reports.structure_only()) == "structure holds; nothing was scored."
+    assert words.headline(passed) == "the gate passed on 3 pairs, 1 skipped."
+    assert words.headline(replace(passed, gates=())) == "3 pairs compared; no gate applied."
+    assert words.headline(reports.structure_only()) == "structure passed; nothing was scored."
     assert words.headline(reports.empty()) == "nothing was scored."
     open_one = replace(passed, stages=whole.stages[:3], verdict=Verdict.INCONCLUSIVE)
-    assert words.headline(open_one) == "prompt stayed undecided; the gate holds on 3 pairs, 1 skipped."
+    assert words.headline(open_one) == "prompt is inconclusive; the gate passed on 3 pairs, 1 skipped."
     judged = (replace(whole.stages[3], name="scores"),)
     assert words.headline(replace(whole, stages=judged)) == "1 of 2 gates failed on 3 pairs, 1 skipped."
 
@@ -78,7 +94,7 @@ def test_markdown_begins_with_the_verdict_and_keeps_its_tables_whole():
             columns = bars if line.startswith("|") else 0
     text = markdown.render_markdown(reports.whole())
     assert text.startswith("# ❌ FAIL: model-NVFP4\n\nweights failed; 1 of 2 gates failed on 3 pairs, 1 skipped.\n")
-    for phrase in ("0.0353 (0.0312 … 0.0399)", "which ball?", "| b.safetensors | no |", "median 0.0100"):
+    for phrase in ("0.0353 (0.0312 … 0.0399)", "which ball?", "| b.safetensors | differs |", "median 0.0100"):
         assert phrase in text
 
 
@@ -113,12 +129,12 @@ def test_junit_parses_and_its_counts_are_those_of_its_cases(name):
 def test_junit_says_what_failed_and_what_stayed_open():
     root = ET.fromstring(junit.render_junit(reports.whole()))  # noqa: S314 - our own
     assert [suite.get("name") for suite in root] == ["stages", "gates on balls"]
-    (undecided,) = root.findall("testsuite/testcase[@name='prompt']/skipped")
-    assert undecided.get("message") == "inconclusive: the server shows no token ids"
+    (inconclusive,) = root.findall("testsuite/testcase[@name='prompt']/skipped")
+    assert inconclusive.get("message") == "inconclusive: the server shows no token ids"
     failures = {
         case.get("name"): case.find("failure") for case in root.iter("testcase") if case.find("failure") is not None
     }
-    assert failures["log_odds_rmse ≤ 0.03"].get("message") == "0.0353 is above 0.03"
+    assert failures["log-odds, RMSE ≤ 0.03"].get("message") == "0.0353 is above 0.03"
     assert "far (broken): Too far. qtool x" in failures["weights"].text
     assert root.find("testsuite/properties/property[@name='verdict']").get("value") == "fail"
 
@@ -166,6 +182,6 @@ def test_all_forms_are_written_whole(name, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match=r"could not be written to .*file"):
+    with pytest.raises(SetupError, match=r"file cannot be written: File exists"):
         write_reports(reports.whole(), tmp_path / "file")
     assert stat.S_ISREG((tmp_path / "file").stat().st_mode)

@@ -16,10 +16,10 @@ from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Item
 from qtool.inputs.panels import PanelShard, load_panel
 from qtool.progress import ignore
-from qtool.scoring.embed import EmbedOptions, Texts, _lines, embed, shortened
+from qtool.scoring.embed import EmbedOptions, Texts, _lines, embed
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.score import PanelChoice
-from qtool.scoring.scorer import Answered
+from qtool.scoring.scorer import Answered, shortened
 from qtool.scoring.transformers.runtime import TransformersScorer
 from tests.scoring.servers import serving
 from tests.scoring.test_score import killed_while_scoring
@@ -28,7 +28,7 @@ CPU = RuntimeOptions(device="cpu")
 
 
 def options(folder: Path, source: PanelChoice | Texts | None = None) -> EmbedOptions:
-    source = source or PanelChoice("demo-text", 2)
+    source = source or PanelChoice("demo-text", limit=2)
     return EmbedOptions(target="qtool-demo-embedder", source=source, output=folder / "v.npy", runtime=CPU)
 
 
@@ -67,7 +67,9 @@ def test_a_dimension_cuts_and_normalises_again(tmp_path: Path) -> None:
 
 def test_lines_of_text_are_embedded_under_the_instruction(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a red ball\n\n  a blue cube\r\n")
-    done = embed(replace(options(tmp_path, Texts(tmp_path / "t.txt", "Find it.")), ids=tmp_path / "own.jsonl"))
+    done = embed(
+        replace(options(tmp_path, Texts(tmp_path / "t.txt", instruction="Find it.")), ids=tmp_path / "own.jsonl")
+    )
     assert rows_of(tmp_path / "own.jsonl") == [{"row": 0, "line": 1}, {"row": 1, "line": 3}]
     items = [Item("", (text,), instruction="Find it.") for text in ("a red ball", "  a blue cube")]
     np.testing.assert_array_equal(done.vectors, open_runtime("qtool-demo-embedder", CPU).embed(items))
@@ -83,7 +85,7 @@ def test_the_mark_that_windows_begins_a_file_with_is_no_text(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\n \n", "holds no text"),
+        (b"\n \n", "contains no text"),
         (b"a\n\xff", "line 2: Byte 1 is 0xff, which is not UTF-8"),
         (None, "Cannot read texts .*: No such file"),
     ],
@@ -109,8 +111,8 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     partial = tmp_path / "v.npy.partial"
     killed_while_scoring(*command, partial=partial, lines=2)
     known = partial.read_bytes().count(b"\n") - 1
-    resumed = embed(replace(options(tmp_path, PanelChoice("demo-text", 12)), runtime=RuntimeOptions()))
-    whole = embed(replace(options(tmp_path, PanelChoice("demo-text", 12)), output=tmp_path / "w.npy"))
+    resumed = embed(replace(options(tmp_path, PanelChoice("demo-text", limit=12)), runtime=RuntimeOptions()))
+    whole = embed(replace(options(tmp_path, PanelChoice("demo-text", limit=12)), output=tmp_path / "w.npy"))
     assert 0 < asked[0] == asked[1] - known
     # Other batch mates than in one go: measured 6.3e-8.
     np.testing.assert_allclose(resumed.vectors, whole.vectors, rtol=0, atol=5e-7)
@@ -121,7 +123,7 @@ def test_a_dimension_that_is_too_large_is_refused_before_anything_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qtool.scoring.transformers.runtime.load", lambda *_: pytest.fail("weights were loaded"))
-    with pytest.raises(UsageError, match="have 256 dimensions, not 257"):
+    with pytest.raises(UsageError, match="Vector has 256 dimensions; --dim asks for 257"):
         embed(replace(options(tmp_path), dim=257))
     assert not list(tmp_path.iterdir())
 
@@ -130,12 +132,12 @@ def test_of_a_server_the_first_vector_tells_that_a_dimension_is_too_large(tmp_pa
     runtime = RuntimeOptions(task=Task.EMBED, engine="jina", served_model="m", family="qwen3_vl", concurrency=1)
     with serving(lambda _, body: {"data": [{"embedding": [0.6, 0.8]}]} if body else None) as server:
         asked = replace(options(tmp_path), target=server.url, runtime=runtime)
-        with pytest.raises(UsageError, match="have 2 dimensions, not 3"):
+        with pytest.raises(UsageError, match="Vector has 2 dimensions; --dim asks for 3"):
             embed(replace(asked, dim=3))
         before = len(server.bodies("/v1/embeddings"))
         assert before < 4
         done = embed(replace(asked, dim=2))
-    assert len(server.bodies("/v1/embeddings")) - before < len(done.rows)  # what the first run heard was kept
+    assert len(server.bodies("/v1/embeddings")) - before < len(done.rows)  # the answers of the first run were kept
 
 
 def test_a_reranker_is_sent_to_score(tmp_path: Path) -> None:
@@ -152,9 +154,9 @@ def test_neither_the_vectors_nor_their_ids_are_overwritten(tmp_path: Path) -> No
 def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
     out = str(tmp_path / "v.npy")
     command = ["embed", "qtool-demo-embedder", "--panel", "demo-text", "--limit", "2", "--shard", "1/2", "-o", out]
-    said = json.loads(CliRunner().invoke(app, [*command, "--dim", "8", "--json"]).stdout)
+    shown = json.loads(CliRunner().invoke(app, [*command, "--dim", "8", "--json"]).stdout)
     rows = 1 + len(load_panel(find_panel("demo-text")).shard(PanelShard(1, 60)).queries[0].documents)
-    assert (said["rows"], said["dim"], said["output"]) == (rows, 8, out)
+    assert (shown["rows"], shown["dim"], shown["output"]) == (rows, 8, out)
     for wrong in (["--texts", "t.txt"], []):
         again = [*command[:2], *(command[2:8] if wrong else []), *wrong, "-o", out]
         result = CliRunner().invoke(app, again)

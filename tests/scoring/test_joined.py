@@ -55,20 +55,20 @@ def test_a_part_that_is_not_there_is_not_made(parts: list[Path], tmp_path: Path)
 
 def test_what_is_no_ledger_of_the_same_scorer_is_refused(parts: list[Path], tmp_path: Path) -> None:
     open_ledger(tmp_path / "c.jsonl", replace(IDENTITY, numbers="bfloat16 on cpu")).close()
-    with pytest.raises(UsageError, match=r"c\.jsonl holds answers of another run: its numbers") as caught:
+    with pytest.raises(UsageError, match=r"c\.jsonl holds answers of another run: numbers is") as caught:
         read_ledgers([*parts, tmp_path / "c.jsonl"], Task.RERANK)
     assert caught.value.hint == "Verify that shard again."
     for content in ("", "torn header", "notes\n", "[]\n"):
         (tmp_path / "notes").write_text(content)
-        with pytest.raises(UsageError, match="notes is no ledger"):
+        with pytest.raises(UsageError, match="notes is not a ledger"):
             read_ledgers([tmp_path / "notes", *parts], Task.RERANK)
-        with pytest.raises(UsageError, match="notes is no ledger"):
+        with pytest.raises(UsageError, match="notes is not a ledger"):
             read_ledgers([*parts, tmp_path / "notes"], Task.RERANK)
 
 
 def test_a_broken_line_is_named(parts: list[Path]) -> None:
     parts[1].write_bytes(parts[1].read_bytes() + b"{}\n")
-    with pytest.raises(UsageError, match=r"b\.jsonl, line 4 is no answer: it has no key"):
+    with pytest.raises(UsageError, match=r"b\.jsonl, line 4 is not an answer: it has no key"):
         read_ledgers(parts, Task.RERANK)
 
 

@@ -90,30 +90,30 @@ def test_a_torn_header_begins_anew(path: Path, length: int) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"key": "a", "log_odds": 0.', "broken off"),
+        ('{"key": "a", "log_odds": 0.', "not valid JSON, or cut off"),
         ('{"log_odds": 0.5}', "no key"),
         ('{"key": "a", "log_odds": NaN}', "neither"),
         ('{"key": "a"}', "neither"),
         ('{"key": "a", "vector": "@"}', ""),
         ('{"key": "a", "vector": "AAA="}', ""),
-        ("[]", "no JSON object"),
-        ("", "no JSON"),
+        ("[]", "not a JSON object"),
+        ("", "not valid JSON"),
     ],
 )
 def test_a_broken_line_in_the_middle_is_named(path: Path, line: str, reason: str) -> None:
     lines = path.read_text().splitlines()
     lines[2] = line
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(UsageError, match=rf"l\.jsonl, line 3 is no answer: .*{reason}"):
+    with pytest.raises(UsageError, match=rf"l\.jsonl, line 3 is not an answer: .*{reason}"):
         open_ledger(path, IDENTITY)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "shown"),
     [
-        ("numbers", "bfloat16 on cpu", r"its numbers is 'float32 on cpu', this one's is 'bfloat16 on cpu'"),
-        ("model", "c" * 64, r"its model is a{16}…, this one's is c{16}…"),
-        ("is_pinned", False, "its is_pinned is True, this one's is False"),
+        ("numbers", "bfloat16 on cpu", r"numbers is 'float32 on cpu', expected 'bfloat16 on cpu'"),
+        ("model", "c" * 64, r"model is a{16}…, expected c{16}…"),
+        ("is_pinned", False, "is_pinned is True, expected False"),
     ],
 )
 def test_a_ledger_of_another_identity_is_refused_with_the_field_that_differs(
@@ -129,7 +129,7 @@ def test_a_ledger_of_another_identity_is_refused_with_the_field_that_differs(
 def test_a_file_that_is_no_ledger_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(content)
-    with pytest.raises(UsageError, match="no ledger"):
+    with pytest.raises(UsageError, match="is not a ledger"):
         open_ledger(path, IDENTITY)
     assert path.read_text() == content
 

@@ -15,8 +15,8 @@ from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Item, Pair, Video
 from qtool.inputs.panels import load_panel
 from qtool.scoring import ledger
-from qtool.scoring.ledger import open_ledger
-from qtool.scoring.remembering import Remembering, cached, cached_answers
+from qtool.scoring.ledger import Ledger, open_ledger
+from qtool.scoring.remembering import QuestionKeys, Remembering, cached_answers, open_cache
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import Answered, Scorer
 from tests.inputs.site import serve
@@ -45,17 +45,22 @@ class Counting:
         return self.inner.embed(items, self._mortal(answered))
 
     def _mortal(self, answered: Answered) -> Answered:
-        def heard(place: int, answer: object) -> None:
+        def reported(place: int, answer: object) -> None:
             if self._left == 0:
                 raise KeyboardInterrupt
             answered(place, answer)
             self._left = None if self._left is None else self._left - 1
 
-        return heard
+        return reported
 
 
 def remembering(scorer: Counting, path: Path) -> Remembering:
-    return Remembering(scorer, open_ledger(path, scorer.inner.identity))  # type: ignore[arg-type]
+    return Remembering(scorer, [open_ledger(path, scorer.inner.identity)])  # type: ignore[arg-type]
+
+
+def cached(scorer: Scorer) -> Scorer:
+    cache = open_cache(scorer.identity)
+    return scorer if cache is None else Remembering(scorer, [cache])
 
 
 def test_only_what_is_missing_is_asked(tmp_path: Path) -> None:
@@ -66,10 +71,10 @@ def test_only_what_is_missing_is_asked(tmp_path: Path) -> None:
     first.close()
     counting = Counting("qtool-demo-reranker")
     second = remembering(counting, tmp_path / "l")
-    told: dict[int, float] = {}
-    scores = second.score(PAIRS, told.__setitem__)
+    reported: dict[int, float] = {}
+    scores = second.score(PAIRS, reported.__setitem__)
     assert len(counting.asked) == len(PAIRS) - 5
-    assert told == dict(enumerate(scores))
+    assert reported == dict(enumerate(scores))
     # Other batch mates than in one go: measured 1.2e-6.
     np.testing.assert_allclose(scores, expected, rtol=0, atol=5e-6)
     assert second.score(PAIRS) == scores
@@ -79,11 +84,54 @@ def test_only_what_is_missing_is_asked(tmp_path: Path) -> None:
 def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     counting = Counting("qtool-demo-reranker")
     twice = [*PAIRS[:2], *(replace(pair, document=replace(pair.document, id="again")) for pair in PAIRS[:2])]
-    told: list[int] = []
-    scores = remembering(counting, tmp_path / "l").score(twice, lambda place, _: told.append(place))
+    reported: list[int] = []
+    scores = remembering(counting, tmp_path / "l").score(twice, lambda place, _: reported.append(place))
     assert len(counting.asked) == 2
-    assert sorted(told) == [0, 1, 2, 3]
+    assert sorted(reported) == [0, 1, 2, 3]
     assert scores[:2] == scores[2:]
+
+
+def stores(folder: Path, *names: str) -> list[Ledger]:
+    identity = open_runtime("qtool-demo-reranker", RuntimeOptions(device="cpu")).identity
+    return [open_ledger(folder / name, identity) for name in names]
+
+
+def test_with_several_stores_a_question_is_hashed_and_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    key = QuestionKeys.key
+    monkeypatch.setattr(QuestionKeys, "key", lambda self, pair: hashed.append(pair.name) or key(self, pair))
+    counting = Counting("qtool-demo-reranker")
+    with closing(Remembering(counting, stores(tmp_path, "a", "b"))) as scorer:
+        scores = scorer.score(PAIRS)
+    assert hashed == counting.asked == [pair.name for pair in PAIRS]
+    for name in "ab":
+        silent = Counting("qtool-demo-reranker")
+        with closing(Remembering(silent, stores(tmp_path, name))) as scorer:
+            assert scorer.score(PAIRS) == scores
+        assert silent.asked == []
+
+
+def test_what_one_store_holds_is_written_to_the_others(tmp_path: Path) -> None:
+    for name, part in (("a", PAIRS[:3]), ("b", PAIRS[2:5])):
+        with closing(Remembering(Counting("qtool-demo-reranker"), stores(tmp_path, name))) as scorer:
+            scorer.score(part)
+    counting = Counting("qtool-demo-reranker")
+    with closing(Remembering(counting, stores(tmp_path, "a", "b"))) as scorer:
+        scorer.score(PAIRS[:6])
+    assert counting.asked == [PAIRS[5].name]
+    for each in stores(tmp_path, "a", "b"):
+        assert len(each) == 6
+        each.close()
+
+
+def test_an_answer_is_in_every_store_before_it_is_reported(tmp_path: Path) -> None:
+    both = stores(tmp_path, "a", "b")
+    seen: list[tuple[int, int]] = []
+    with closing(Remembering(Counting("qtool-demo-reranker"), both)) as scorer:
+        scorer.score(PAIRS, lambda *_: seen.append((len(both[0]), len(both[1]))))
+    assert seen == [(count, count) for count in range(1, len(PAIRS) + 1)]
 
 
 def test_vectors_are_remembered(tmp_path: Path) -> None:
@@ -140,7 +188,7 @@ def png(colour: str) -> bytes:
     return target.getvalue()
 
 
-def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_says_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     identity = open_runtime("qtool-demo-reranker").identity
     monkeypatch.setenv("QTOOL_CACHE", str(tmp_path / "own"))
     assert cached_answers(identity).is_relative_to(tmp_path / "own" / "answers")
@@ -210,7 +258,7 @@ def test_a_damaged_cache_that_cannot_be_set_aside_is_not_used(tmp_path: Path, mo
     assert cached(scorer) is scorer
 
 
-def test_a_cache_that_takes_no_more_is_told_once_and_stops_no_run(
+def test_a_cache_that_takes_no_more_is_logged_once_and_stops_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("QTOOL_CACHE", str(tmp_path))
@@ -226,10 +274,10 @@ def test_a_cache_that_takes_no_more_is_told_once_and_stops_no_run(
         write(descriptor, line)
 
     monkeypatch.setattr(ledger, "_write", full)
-    told: dict[int, float] = {}
-    scores = scorer.score(PAIRS, told.__setitem__)
+    reported: dict[int, float] = {}
+    scores = scorer.score(PAIRS, reported.__setitem__)
     assert scores == plain
-    assert told == dict(enumerate(scores))
+    assert reported == dict(enumerate(scores))
     assert scorer.score(PAIRS) == scores
     assert len(caplog.messages) == 1
     assert "No space left on device. From here on" in caplog.text

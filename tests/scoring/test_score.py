@@ -27,7 +27,7 @@ from qtool.scoring.scorer import Answered, sigmoid
 from qtool.scoring.transformers.runtime import TransformersScorer
 
 CPU = RuntimeOptions(device="cpu")
-SMALL = ScoreOptions(target="qtool-demo-reranker", panel=PanelChoice("demo-text", 2), runtime=CPU)
+SMALL = ScoreOptions(target="qtool-demo-reranker", panel=PanelChoice("demo-text", limit=2), runtime=CPU)
 PAIRS = load_panel(find_panel("demo-text")).first(2).pairs
 
 
@@ -59,7 +59,9 @@ def test_every_pair_is_scored_in_the_panels_order() -> None:
 
 def test_shards_together_are_the_whole() -> None:
     whole = {(each.query_id, each.document_id): each.log_odds for each in score(SMALL).pairs}
-    parts = [score(replace(SMALL, panel=PanelChoice("demo-text", 2, PanelShard(index, 2)))) for index in (1, 2)]
+    parts = [
+        score(replace(SMALL, panel=PanelChoice("demo-text", limit=2, shard=PanelShard(index, 2)))) for index in (1, 2)
+    ]
     found = {(each.query_id, each.document_id): each.log_odds for part in parts for each in part.pairs}
     assert found.keys() == whole.keys()
     # Other batch mates than in one go: measured 9.5e-7.
@@ -67,10 +69,10 @@ def test_shards_together_are_the_whole() -> None:
 
 
 def test_an_instruction_replaces_the_queries_own() -> None:
-    told = score(replace(SMALL, panel=PanelChoice("demo-text", 1, instruction="Retrieve nothing.")))
+    instructed = score(replace(SMALL, panel=PanelChoice("demo-text", limit=1, instruction="Retrieve nothing.")))
     pairs = [replace(pair, query=pair.query.with_instruction("Retrieve nothing.")) for pair in PAIRS[:14]]
-    assert [each.log_odds for each in told.pairs] == open_runtime("qtool-demo-reranker", CPU).score(pairs)
-    assert [each.log_odds for each in told.pairs] != [each.log_odds for each in score(SMALL).pairs[:14]]
+    assert [each.log_odds for each in instructed.pairs] == open_runtime("qtool-demo-reranker", CPU).score(pairs)
+    assert [each.log_odds for each in instructed.pairs] != [each.log_odds for each in score(SMALL).pairs[:14]]
 
 
 def killed_while_scoring(*arguments: str, partial: Path, lines: int) -> None:
@@ -89,7 +91,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_uninterrupted_one(tmp_path: Path, a
     killed_while_scoring(*arguments, "-o", str(output), partial=partial, lines=2)
     assert not output.exists()
     known = partial.read_bytes().count(b"\n") - 1
-    options = ScoreOptions(target="qtool-demo-reranker", panel=PanelChoice("demo-text", 10), output=output)
+    options = ScoreOptions(target="qtool-demo-reranker", panel=PanelChoice("demo-text", limit=10), output=output)
     whole = score(replace(options, output=None))
     asked.clear()
     resumed = score(options)
@@ -108,7 +110,7 @@ def test_what_was_answered_for_another_model_is_refused_and_force_begins_anew(tm
     identity = open_runtime("qtool-demo-reranker", RuntimeOptions(dtype="bfloat16", device="cpu")).identity
     open_ledger(partial, identity).close()
     options = replace(SMALL, output=output)
-    with pytest.raises(UsageError, match="its numbers is 'bfloat16 on cpu', this one's is 'float32 on cpu'"):
+    with pytest.raises(UsageError, match="numbers is 'bfloat16 on cpu', expected 'float32 on cpu'"):
         score(options)
     score(replace(options, force=True))
     assert len(asked) == len(PAIRS) == len(lines_of(output))

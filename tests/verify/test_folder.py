@@ -7,8 +7,7 @@ import pytest
 
 from qtool.errors import SetupError, UsageError
 from qtool.reporting.write import FORMS
-from qtool.verify.case import ANSWERS, LEDGERS, REPORT, REPORTS, check_output, prepare_folder
-from qtool.verify.collect import Role, answer_file
+from qtool.verify.case import ANSWERS, LEDGERS, REPORT, REPORTS, Role, answer_file, check_output, prepare_folder
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def test_the_folder_knows_every_file_that_is_written_into_it() -> None:
     assert [Path(ANSWERS) / name for name in LEDGERS] == [answer_file(Path(), role) for role in Role]
 
 
-def test_a_finished_verification_is_replaced_only_when_told_to(finished: Path) -> None:
+def test_a_finished_verification_is_replaced_only_with_force(finished: Path) -> None:
     before = names(finished)
     with pytest.raises(UsageError, match="holds a finished verification"):
         prepare_folder(finished, force=False)
@@ -64,9 +63,9 @@ def test_force_begins_an_unfinished_verification_anew(finished: Path) -> None:
 @pytest.mark.parametrize("force", [True, False])
 def test_somebody_elses_folder_is_left_alone(tmp_path: Path, *, force: bool) -> None:
     (tmp_path / "report.md").write_text("dear diary")
-    with pytest.raises(UsageError, match="no verification's"):
+    with pytest.raises(UsageError, match="was not written by qtool verify"):
         prepare_folder(tmp_path, force=force)
-    with pytest.raises(UsageError, match="no verification's"):
+    with pytest.raises(UsageError, match="was not written by qtool verify"):
         prepare_folder(tmp_path / "report.md", force=force)
     assert (tmp_path / "report.md").read_text() == "dear diary"
 
@@ -85,7 +84,7 @@ def test_somebody_elses_folder_is_left_alone(tmp_path: Path, *, force: bool) -> 
 def test_files_that_only_have_our_names_are_left_alone(tmp_path: Path, name: str, content: str, *, force: bool) -> None:
     (tmp_path / ANSWERS).mkdir()
     (tmp_path / name).write_text(content)
-    with pytest.raises(UsageError, match="no verification's"):
+    with pytest.raises(UsageError, match="was not written by qtool verify"):
         prepare_folder(tmp_path, force=force)
     assert (tmp_path / name).read_text() == content
 
@@ -113,10 +112,10 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match=r"file/x/y cannot be written: .*file is no folder"):
+    with pytest.raises(SetupError, match=r"file/x/y cannot be written: .*file is not a folder"):
         check_output(tmp_path / "file" / "x" / "y", force=False)
     monkeypatch.setattr("os.access", lambda *_: False)  # root may do everything
-    with pytest.raises(SetupError, match="does not permit it"):
+    with pytest.raises(SetupError, match="no permission for"):
         check_output(tmp_path / "new", force=False)
 
 

@@ -91,13 +91,13 @@ def test_a_gate_of_another_task_or_without_its_number_is_skipped_with_a_reason()
     results = evaluate(gates, Task.RERANK, [("panel", MetricValue(METRICS))])
     assert {result.outcome for result in results} == {Outcome.SKIPPED}
     assert [result.reason for result in results] == [
-        "no metric of the task rerank",
+        "not a metric of the task rerank",
         "the panel has no relevant document",
-        "the panel has no query that ranks enough documents",
+        "no query of the panel has enough documents",
     ]
 
 
 def test_an_unknown_metric_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="'log_odd_rmse' names no metric") as caught:
+    with pytest.raises(UsageError, match="Unknown metric 'log_odd_rmse'") as caught:
         outcomes({"log_odd_rmse": Bound(max=1)})
     assert "log_odds_rmse" in caught.value.hint

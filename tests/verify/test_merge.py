@@ -11,12 +11,11 @@ from qtool.arch.spec import Task
 from qtool.checks.stage import PROMPT, Outcome, Stage
 from qtool.errors import QtoolError, SetupError, UsageError
 from qtool.inputs.panels import PanelShard
+from qtool.reporting.run import merge_reports, verify
 from qtool.scoring.transformers import runtime as reference
 from qtool.verify.case import REPORT, VerifyOptions
 from qtool.verify.gates import Verdict
-from qtool.verify.merge import merge_reports
 from qtool.verify.report import Report
-from qtool.verify.run import verify
 from tests.scoring import tiny
 
 LINES = [
@@ -40,18 +39,8 @@ def panel(tmp_path: Path) -> Path:
 
 def run(models: tuple[Path, Path], panel: Path, output: Path, *, force: bool = False, **options: object) -> Report:
     chosen = {"task": Task.RERANK, "noise_queries": 2, "use_cache": False, "keep_going": True, **options}
-    asked = VerifyOptions(
-        artefact=str(models[1]),
-        reference=str(models[0]),
-        panels=(str(panel),),
-        output=output,
-        force=force,
-        device="cpu",
-        **chosen,
-    )
-    report = verify(asked)
-    (output / REPORT).write_text(report.to_json())
-    return report
+    sides = {"artefact": str(models[1]), "reference": str(models[0])}
+    return verify(VerifyOptions(**sides, panels=(str(panel),), output=output, device="cpu", force=force, **chosen))
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -87,16 +76,16 @@ def test_what_is_no_part_of_one_verification_is_refused(models, panel: Path, tmp
     run((models[0], models[0]), panel, folders[1], shard=PanelShard(2, 2))
     run(models, panel, folders[2], shard=PanelShard(2, 2))
     output = tmp_path / "merged"
-    with pytest.raises(UsageError, match=r"no parts of one verification: artefact is .*one and .*"):
+    with pytest.raises(UsageError, match=r"are not shards of one verification: artefact is .*one and .*"):
         merge_reports(folders[:2], output)
-    with pytest.raises(UsageError, match=r"These are the shards 1/2; a whole verification is 1/2, 2/2"):
+    with pytest.raises(UsageError, match=r"The folders hold shards 1/2; a whole verification is 1/2, 2/2"):
         merge_reports(folders[:1], output)
     with pytest.raises(UsageError, match=r"shards 1/2, 1/2;"):
         merge_reports([folders[0], shutil.copytree(folders[0], tmp_path / "again")], output)
     with pytest.raises(UsageError, match="holds no finished verification"):
         merge_reports([tmp_path], output)
     panel.write_text(panel.read_text().replace("which", "what"))
-    with pytest.raises(UsageError, match="its hash differs"):
+    with pytest.raises(UsageError, match="its sha256 differs"):
         merge_reports([folders[0], folders[2]], output)
 
 
@@ -107,46 +96,53 @@ def test_a_shard_that_lost_answers_is_refused_by_name(models, panel: Path, tmp_p
     ledger = folders[1] / "answers" / "artefact.jsonl"
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
-        UsageError, match=r"b has lost what artefact answered\. No run .* query 'q3', document 'd3'\."
-    ) as said:
+        UsageError, match=r"b lacks answers of artefact\. No run .* query 'q3', document 'd3'\."
+    ) as caught:
         merge_reports(folders, tmp_path / "merged")
-    assert "Verify that shard again" in said.value.hint
+    assert "Verify that shard again" in caught.value.hint
 
 
 def test_an_embedder_shard_that_lost_vectors_is_refused_by_name(models, panel: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for index, folder in enumerate(folders, start=1):
         run(models, panel, folder, shard=PanelShard(index, 2), task=Task.EMBED)
-    ledger = folders[0] / "answers" / "noise.jsonl"
+    ledger = folders[0] / "answers" / "reference-bf16.jsonl"
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-2]))
-    with pytest.raises(UsageError, match=r"a has lost what noise answered\. No run has answered item .*, nor 1 more\."):
+    with pytest.raises(
+        UsageError, match=r"a lacks answers of reference-bf16\. No run has answered item .*, nor 1 more\."
+    ):
         merge_reports(folders, tmp_path / "merged")
 
 
 def test_a_whole_verification_is_no_shard(models, panel: Path, tmp_path: Path) -> None:
     run(models, panel, tmp_path / "whole")
-    with pytest.raises(UsageError, match="whole holds a whole verification, no shard of one") as said:
+    with pytest.raises(UsageError, match="whole holds a whole verification, not a shard") as caught:
         merge_reports([tmp_path / "whole"], tmp_path / "merged")
-    assert said.value.hint == f"It is judged already: see {tmp_path / 'whole' / REPORT}."
+    assert caught.value.hint == f"Its verdict is final: see {tmp_path / 'whole' / REPORT}."
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema_version": 2, "artef', r"report\.json is broken: it is no JSON \(Unterminated string"),
-        ("", r"is broken: it is no JSON"),
-        ("[]", r"of schema version None, and this qtool joins those of 2"),
-        ('{"schema_version": 1}', r"report\.json is a report of schema version 1, and this qtool joins those of 2"),
-        ('{"schema_version": 2}', r"no report that this version reads: artefact: Field required"),
+        (
+            '{"schema_version": 3, "artef',
+            r"report\.json is not a report .*: it is not valid JSON \(Unterminated string",
+        ),
+        ("", r"this version reads: it is not valid JSON"),
+        ("[]", r"its schema version is None, expected 2 or 3"),
+        ('{"schema_version": 1}', r"report\.json is not a report .*: its schema version is 1, expected 2 or 3"),
+        ('{"schema_version": 3}', r"not a report that this version reads: artefact: Field required"),
+        ('{"schema_version": 2, "weights": 7}', r"not a report that this version reads: artefact: Field required"),
+        ('{"schema_version": 2, "weights": [7]}', r"not a report that this version reads: artefact: Field required"),
     ],
 )
-def test_a_report_that_is_broken_or_of_another_version_is_told_with_what_to_do(
+def test_a_report_that_is_broken_or_of_another_version_is_refused_with_what_to_do(
     tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / REPORT).write_text(content)
-    with pytest.raises(UsageError, match=message) as said:
+    with pytest.raises(UsageError, match=message) as caught:
         merge_reports([tmp_path], tmp_path / "merged")
-    assert said.value.hint.startswith("Verify that shard again")
+    assert caught.value.hint.startswith("Verify that shard again")
 
 
 def test_an_interrupted_run_goes_on_without_asking_again(
@@ -164,11 +160,52 @@ def test_an_interrupted_run_goes_on_without_asking_again(
     assert again.noise == first.noise
 
 
+def aged(folder: Path) -> None:
+    """Make of a finished run what qtool left when reports had schema version 2."""
+    (folder / "answers" / "reference-bf16.jsonl").rename(folder / "answers" / "noise.jsonl")
+    report = json.loads((folder / REPORT).read_text())
+    weights = [{**each, "hf_name": each["tensor"]} for each in report["weights"]]
+    for each in weights:
+        del each["tensor"]
+    (folder / REPORT).write_text(json.dumps({**report, "schema_version": 2, "weights": weights}))
+
+
+def test_older_runs_are_merged_with_runs_of_today(models, panel: Path, tmp_path: Path) -> None:
+    shards = [tmp_path / "a", tmp_path / "b"]
+    for index, folder in enumerate(shards, start=1):
+        run(models, panel, folder, shard=PanelShard(index, 2), weights=True)
+    before = merge_reports(shards, tmp_path / "before")
+    aged(shards[0])
+    after = merge_reports(shards, tmp_path / "after")
+    assert before.weights
+    assert before == after
+    assert sorted(path.name for path in (tmp_path / "after" / "answers").iterdir()) == [
+        "artefact.jsonl", "reference-bf16.jsonl", "reference.jsonl",
+    ]  # fmt: skip
+
+
+def test_an_older_interrupted_run_is_resumed(
+    models, panel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(models, panel, tmp_path / "out")
+    aged(tmp_path / "out")
+    (tmp_path / "out" / REPORT).unlink()
+    monkeypatch.setattr(reference, "load", lambda *_: pytest.fail("a model was loaded"))
+    assert run(models, panel, tmp_path / "out").noise == first.noise
+
+
+def test_force_removes_the_answers_of_an_older_run(models, panel: Path, tmp_path: Path) -> None:
+    run(models, panel, tmp_path / "out")
+    aged(tmp_path / "out")
+    run(models, panel, tmp_path / "out", force=True)
+    assert not (tmp_path / "out" / "answers" / "noise.jsonl").exists()
+
+
 def stopped(models, panel: Path, output: Path, **options: object) -> Report:
     """A run whose prompt stage fails, so that nothing is asked."""
     stage = Stage(PROMPT, Outcome.FAIL, "the artefact reads something else")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qtool.verify.run.check_prompts", lambda _case: stage)
+        patch.setattr("qtool.verify.run.check_prompts", lambda *_: stage)
         return run(models, panel, output, keep_going=False, **options)
 
 
@@ -184,7 +221,7 @@ def test_the_order_of_shards_changes_nothing_where_one_lies_past_the_queries_ask
     other = merge_reports(shards[::-1], tmp_path / "other")
     assert one.noise is not None
     assert (one.noise, one.gates, one.verdict) == (other.noise, other.gates, other.verdict)
-    assert not (shards[1] / "answers" / "noise.jsonl").exists()
+    assert not (shards[1] / "answers" / "reference-bf16.jsonl").exists()
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -200,7 +237,7 @@ def test_a_shard_that_an_earlier_stage_stopped_fails_the_whole(models, panel: Pa
         "structure": Outcome.PASS, "prompt": Outcome.FAIL,
         "noise": Outcome.SKIPPED, "scores": Outcome.SKIPPED, "ranking": Outcome.SKIPPED,
     }  # fmt: skip
-    assert merged.stages[-1].summary == "not run: the stage prompt failed"
+    assert merged.stages[-1].summary == "Not run: the stage prompt failed."
 
 
 def test_scored_shards_are_compared_also_where_the_first_was_stopped(models, panel: Path, tmp_path: Path) -> None:
@@ -211,17 +248,17 @@ def test_scored_shards_are_compared_also_where_the_first_was_stopped(models, pan
     report = json.loads((shards[2] / REPORT).read_text())
     report["artefact"]["engine"] = "another"
     (shards[2] / REPORT).write_text(json.dumps(report))
-    with pytest.raises(UsageError, match=r"b and .*c are no parts of one verification: artefact engine is"):
+    with pytest.raises(UsageError, match=r"b and .*c are not shards of one verification: artefact engine is"):
         merge_reports(shards, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("role", ["reference", "noise", "artefact"])
-def test_shards_that_all_lost_the_answers_of_one_voice_do_not_pass(
+@pytest.mark.parametrize("role", ["reference", "reference-bf16", "artefact"])
+def test_shards_that_all_lost_the_answers_of_one_role_do_not_pass(
     models, panel: Path, tmp_path: Path, role: str
 ) -> None:
     run(models, panel, tmp_path / "a", shard=PanelShard(1, 1))
     (tmp_path / "a" / "answers" / f"{role}.jsonl").unlink()
-    with pytest.raises(UsageError, match=f"No run has kept what {role} answered"):
+    with pytest.raises(UsageError, match=f"No shard holds the answers of {role}"):
         merge_reports([tmp_path / "a"], tmp_path / "merged")
 
 
@@ -240,7 +277,7 @@ def test_a_merge_that_is_refused_takes_nothing_from_its_output_nor_its_shards(
     for index, folder in enumerate(shards, start=1):
         run(models, panel, folder, shard=PanelShard(index, 2))
     output = tmp_path / "merged"
-    (output / REPORT).write_text(merge_reports(shards, output).to_json())
+    merge_reports(shards, output)
     (shards[1] / "again").symlink_to(shards[1])
     before = contents(tmp_path)
     with pytest.raises(UsageError, match="is one of the shards"):
@@ -251,7 +288,7 @@ def test_a_merge_that_is_refused_takes_nothing_from_its_output_nor_its_shards(
         merge_reports(shards[:1], output, force=True)
     with pytest.raises(UsageError, match="holds a finished verification"):
         merge_reports(shards, output)
-    with pytest.raises(SetupError, match="no folder"):
+    with pytest.raises(SetupError, match="is not a folder"):
         merge_reports(shards, panel / "x")
     assert contents(tmp_path) == before
     ledger = shards[1] / "answers" / "artefact.jsonl"
@@ -285,12 +322,11 @@ def test_force_takes_nothing_from_a_finished_folder_before_models_panels_and_rec
     output = tmp_path / "out"
     run(models, panel, output)
     before = contents(output)
-    options = VerifyOptions(
-        artefact=str(models[1]), reference=str(models[0]), panels=(str(panel),), task=Task.RERANK, output=output
-    )
+    sides = {"artefact": str(models[1]), "reference": str(models[0])}
+    options = VerifyOptions(**sides, panels=(str(panel),), task=Task.RERANK, output=output, force=True)
     for typo in ({"reference": str(tmp_path / "modle")}, {"panels": ("demo-taste",)}, {"recipe": "nvpf4"}):
         with pytest.raises(QtoolError):
-            verify(replace(options, force=True, **typo))
+            verify(replace(options, **typo))
         assert contents(output) == before
 
 

@@ -12,14 +12,19 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from qtool.arch.spec import Task
+from qtool.artefact import Artefact
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.builtin import find_panel
 from qtool.reporting.console import render_console
+from qtool.reporting.run import verify
+from qtool.scoring.runtime import RuntimeOptions, open_runtime
+from qtool.scoring.scorer import Scorer
+from qtool.scoring.transformers import runtime
+from qtool.scoring.transformers.runtime import LoadedCheckpoint, OpenCheckpoint, TransformersScorer
 from qtool.verify import stages as checks
 from qtool.verify.case import VerifyOptions
 from qtool.verify.gates import Verdict
 from qtool.verify.report import Report
-from qtool.verify.run import verify
 from tests.scoring import tiny
 
 RECIPE = """
@@ -69,9 +74,8 @@ def recipe(folder: Path, gates: str) -> str:
 
 def run(artefact: Path, reference: Path, panel: Path, **options: object) -> Report:
     defaults = {"task": Task.RERANK, "device": "cpu", "noise_queries": 0}
-    return verify(
-        VerifyOptions(artefact=str(artefact), reference=str(reference), panels=(str(panel),), **{**defaults, **options})
-    )
+    chosen = {**defaults, **options}
+    return verify(VerifyOptions(artefact=str(artefact), reference=str(reference), panels=(str(panel),), **chosen))
 
 
 def test_a_model_against_itself_passes_every_gate_but_no_ranking_on_four_queries(
@@ -86,7 +90,7 @@ def test_a_model_against_itself_passes_every_gate_but_no_ranking_on_four_queries
     ]
     ranked = run(model, model, panel, recipe=recipe(tmp_path, gates + "\n  kendall_tau: {min: 0.5}"))
     assert ranked.verdict is Verdict.INCONCLUSIVE
-    assert ranked.gates[-1].reason == "within bounds, on 4 queries: it takes 100"
+    assert ranked.gates[-1].reason == "within bounds, but on 4 queries; a pass needs 100"
     assert ranked.passed
     assert report.panels[0].metrics["ndcg10_drop"] == 0
     assert (report.panels[0].queries, report.panels[0].pairs) == (4, 12)
@@ -110,14 +114,57 @@ def test_embedders_are_compared_by_cosine_and_each_content_is_embedded_once(
 ) -> None:
     seen: list[tuple[str, int, int]] = []
     options = VerifyOptions(
-        artefact=str(noisy), reference=str(model), panels=(str(panel),), task=Task.EMBED, device="cpu", noise_queries=0
+        artefact=str(noisy),
+        reference=str(model),
+        panels=(str(panel),),
+        task=Task.EMBED,
+        device="cpu",
+        noise_queries=0,
     )
     report = verify(options, lambda *progress: seen.append(progress))
     assert 0.5 < report.panels[0].metrics["cosine_min"] < 1
     assert "log_odds_rmse" not in report.panels[0].metrics
-    assert seen[-1] == ("artefact", 7, 7)  # four queries and three documents
-    assert ("reference", 7, 7) in seen
+    assert ("artefact", 7, 7) in seen  # four queries and three documents
+    assert seen[-1] == ("reference", 7, 7)
     assert run(model, model, panel, task=Task.EMBED).panels[0].metrics["cosine_min"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("noise_queries", [0, 2])
+def test_each_runtime_is_opened_once_and_one_model_is_in_memory_at_a_time(
+    model: Path, noisy: Path, panel: Path, monkeypatch: pytest.MonkeyPatch, noise_queries: int
+) -> None:
+    events: list[str] = []
+    names = {noisy: "artefact", model: "reference"}
+    load, close = runtime.load, TransformersScorer.close
+
+    def opened(target: Artefact, options: RuntimeOptions) -> Scorer:
+        events.append(f"open {names[target.path]}")
+        return open_runtime(target, options)
+
+    def loaded(checkpoint: OpenCheckpoint, *rest: object) -> LoadedCheckpoint:
+        events.append(f"load {names[checkpoint.checkpoint.directory]}")
+        return load(checkpoint, *rest)
+
+    def closed(scorer: TransformersScorer) -> None:
+        events.append(f"close {names[scorer._opened.checkpoint.directory]}")
+        close(scorer)
+
+    monkeypatch.setattr("qtool.verify.collect.open_runtime", opened)
+    monkeypatch.setattr(runtime, "load", loaded)
+    monkeypatch.setattr(TransformersScorer, "close", closed)
+    run(noisy, model, panel, noise_queries=noise_queries, use_cache=False)
+    one = ["open reference", "open artefact", "load artefact", "close artefact", "load reference", "close reference"]
+    assert events == one + (["open reference", "load reference", "close reference"] if noise_queries else [])
+
+
+def test_the_library_writes_the_reports(model: Path, panel: Path, tmp_path: Path) -> None:
+    report = run(model, model, panel, output=tmp_path / "out", use_cache=False)
+    files = {path.name: path for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert set(files) == {"report.json", "report.md", "report.html", "junit.xml"}
+    assert json.loads(files["report.json"].read_text()) == json.loads(report.to_json())
+    with pytest.raises(UsageError, match="holds a finished verification"):
+        run(model, model, panel, output=tmp_path / "out")
+    assert run(model, model, panel, output=tmp_path / "out", force=True, use_cache=False).panels == report.panels
 
 
 def test_a_reference_in_bf16_has_no_noise_floor_of_its_own(model: Path, panel: Path) -> None:
@@ -130,15 +177,7 @@ def test_a_reference_in_bf16_has_no_noise_floor_of_its_own(model: Path, panel: P
 
 def test_a_server_has_no_structure_that_could_pass(model: Path, panel: Path) -> None:
     with pytest.raises(UsageError, match="shows no files"):
-        verify(
-            VerifyOptions(
-                artefact="http://127.0.0.1:9",
-                reference=str(model),
-                panels=(str(panel),),
-                task=Task.RERANK,
-                structure_only=True,
-            )
-        )
+        run("http://127.0.0.1:9", model, panel, structure_only=True)
 
 
 def test_the_prompts_of_an_embedders_queries_are_compared_too(
@@ -173,7 +212,7 @@ def test_limit_takes_the_first_queries(model: Path, panel: Path) -> None:
 
 def test_an_unknown_gate_is_refused_before_anything_is_loaded(panel: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((model / "config.json").read_text())
-    with pytest.raises(UsageError, match="'bleu' names no metric"):
+    with pytest.raises(UsageError, match="Unknown metric 'bleu'"):
         run(tmp_path, tmp_path, panel, recipe=recipe(tmp_path, "  bleu: {min: 1}"))
 
 
@@ -215,7 +254,7 @@ def test_a_truncated_artefact_fails_the_structure_and_a_truncated_reference_is_a
     assert caught.value.hint == "Download or copy it again."
 
 
-def test_what_earlier_stages_found_is_told_where_scoring_ends_in_an_error(
+def test_the_stages_so_far_are_reported_where_scoring_ends_in_an_error(
     model: Path, panel: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(model, tmp_path / "nan")
@@ -229,13 +268,13 @@ def test_what_earlier_stages_found_is_told_where_scoring_ends_in_an_error(
         device="cpu",
         noise_queries=0,
     )
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(ModelError, match="not a finite number"):
-        verify(options, say=told.append)
-    assert [line.partition(",")[0] for line in told] == ["structure: pass", "prompt: pass"]
-    told.clear()
-    verify(replace(options, artefact=str(model)), say=told.append)
-    assert told == []
+        verify(options, status=lines.append)
+    assert [line.partition(",")[0] for line in lines] == ["structure: pass", "prompt: pass"]
+    lines.clear()
+    verify(replace(options, artefact=str(model)), status=lines.append)
+    assert lines == []
 
 
 def test_panels_are_files_or_built_in_names(model: Path, panel: Path) -> None:
@@ -243,9 +282,7 @@ def test_panels_are_files_or_built_in_names(model: Path, panel: Path) -> None:
         find_panel("demo-taste")
     assert find_panel("./mine.jsonl") == Path("mine.jsonl")
     with pytest.raises(UsageError, match="Two panels are named 'balls'"):
-        verify(
-            VerifyOptions(artefact=str(model), reference=str(model), panels=(str(panel), str(panel)), task=Task.RERANK)
-        )
+        verify(VerifyOptions(artefact=str(model), reference=str(model), panels=(str(panel),) * 2, task=Task.RERANK))
 
 
 def test_the_report_is_json_and_a_table_with_every_promised_column(
@@ -255,7 +292,7 @@ def test_the_report_is_json_and_a_table_with_every_promised_column(
     report = run(noisy, model, panel, recipe=recipe(tmp_path, gates))
     loaded = json.loads(report.to_json())
     assert next(iter(loaded)) == "schema_version"
-    assert loaded["schema_version"] == 2
+    assert loaded["schema_version"] == 3
     assert loaded["verdict"] == "fail"
     assert loaded["panels"][0]["metrics"] == dict(report.panels[0].metrics)
     assert loaded["gates"][1]["outcome"] == "fail"

@@ -8,12 +8,14 @@ import pytest
 
 from qtool import resources
 from qtool.errors import UsageError
+from qtool.reporting.run import verify
 from qtool.reporting.words import headline
+from qtool.scoring.llama_cpp import server
 from qtool.scoring.llama_cpp.server import LlamaCppOptions, Pooling, start_server
+from qtool.scoring.transformers import runtime
 from qtool.verify.case import VerifyOptions
 from qtool.verify.gates import Verdict
 from qtool.verify.report import Report
-from qtool.verify.run import verify
 from tests.scoring.gguf_files import gguf_of, projector_of
 
 pytest.importorskip("xllamacpp")
@@ -50,9 +52,21 @@ def test_a_gguf_file_is_verified_from_structure_to_pictures(folder: Path) -> Non
     assert report.panels[1].worst[0].pictures[0].startswith("data:image/")
 
 
+def test_a_gguf_file_is_loaded_once_and_closed_before_the_reference_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    start, load, close = server.start_server, runtime.load, server.Engine.close
+    monkeypatch.setattr(server, "start_server", lambda *given: events.append("load file") or start(*given))
+    monkeypatch.setattr(server.Engine, "close", lambda self: events.append("close file") or close(self))
+    monkeypatch.setattr(runtime, "load", lambda *given: events.append("load reference") or load(*given))
+    run(str(gguf_of(RERANKER, "f16", folder)), ("demo-text",), noise_queries=0, use_cache=False)
+    assert events == ["load file", "close file", "load reference"]
+
+
 def test_a_running_server_is_verified_by_its_scores(folder: Path) -> None:
-    server = start_server(gguf_of(RERANKER, "f16", folder), None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
-    report = run(server.listening_address, ("demo-text",))
+    running = start_server(gguf_of(RERANKER, "f16", folder), None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
+    report = run(running.listening_address, ("demo-text",))
     assert outcomes(report)["structure"] == "skipped"
     assert outcomes(report)["scores"] == "pass"
     assert report.artefact.sha256 is None
@@ -67,14 +81,14 @@ def test_without_named_panels_those_that_the_runtime_cannot_read_are_left_out(
     folder: Path, runtime: str, why: str
 ) -> None:
     gguf = gguf_of(RERANKER, "f16", folder)
-    server = start_server(gguf, None, Pooling.RANK, 1024, LlamaCppOptions(threads=1)) if runtime == "server" else None
-    report = run(server.listening_address if server else str(gguf), ())
+    running = start_server(gguf, None, Pooling.RANK, 1024, LlamaCppOptions(threads=1)) if runtime == "server" else None
+    report = run(running.listening_address if running else str(gguf), ())
     assert [panel.name for panel in report.panels] == ["demo-text"]
     assert report.settings["panel_sources"] == ["demo-text"]
     (stage,) = (stage for stage in report.stages if stage.name == "panels")
     assert stage.outcome.value == "inconclusive"
     assert report.verdict is Verdict.INCONCLUSIVE
-    assert headline(report).startswith("panels stayed undecided; ")
+    assert headline(report).startswith("panels is inconclusive; ")
     assert stage.summary.startswith("demo-image, demo-mixed left out: ")
     assert why in stage.summary
 
@@ -90,16 +104,16 @@ def test_a_served_file_with_llama_cpps_own_prompt_is_named(folder: Path) -> None
     gguf = gguf_of(RERANKER, "f16", folder, prompt="llamacpp")
     found = {finding.code for stage in run(str(gguf), ("demo-text",)).stages for finding in stage.findings}
     assert "gguf-wrong-rerank-template" in found
-    server = start_server(gguf, None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
-    report = run(server.listening_address, ("demo-text",))
+    running = start_server(gguf, None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
+    report = run(running.listening_address, ("demo-text",))
     assert outcomes(report)["prompt"] == "fail"
     assert any("text" in finding.sentence for stage in report.stages for finding in stage.findings)
 
 
 def test_a_served_reranker_is_refused_beside_an_embedder_before_anything_is_scored(folder: Path) -> None:
-    server = start_server(gguf_of(RERANKER, "f16", folder), None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
+    running = start_server(gguf_of(RERANKER, "f16", folder), None, Pooling.RANK, 1024, LlamaCppOptions(threads=1))
     options = VerifyOptions(
-        artefact=server.listening_address, reference="qtool-demo-embedder", panels=("demo-text",), limit=1
+        artefact=running.listening_address, reference="qtool-demo-embedder", panels=("demo-text",), limit=1
     )
     with pytest.raises(UsageError, match=r"is a reranker \(llama-server says so\), and vectors are asked of it"):
         verify(options)

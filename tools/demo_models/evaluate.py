@@ -20,7 +20,7 @@ from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import Panel, load_panel
 from qtool.scoring.scorer import Scorer
 from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
-from qtool.verify.collect import Answers, answer, by_query
+from qtool.verify.collect import PanelScores, by_query, score_panel
 from qtool.verify.metrics import Scores, ndcg
 from tools.demo_models.cards import write_card
 from tools.demo_models.checkpoint import model_folder
@@ -33,7 +33,7 @@ OPTIONS = ScorerOptions(device="cpu")
 
 def measure(scorer: Scorer, task: Task, panel: Panel) -> dict[str, float]:
     """The nDCG@10 on a panel, that of random orders and of Matryoshka prefixes, and the spread of the scores."""
-    whole = answer(panel, scorer, task, scorer.query_instruction)
+    whole = score_panel(panel, scorer, task, scorer.query_instruction)
     low, high = np.percentile(whole.scores, [1, 99])
     return {
         "nDCG@10": _ndcg(panel, whole.scores),
@@ -51,7 +51,7 @@ def random_baseline(panel: Panel, rounds: int = 50) -> float:
     return float(np.mean([_ndcg(panel, order) for order in orders]))
 
 
-def _of_prefixes(panel: Panel, whole: Answers) -> dict[str, float]:
+def _of_prefixes(panel: Panel, whole: PanelScores) -> dict[str, float]:
     if whole.vectors is None:
         return {}
     shorter = sorted((length for length in PREFIXES if length < whole.vectors.shape[1]), reverse=True)

@@ -1,0 +1,37 @@
+"""The public `verify` and `merge_reports`: run or join a verification, then write its reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qtool.progress import StageProgress, ignore
+from qtool.reporting.write import write_reports
+from qtool.verify.case import VerifyOptions
+from qtool.verify.merge import merge_runs
+from qtool.verify.report import Report
+from qtool.verify.run import run_verification
+
+
+def verify(
+    options: VerifyOptions, progress: StageProgress = ignore, *, status: Callable[[str], None] = ignore
+) -> Report:
+    """Prove, or disprove, that an artefact scores as its reference does.
+
+    With `options.output`, that folder gets every answer as it comes and in the end the report in all its forms. Where an
+    error ends the run, `status` gets a line for each stage that was finished.
+    """
+    report = run_verification(options, progress, status)
+    if options.output is not None:
+        write_reports(report, options.output)
+    return report
+
+
+def merge_reports(folders: Sequence[Path], output: Path, *, force: bool = False) -> Report:
+    """Join the shards of a verification, judge them as one run, and write answers and reports to `output`.
+
+    `force` replaces a verification in `output`. Raises UsageError on folders that are not all shards of one verification.
+    """
+    report = merge_runs(folders, output, force=force)
+    write_reports(report, output)
+    return report
