@@ -1,4 +1,4 @@
-"""`repair_gguf`: gives a GGUF file what it lacks to rank, without the base weights."""
+"""`repair_gguf`: adds to a GGUF file what it lacks to rank, usually without the base weights."""
 
 from __future__ import annotations
 
@@ -49,10 +49,8 @@ from qtool.storage.head_rows import (
 from qtool.storage.hub import resolve
 from qtool.storage.output import check_target_file, manifest_of, require_space, staged_files
 
-# The rank head of a file under repair: added, put into the right order, or taken from a base. A head's rows and its
-# labels keep their meaning. What matches the vocabulary's yes and no stays byte for byte, what is of its own follows
-# its labels, and where nothing says which row is yes there is no repair.
-
+# The rank head: added, reordered, or taken from a base. Rows that equal the vocabulary's yes and no keep their bytes; for other
+# rows the labels decide which is yes, and without labels that say so there is no repair.
 
 _EXACT: Final = (F32, F16, BF16)
 _AGAIN: Final = "Convert the original again."
@@ -60,7 +58,7 @@ _AGAIN: Final = "Convert the original again."
 
 @dataclass(frozen=True)
 class RepairedHead:
-    """The head to write, and in a sentence what is new about it."""
+    """The head to write, and a sentence about what changed."""
 
     tensor: PlannedGgufTensor
     change: str
@@ -68,7 +66,7 @@ class RepairedHead:
 
 @dataclass(frozen=True)
 class _Base:
-    """A checkpoint with the rows as they were trained; `answers` are the ids of yes and no."""
+    """A checkpoint with the trained rows; `answers` are the ids of yes and no."""
 
     name: str
     inventory: Inventory
@@ -77,7 +75,7 @@ class _Base:
 
 @dataclass(frozen=True)
 class _File:
-    """The file under repair: its header, where it lies, and the base that it was made from."""
+    """The file under repair: its header, its path, and the base that it was made from."""
 
     gguf: GgufFile
     path: Path
@@ -91,7 +89,7 @@ class _File:
 
 
 def repaired_head(gguf: GgufFile, path: Path, base: str | None) -> RepairedHead | None:
-    """The head that `gguf` needs; None where its own is right."""
+    """The head that `gguf` needs; None where its own is correct."""
     file = _File(gguf, path, _open_base(base) if base is not None else None, gguf.get(TOKENS_KEY, []))
     if file.base is not None:
         _require_its_base(file, file.base)
@@ -109,28 +107,28 @@ def repaired_head(gguf: GgufFile, path: Path, base: str | None) -> RepairedHead 
 
 def _require_rankable_width(gguf: GgufFile, head: GgufTensor) -> None:
     if head.shape[0] != 2:
-        raise ModelError(f"{gguf.name}: {RANK_HEAD} has {head.shape[0]} rows; yes and no are two.", _AGAIN)
+        raise ModelError(f"{gguf.name}: {RANK_HEAD} has {head.shape[0]} rows; expected 2, for yes and no.", _AGAIN)
 
 
 def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
-    """A head that is not the vocabulary's yes and no: other tokens' rows are a mistake, trained ones are meant so."""
+    """For a head that is not the vocabulary's yes and no: other tokens' rows are an error, trained rows are intended."""
     words = _words_of(file, head)
     if any(words):
         return _rebuilt(file, f"held the rows of {' and '.join(map(_named, words))}")
     labels = file.gguf.get(f"{file.gguf.get('general.architecture')}.classifier.output_labels")
-    if labels == [NO, YES]:  # kept with its rows, so that the one that meant yes still does
-        return _exchanged(file, head, "held no before yes, as its labels say")
+    if labels == [NO, YES]:  # labels and rows are exchanged together, so that yes keeps its row
+        return _exchanged(file, head, "had the row of no before that of yes, as its labels say")
     if labels not in (None, [YES, NO]):
         raise ModelError(
-            f"{file.gguf.name}: the rows of {RANK_HEAD} are labelled {labels} and are no rows of its vocabulary: nothing "
-            "says which of them means yes.",
+            f"{file.gguf.name}: The rows of {RANK_HEAD} are labelled {labels} and are not those of any token, so it is unknown "
+            "which of them means yes.",
             _AGAIN,
         )
     return None
 
 
 def _words_of(file: _File, head: GgufTensor) -> list[str | None]:
-    """Of each row of the head the token that it is the row of."""
+    """The token that each row of the head belongs to, if any."""
     matrix = answer_matrix(file.gguf.tensors)
     if matrix is None:
         return [None, None]
@@ -146,9 +144,9 @@ def _named(word: str | None) -> str:
 
 
 def _exchanged(file: _File, head: GgufTensor, problem: str) -> RepairedHead:
-    """Its own rows in the other order: byte for byte, since they may be better than the vocabulary's."""
+    """Its own rows in the other order, byte for byte: they may be stored better than the vocabulary's."""
     exchanged = _planned(head.type, head.shape[1], StoredRows(file.path, head, (1, 0)))
-    return RepairedHead(exchanged, f"{RANK_HEAD} {problem}, and holds those of yes and no.")
+    return RepairedHead(exchanged, f"{RANK_HEAD} {problem}; now its rows are those of yes and no.")
 
 
 def _planned(kind: GgmlType, width: int, source: TensorSource) -> PlannedGgufTensor:
@@ -156,11 +154,11 @@ def _planned(kind: GgmlType, width: int, source: TensorSource) -> PlannedGgufTen
 
 
 def _rebuilt(file: _File, problem: str) -> RepairedHead:
-    """The answers' rows of the base, else of the file's own head or of the embedding that is tied to it."""
+    """The rows of yes and no from the base, or from the file's own head or tied embedding."""
     head = _head_of_base(file.base) if file.base is not None else _head_of_file(file)
     origin = head.source.tensor.gguf_name if isinstance(head.source, StoredRows) else "the base"
     rows, kind = f"[2, {head.output.shape[1]}]", head.output.type.name
-    return RepairedHead(head, f"{RANK_HEAD} {problem}, is {rows}: the yes and no rows of {origin}, as {kind}.")
+    return RepairedHead(head, f"{RANK_HEAD} {problem}; now it is {rows}, the yes and no rows of {origin} as {kind}.")
 
 
 def _open_base(base: str) -> _Base:
@@ -168,7 +166,7 @@ def _open_base(base: str) -> _Base:
     declared = detect(directory)
     if declared.task is Task.EMBED:
         raise UsageError(
-            f"{base} is an embedder ({declared.task_source}), whose rows of yes and no answer nothing.",
+            f"--base {base} is an embedder ({declared.task_source}); expected a reranker.",
             "Pass the reranker that the file was made from.",
         )
     tokenizer = read_tokenizer(directory)
@@ -177,22 +175,22 @@ def _open_base(base: str) -> _Base:
 
 
 def _require_its_base(file: _File, base: _Base) -> None:
-    """Raise ModelError unless the file can have been made from the base: whose rows of yes and no it then still has."""
+    """Raise ModelError unless width, vocabulary and the rows of yes and no show that the file was made from the base."""
     gguf, width = file.gguf, file.gguf.get(f"{file.gguf.get('general.architecture')}.embedding_length")
     words = [file.tokens[token : token + 1] for token in base.answers]
     if base.inventory.head.shape[1] != width or words != [[YES], [NO]]:
-        raise ModelError(f"{base.name} is not what {gguf.name} was made from: width or vocabulary differ.")
+        raise ModelError(f"{gguf.name} was not made from --base {base.name}: width or vocabulary differ.")
     for gguf_name, info in ((TOKEN_EMBEDDING, base.inventory.embedding), (OUTPUT, base.inventory.head)):
         stored = gguf.tensors.get(gguf_name)
         if stored is not None and not _agree(file, stored, base, info):
             raise ModelError(
-                f"{base.name} is not what {gguf.name} was made from: their rows of yes and no differ in {gguf_name}.",
-                "Pass the checkpoint it was made from, or leave --base out: the file has rows of its own.",
+                f"{gguf.name} was not made from --base {base.name}: the rows of yes and no in {gguf_name} differ.",
+                "Pass the checkpoint that it was made from, or remove --base to use the rows in the file.",
             )
 
 
 def _agree(file: _File, stored: GgufTensor, base: _Base, info: TensorInfo) -> bool:
-    """Whether the answers' rows are the same, as far as the types in which they are stored can tell."""
+    """Whether the rows of yes and no are equal within the precision of their types."""
     if stored.shape[1:] != info.shape[1:] or max(base.answers) >= stored.shape[0]:
         return False
     found = read_rows(stored, base.answers, file.read)
@@ -213,7 +211,7 @@ def _head_of_file(file: _File) -> PlannedGgufTensor:
     matrix = answer_matrix(file.gguf.tensors)
     if matrix is None:
         raise ModelError(
-            f"{file.gguf.name} has neither {OUTPUT} nor {TOKEN_EMBEDDING}: the answers' rows are not in it."
+            f"{file.gguf.name} has neither {OUTPUT} nor {TOKEN_EMBEDDING}, which contain the rows of yes and no."
         )
     rows = tuple(_token_row(file, text, matrix.shape[0]) for text in (YES, NO))
     kind = matrix.type if matrix.type in _EXACT else F32
@@ -222,13 +220,11 @@ def _head_of_file(file: _File) -> PlannedGgufTensor:
 
 def _token_row(file: _File, text: str, rows: int) -> int:
     if text not in file.tokens or file.tokens.index(text) >= rows:
-        raise ModelError(f"{file.gguf.name} has no single token {text!r}: such a model cannot answer with it.")
+        raise ModelError(f"{file.gguf.name} has no token {text!r}, which the rank head needs.")
     return int(file.tokens.index(text))
 
 
-# `repair_gguf`: gives a GGUF file what it lacks to rank, without the base weights. What is repaired is rebuilt from
-# the file itself or from the family's published data; every other byte stays.
-
+# The repair. What is missing comes from the file itself, the base or the family's published data; every other byte stays.
 
 FAMILIES: Final[Mapping[str, bool]] = {"qwen3": False, "qwen3vl": True}
 """Known architectures, and whether each sees pictures."""
@@ -239,7 +235,7 @@ _SHORTEST_ADDRESS: Final = 4  # hf://ORG/NAME/FILE
 
 @dataclass(frozen=True)
 class RepairOptions:
-    """What `qtool repair-gguf` is asked to do; `base` is a checkpoint with the head's rows as they were trained."""
+    """The options of `qtool repair-gguf`; `base` is a checkpoint with the trained rows of the head."""
 
     broken: Path
     fixed: Path
@@ -251,7 +247,7 @@ class RepairOptions:
 
 @dataclass(frozen=True)
 class RepairSummary:
-    """What was changed, a sentence each."""
+    """The changes, one sentence each."""
 
     changes: tuple[str, ...]
     nbytes: int
@@ -263,7 +259,7 @@ class RepairSummary:
 
 @dataclass(frozen=True)
 class _Repair:
-    """Fields to set, the rank head to write (None where its own stays), and why."""
+    """The fields to set, the rank head to write (None to keep it), and the changes in words."""
 
     fields: Mapping[str, Value]
     head: PlannedGgufTensor | None
@@ -271,13 +267,15 @@ class _Repair:
 
 
 def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSummary:
-    """Write `options.fixed`: the file `options.broken` with all that its task needs."""
+    """Write `options.fixed`: the file `options.broken` with all that its task needs. Raises QtoolError."""
     _require_file(options.broken)
     check_target_file(options.fixed, force=options.force)
     gguf = read_gguf(options.broken)
     repair = _plan(gguf, options)
     if not repair.changes:
-        raise UsageError(f"{options.broken} lacks nothing that it needs to {_task(gguf, options).value}.")
+        raise UsageError(
+            f"Nothing to repair: {options.broken} has everything that the task {_task(gguf, options).value} needs."
+        )
     tensors = list(_tensors(gguf, options.broken, repair.head))
     layout = _lay_out(gguf, repair.fields, options.fixed.name, tensors)
     require_space(options.fixed, layout.nbytes)
@@ -289,26 +287,25 @@ def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSu
 
 
 def _require_file(path: Path) -> None:
-    """Raise UsageError unless `path` is a file on this disk: its weights are copied, so that none is repaired from afar."""
+    """Raise UsageError unless `path` is a local file; its weights are copied, so a remote one must be downloaded first."""
     if path.is_file():
         return
     if path.is_dir():
         names = sorted(each.name for each in path.glob("*.gguf"))
         raise UsageError(
-            f"{path} is a folder.", f"Name one file, such as {path / (names[0] if names else 'FILE.gguf')}."
+            f"{path} is a folder; expected a GGUF file.",
+            f"Pass one file, such as {path / (names[0] if names else 'FILE.gguf')}.",
         )
     if path.parts[:1] and path.parts[0] in _SCHEMES:
         raise UsageError(
-            "repair-gguf takes a file on this disk, and no address.", f"Download it first: {_download(path)}"
+            "repair-gguf needs a local file, not an address.", f"Download it first: {_download_command(path)}"
         )
     if not path.exists():
-        raise UsageError(
-            f"There is no file {path}.", "Pass a GGUF file on this disk; hf download ORG/NAME FILE fetches one."
-        )
+        raise UsageError(f"No such file: {path}.", "Pass a local GGUF file; `hf download ORG/NAME FILE` downloads one.")
 
 
-def _download(path: Path) -> str:
-    """The command that fetches what an address names; a path has lost one of its slashes."""
+def _download_command(path: Path) -> str:
+    """The command that downloads an `hf://` address, of which Path has removed one slash."""
     if path.parts[0] != _SCHEMES[0] or len(path.parts) < _SHORTEST_ADDRESS:
         return "hf download ORG/NAME FILE.gguf --local-dir ."
     repo, _, revision = "/".join(path.parts[1:3]).partition("@")
@@ -319,12 +316,17 @@ def _download(path: Path) -> str:
 def _plan(gguf: GgufFile, options: RepairOptions) -> _Repair:
     architecture = gguf.get("general.architecture")
     if architecture not in FAMILIES:
-        raise ModelError(f"{gguf.name} is a {architecture!r} model; qtool repairs {' and '.join(FAMILIES)} rankers.")
+        raise ModelError(f"The architecture of {gguf.name} is {architecture!r}; expected {' or '.join(FAMILIES)}.")
     if gguf.get("split.count", 1) > 1:
-        raise ModelError(f"{gguf.name} is one part of several.", "Put them together: llama-gguf-split --merge.")
+        raise ModelError(
+            f"{gguf.name} is one of several parts.", "Merge them first: llama-gguf-split --merge FIRST_PART OUTPUT"
+        )
     task = _task(gguf, options)
     if task is Task.EMBED and options.base is not None:
-        raise UsageError("--base gives a rank head, and an embedder has none.", "Leave --base out, or --task embed.")
+        raise UsageError(
+            "--base cannot be combined with the task embed: an embedder has no rank head.",
+            "Remove --base or --task embed.",
+        )
     wanted = dict(task_metadata(architecture, task))
     head = None
     if task is Task.RERANK:
@@ -336,7 +338,7 @@ def _plan(gguf: GgufFile, options: RepairOptions) -> _Repair:
 
 
 def _task(gguf: GgufFile, options: RepairOptions) -> Task:
-    """What the file is to do: as asked, else as its pooling says, else to rank."""
+    """The task of the option, else that of the file's pooling, else rerank."""
     if options.task is not None:
         return options.task
     pooling = gguf.get(f"{gguf.get('general.architecture')}.pooling_type")
@@ -355,7 +357,7 @@ def _field_changes(gguf: GgufFile, fields: Mapping[str, Value]) -> Iterator[str]
     for key, value in fields.items():
         old = gguf.metadata.get(key)
         was = "was missing" if old is None else f"was {_short(old.data)}"
-        yield f"{key} {was}, is {_short(value.data)}."
+        yield f"{key} {was}; now it is {_short(value.data)}."
 
 
 def _short(data: object) -> str:
@@ -364,7 +366,7 @@ def _short(data: object) -> str:
 
 
 def _tensors(gguf: GgufFile, path: Path, head: PlannedGgufTensor | None) -> Iterator[PlannedGgufTensor]:
-    """All tensors as they were, but for the head: in its place, or before all others where there was none."""
+    """All tensors as they were, except the head: in its place, or before all others where there was none."""
     if head is not None and RANK_HEAD not in gguf.tensors:
         yield head
     for tensor in gguf.tensors.values():
@@ -378,7 +380,7 @@ def _tensors(gguf: GgufFile, path: Path, head: PlannedGgufTensor | None) -> Iter
 def _lay_out(
     gguf: GgufFile, fields: Mapping[str, Value], file_name: str, tensors: list[PlannedGgufTensor]
 ) -> GgufLayout:
-    """The fields byte for byte as they were, but for those that change (in their places) and those that are new."""
+    """The fields byte for byte as they were, except those that change (in their places) and new ones (at the end)."""
     raw = _field_bytes(gguf)
     encoded = {key: encode_string(key) + encode_value(value) for key, value in fields.items()}
     merged = {**raw, **encoded}
