@@ -246,7 +246,8 @@ def tokenizer_metadata(directory: Path, tokenizer: Mapping[str, Any], vocab_size
         raise ModelError(f"{directory / 'tokenizer.json'} contains no BPE model.")
     _require_qwen2(directory, tokenizer)
     tokens, kinds = _tokens(directory, tokenizer, vocab_size)
-    settings = read_json(directory / "tokenizer_config.json") if _has(directory, "tokenizer_config.json") else {}
+    config = directory / "tokenizer_config.json"
+    settings = read_json(config) if config.is_file() else {}
     fields = {
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string("qwen2"),
@@ -263,10 +264,6 @@ def token_id(tokenizer: Mapping[str, Any], text: str) -> int:
     if text not in vocabulary:
         raise ModelError(f"tokenizer.json has no token {text!r}, which the rank head needs.")
     return int(vocabulary[text])
-
-
-def _has(directory: Path, name: str) -> bool:
-    return (directory / name).is_file()
 
 
 def _require_qwen2(directory: Path, tokenizer: Mapping[str, Any]) -> None:
@@ -322,7 +319,8 @@ def _special_tokens(
 ) -> Iterator[tuple[str, Value]]:
     ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
     named = {kind: _content(settings.get(f"{kind}_token")) for kind in ("bos", "eos", "unk", "sep", "pad")}
-    adds = {kind: bool(settings[f"add_{kind}_token"]) for kind in ("bos", "eos") if _declares(settings, kind)}
+    flags = {kind: settings.get(f"add_{kind}_token") for kind in ("bos", "eos")}
+    adds = {kind: flag for kind, flag in flags.items() if isinstance(flag, bool)}
     appended = _appended_token(tokenizer)
     if any(step.get("type") == "ByteLevel" for step in _steps(tokenizer.get("post_processor"), "processors")):
         adds = {"bos": False, "eos": False}
@@ -340,10 +338,6 @@ def _special_tokens(
 def _content(declared: Any) -> str | None:
     """The text of a special token, which may be declared as an object."""
     return declared.get("content") if isinstance(declared, dict) else declared
-
-
-def _declares(settings: Mapping[str, Any], kind: str) -> bool:
-    return isinstance(settings.get(f"add_{kind}_token"), bool)
 
 
 def _appended_token(tokenizer: Mapping[str, Any]) -> str | None:

@@ -105,11 +105,6 @@ def find_quantizer() -> Quantizer:
     )
 
 
-def quantize_file(source: Path, target: Path, type_name: str, imatrix: Path | None = None) -> None:
-    """Quantize with whatever this machine has; see Quantizer.quantize."""
-    find_quantizer().quantize(source, target, type_name, imatrix)
-
-
 _INSTALL: Final = (
     "Put a llama.cpp release (https://github.com/ggml-org/llama.cpp/releases) on PATH, "
     "or compile its library (needs a C++ compiler and some ten minutes): pip install 'llama-cpp-python>=0.3.36'"

@@ -96,18 +96,14 @@ def repaired_head(gguf: GgufFile, path: Path, base: str | None) -> RepairedHead 
     present = gguf.tensors.get(RANK_HEAD)
     if present is None:
         return _rebuilt(file, "was missing")
-    _require_rankable_width(gguf, present)
+    if present.shape[0] != 2:
+        raise ModelError(f"{gguf.name}: {RANK_HEAD} has {present.shape[0]} rows; expected 2, for yes and no.", _AGAIN)
     if file.base is not None and present.type not in _EXACT:
         return _rebuilt(file, f"was stored as {present.type.name}")
     order = head_order(gguf.tensors, file.tokens, file.read)
     if order is HeadOrder.EXCHANGED:
         return _exchanged(file, present, "held the rows of no and yes")
     return None if order is HeadOrder.RIGHT else _of_its_own(file, present)
-
-
-def _require_rankable_width(gguf: GgufFile, head: GgufTensor) -> None:
-    if head.shape[0] != 2:
-        raise ModelError(f"{gguf.name}: {RANK_HEAD} has {head.shape[0]} rows; expected 2, for yes and no.", _AGAIN)
 
 
 def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
