@@ -185,7 +185,7 @@ def require_family(model: GgufModel) -> Family:
     """The family that a model's architecture names, or a ModelError that lists the known ones."""
     known, architecture = gguf_families(), model.architecture
     if architecture is None or architecture not in known:
-        raise ModelError(f"{model.target} holds the architecture {architecture!r}; known are {', '.join(known)}.")
+        raise ModelError(f"{model.target} has the architecture {architecture!r}; expected {' or '.join(known)}.")
     return known[architecture]
 
 

@@ -1,4 +1,4 @@
-"""`convert_gguf`: plan, check, write, describe."""
+"""`convert_gguf`: plan a conversion, check it, write the files and summarise them."""
 
 from __future__ import annotations
 
@@ -47,13 +47,12 @@ from qtool.storage.output import (
     staged_folder,
 )
 
-# Everything that is known about a conversion before the first weight is read. Preparing a job reads configs, headers
-# and the tokenizer only.
+# Planning: only configs, headers and the tokenizer are read.
 
 
 @dataclass(frozen=True)
 class ConvertJob:
-    """Everything known before the first weight is read; `quantized` are the types that llama.cpp makes, and their files."""
+    """A planned conversion; `quantized` maps the types that llama.cpp writes to their files."""
 
     source: Source
     inventory: Inventory
@@ -64,7 +63,7 @@ class ConvertJob:
 
 
 def prepare_conversion(options: ConvertOptions) -> ConvertJob:
-    """Resolve, open, plan and lay out."""
+    """Resolve and open the model, and plan its files. Raises QtoolError."""
     options.check()
     source = resolve(options.model, options.revision, options.token)
     return plan_conversion(options, CheckpointArtefact(source, options.task))
@@ -89,25 +88,26 @@ def _rank_template(options: ConvertOptions, detection: Detection, task: Task) ->
     if task is Task.RERANK:
         return rank_prompt(detection.family.reranker, options.prompt, options.instruction)
     if options.instruction is not None:
-        raise UsageError("--instruction is baked into a reranker's prompt; an embedder gets it with each request.")
+        raise UsageError(
+            "--instruction applies to rerankers; an embedder gets its instruction with each request.",
+            "Remove --instruction.",
+        )
     return None
 
 
-# What a conversion does or did, in the few lines that a person wants. The sizes of a dry run are those of the real
-# one; what llama.cpp makes has a size only afterwards.
-
+# The summary. The sizes of a dry run are exact; those of files that llama.cpp writes are known only afterwards.
 
 SCHEMA_VERSION: Final = 1
 
 _SCALES_DROPPED: Final = (
-    "llama.cpp (seen up to {build}) ignores the NVFP4 scales of the feed-forward matrices of {architecture}: there this "
-    "file scores wrong. Verify it with the llama.cpp that will serve it, or serve Q8_0."
+    "llama.cpp (last seen in {build}) ignores the NVFP4 scales of the feed-forward matrices of {architecture}, so that "
+    "this file gives wrong scores there. Verify it with the llama.cpp that will serve it, or serve Q8_0."
 )
 
 
 @dataclass(frozen=True)
 class FileSummary:
-    """One file. `nbytes` and `bits_per_weight` are None where llama.cpp decides them."""
+    """One file; `nbytes` and `bits_per_weight` are None where llama.cpp decides them."""
 
     name: str
     role: str
@@ -119,7 +119,7 @@ class FileSummary:
 
 @dataclass(frozen=True, repr=False)
 class ConversionSummary(Result):
-    """All files, and the prompt that a reranker's carry."""
+    """All files, and the prompt template in those of a reranker."""
 
     architecture: str
     task: str
@@ -143,7 +143,7 @@ class ConversionSummary(Result):
 
 
 def summarize_conversion(job: ConvertJob, made: Mapping[str, int] | None = None) -> ConversionSummary:
-    """The summary of a job; `made` are the sizes of the files that llama.cpp has made."""
+    """The summary of a job; `made` are the sizes of the files that llama.cpp wrote."""
     own = [
         _summary(file, number) for file in job.files if file.role != INTERMEDIATE for number in range(len(file.layouts))
     ]
@@ -174,7 +174,7 @@ def _summary(file: PlannedFile, number: int) -> FileSummary:
 
 
 def conversion_table(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
-    """One row a file, what the rank head answers to, and what to do next."""
+    """One row per file, the rank head's prompt, and what to do next."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("file", overflow="fold")
     table.add_column("type", no_wrap=True)
@@ -184,7 +184,7 @@ def conversion_table(summary: ConversionSummary, output: Path | None, *, dry_run
         table.add_row(file.name, file.type, *_numbers(file))
     lines = [f"{summary.architecture}, task {summary.task} ({summary.task_source})"]
     if summary.rank_template is not None:
-        lines.append(f"rank head: yes and no rows; baked prompt: {summary.rank_template!r}")
+        lines.append(f"rank head: yes and no rows; prompt in the file: {summary.rank_template!r}")
     lines += [f"WARNING: {warning}" for warning in summary.warnings]
     return Group(table, Text(""), *map(Text, lines), _closing(summary, output, dry_run=dry_run))
 
@@ -192,7 +192,7 @@ def conversion_table(summary: ConversionSummary, output: Path | None, *, dry_run
 def _closing(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> Text:
     if dry_run or output is None:
         return Text("Dry run: nothing was written.")
-    # Of a file that was written in parts there is none of its name.
+    # A file that was split into parts does not exist under its own name.
     return written(output if output.exists() else output.with_name(summary.files[0].name), "inspect")
 
 
@@ -204,12 +204,11 @@ def _numbers(file: FileSummary) -> tuple[str, str, str]:
     )
 
 
-# `convert_gguf`: plan, check, write, describe. Everything that can be refused is refused before the first byte is
-# written.
+# Writing: everything that can be refused is refused before the first byte is written.
 
 
 def convert_gguf(options: ConvertOptions, progress: Progress = ignore) -> ConversionSummary:
-    """Convert `options.model` to GGUF files in `options.output`, or with `dry_run` only say which."""
+    """Convert `options.model` to GGUF files in `options.output`; with `dry_run` only plan them."""
     output = options.output
     if output is not None and not options.dry_run:
         (check_target_file if options.is_file else check_target)(output, force=options.force)
@@ -230,7 +229,7 @@ def _staged(output: Path, options: ConvertOptions) -> AbstractContextManager[Pat
 def _write(
     job: ConvertJob, options: ConvertOptions, quantizer: Quantizer | None, folder: Path, progress: Progress
 ) -> Mapping[str, int]:
-    """Write everything into `folder`; the size of each file that llama.cpp made."""
+    """Write everything into `folder`; returns the size of each file that llama.cpp wrote."""
     source_bytes = sum(file.nbytes for file in job.files if file.role == INTERMEDIATE)
     work = sum(file.work_bytes for file in job.files) + source_bytes * len(job.quantized)
     meter = Meter(work, progress)
@@ -248,7 +247,7 @@ def _write(
 def _quantize(
     job: ConvertJob, options: ConvertOptions, quantizer: Quantizer, folder: Path, meter: Meter
 ) -> Mapping[str, str]:
-    """Let llama.cpp make its types from the lossless file, which goes; the SHA-256 of each by name."""
+    """Let llama.cpp write its types from the lossless file, which is then deleted; returns the SHA-256 of each by name."""
     (source,) = (folder / file.layouts[0].file_name for file in job.files if file.role == INTERMEDIATE)
     for type_name, file_name in job.quantized.items():
         quantizer.quantize(source, folder / file_name, type_name, options.imatrix, meter.portion(source.stat().st_size))

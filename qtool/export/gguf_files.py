@@ -1,7 +1,4 @@
-"""The GGUF files that come of a checkpoint: names, metadata, tensors, layout.
-
-Rule: a file is complete on paper before the first weight is read.
-"""
+"""The GGUF files of a conversion: names, metadata, tensors and layout, planned before the first weight is read."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ _SIZE_IN_NAME: Final = re.compile(r"(^|[-_])\d+(\.\d+)?[MB]($|[-_])", re.IGNOREC
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One GGUF file (or its parts) that qtool writes, with what lies in it."""
+    """One GGUF file (or its parts) that qtool writes, with its tensors."""
 
     role: str
     type: FileType
@@ -66,17 +63,17 @@ class PlannedFile:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the disk."""
+        """Bytes on disk."""
         return sum(layout.nbytes for layout in self.layouts)
 
     @property
     def work_bytes(self) -> int:
-        """Source bytes that writing it reads: what `advance` adds up to."""
+        """Source bytes that are read to write it: the total of the calls of `advance`."""
         return sum(tensor.source.work_bytes for tensor in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of tensor data over the number of values."""
+        """Bits of tensor data per value."""
         outputs = [tensor.output for tensor in self.tensors]
         return 8 * sum(output.nbytes for output in outputs) / sum(prod(output.shape) for output in outputs)
 
@@ -90,7 +87,7 @@ class Namer:
         self._size = ""
 
     def add_size(self, label: str) -> None:
-        """Put the number of parameters into the names unless the model's own name says it."""
+        """Add the number of parameters to the names, unless the model's own name contains it."""
         if not _SIZE_IN_NAME.search(self.model):
             self._size = f"-{label}"
 
@@ -111,7 +108,7 @@ def language_files(
     template: str | None,
     namer: Namer,
 ) -> Iterator[PlannedFile]:
-    """The language files that qtool writes; what llama.cpp quantizes gets a lossless one as its source."""
+    """The language files that qtool writes, with a lossless one as the source of those that llama.cpp quantizes."""
     source, answers = opened.source, None
     if task is Task.RERANK:
         answers = (token_id(opened.tokenizer, YES), token_id(opened.tokenizer, NO))
@@ -156,7 +153,7 @@ def _own_types(outtypes: Sequence[str], inventory: Inventory) -> Iterator[tuple[
 def _shared_metadata(
     source: Source, tokenizer: Mapping[str, Any], inventory: Inventory, task: Task, template: str | None
 ) -> dict[str, Value]:
-    """What all language files of a checkpoint say alike."""
+    """The metadata that all language files of a checkpoint share."""
     detection, family = inventory.detection, inventory.detection.family
     fields = {**decoder_metadata(family, detection.text), **task_metadata(family.gguf_architecture, task)}
     if family.is_vision:
@@ -183,7 +180,7 @@ def _general(
 
 
 def _precision_metadata(tensors: list[PlannedGgufTensor]) -> dict[str, Value]:
-    """W4A16: llama.cpp must not quantize the activations of these tensors, as it does with NVFP4 on Blackwell."""
+    """W4A16: by default llama.cpp quantizes the activations of NVFP4 tensors on Blackwell, which this disables."""
     names = sorted(tensor.output.gguf_name for tensor in tensors if tensor.output.type is NVFP4)
     if not names:
         return {}

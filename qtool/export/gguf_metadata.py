@@ -19,16 +19,15 @@ from qtool.errors import ModelError, UsageError
 from qtool.jsonfile import read_json
 from qtool.storage.gguf import Value, array, boolean, float32, int32, string, uint32
 
-# The metadata of a language model's GGUF file, the tokenizer's excepted. Keys, types and values are those of
-# llama.cpp's own converter; what config.json says and a GGUF file cannot say is an error.
-
+# The language model. Keys, types and values are those of llama.cpp's own converter; what config.json declares and GGUF cannot
+# express is an error.
 
 _PLAIN_ROPE: Final = ("default", None)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a file says of where it comes from; `repository` is a page on the hub, where there is one."""
+    """Where a file comes from; `repository` is its page on the Hub, if any."""
 
     name: str
     repository: str | None = None
@@ -57,7 +56,7 @@ _SAMPLING: Final = {
 
 
 def sampling_metadata(directory: Path) -> dict[str, Value]:
-    """What generation_config.json suggests to programs that generate; no ranker needs it, upstream writes it."""
+    """The sampling parameters of generation_config.json: no ranker needs them, but llama.cpp's converter writes them."""
     path = directory / "generation_config.json"
     declared = read_json(path) if path.is_file() else {}
     named = {field: make(declared[key]) for key, (field, make) in _SAMPLING.items() if key in declared}
@@ -72,7 +71,9 @@ def decoder_metadata(family: Family, text: Config) -> dict[str, Value]:
 def decoder_fields(family: Family, text: Config) -> dict[str, Value]:
     """The same by the keys without the architecture's name."""
     if text.get("is_causal") is False:
-        raise ModelError(f"config.json: is_causal is false; {family.name} rerankers and embedders attend causally.")
+        raise ModelError(
+            f"config.json: is_causal is false; expected causal attention, as in the published {family.name} models."
+        )
     head_dim = dimension(text, "head_dim", family.default_head_dim)
     return {
         "block_count": uint32(dimension(text, "num_hidden_layers")),
@@ -92,7 +93,7 @@ def _rope_fields(family: Family, text: Config) -> Iterator[tuple[str, Value]]:
     rope: Mapping[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type"))
     if kind not in _PLAIN_ROPE:
-        raise ModelError(f"config.json: the rotary embedding is scaled ({kind!r}); no model of the family is.")
+        raise ModelError(f"config.json: The type of rotary embedding is {kind!r}; expected 'default'.")
     if "mrope_section" in rope:
         sections = [*rope["mrope_section"], 0, 0, 0, 0][:4]
         yield "rope.dimension_sections", array(GGUFValueType.INT32, sections)
@@ -100,7 +101,7 @@ def _rope_fields(family: Family, text: Config) -> Iterator[tuple[str, Value]]:
 
 
 def task_metadata(architecture: str, task: Task) -> dict[str, Value]:
-    """How llama.cpp pools: the rank head's two labels for a reranker, the last token for an embedder."""
+    """How llama.cpp pools: by the rank head with two labels for a reranker, at the last token for an embedder."""
     if task is Task.EMBED:
         return {f"{architecture}.pooling_type": uint32(int(PoolingType.LAST))}
     return {
@@ -110,13 +111,11 @@ def task_metadata(architecture: str, task: Task) -> dict[str, Value]:
 
 
 def deepstack_metadata(architecture: str, vision: Config) -> dict[str, Value]:
-    """How many of the decoder's first layers get a deepstack input."""
+    """The number of the decoder's first layers with a deepstack input."""
     return {f"{architecture}.n_deepstack_layers": uint32(len(vision.get("deepstack_visual_indexes", ())))}
 
 
-# The metadata of a vision projector's GGUF file. As llama.cpp's own converter writes it; its program clip.cpp reads
-# no other names.
-
+# The vision projector, as llama.cpp's own converter writes it.
 
 _PREPROCESSORS: Final = ("processor_config.json", "preprocessor_config.json")
 
@@ -127,7 +126,7 @@ def vision_metadata(detection: Detection, directory: Path) -> dict[str, Value]:
     if tower is None:
         raise ModelError(f"{detection.architecture.name} has no vision tower.")
     if dimension(vision, "temporal_patch_size", 2) != 2:
-        raise ModelError("config.json: temporal_patch_size is not 2; llama.cpp adds up two frames.")
+        raise ModelError("config.json: temporal_patch_size is not 2; llama.cpp supports only 2.")
     patch, positions = dimension(vision, "patch_size", 16), dimension(vision, "num_position_embeddings")
     depth = dimension(vision, "depth")
     deepstack = set(vision.get("deepstack_visual_indexes", ()))
@@ -155,21 +154,17 @@ def vision_metadata(detection: Detection, directory: Path) -> dict[str, Value]:
 
 
 def _statistics(directory: Path, name: str) -> list[float]:
-    """Mean or spread of the pixel values, from whichever file declares it."""
+    """Mean or standard deviation of the pixel values, from whichever file declares it."""
     for file_name in _PREPROCESSORS:
         if (directory / file_name).is_file():
             declared: Any = read_json(directory / file_name)
             values = declared.get("image_processor", declared).get(name)
             if isinstance(values, list) and len(values) == 3:
                 return [float32(value).data for value in values]
-    raise ModelError(
-        f"{directory} declares no {name}.", "preprocessor_config.json is missing; fetch the whole repository."
-    )
+    raise ModelError(f"No file in {directory} declares {name}.", "Download preprocessor_config.json of the model.")
 
 
-# The prompt that a GGUF reranker carries: `tokenizer.chat_template.rerank`. It comes from the official prompt's data;
-# llama.cpp replaces `{query}` and `{document}` and nothing else.
-
+# The prompt of a reranker, `tokenizer.chat_template.rerank`: llama.cpp replaces `{query}` and `{document}` in it.
 
 PromptChoice = Literal["official", "llamacpp"]
 PROMPTS: Final[tuple[PromptChoice, ...]] = ("official", "llamacpp")
@@ -181,16 +176,16 @@ _SIDES: Final = ("{query}", "{document}")
 
 
 def rank_prompt(official: PromptSpec, choice: PromptChoice, instruction: str | None) -> str:
-    """The template to bake; `llamacpp` is what llama.cpp's converter gives to every reranker, the text family's."""
+    """The template to write; `llamacpp` is the text family's, which llama.cpp's converter writes for every reranker."""
     prompt = UPSTREAM_RERANKER if choice == "llamacpp" else official
     chosen = instruction or prompt.default_instruction
     if any(side in chosen for side in _SIDES):
-        raise UsageError("--instruction contains {query} or {document}, which llama.cpp would replace.")
+        raise UsageError("--instruction must not contain {query} or {document}, which llama.cpp would replace.")
     return prompt.template.replace("{instruction}", chosen)
 
 
 def template_metadata(directory: Path, rank_template: str | None) -> Mapping[str, Value]:
-    """The chat templates of the checkpoint, by name where there are several, and the rank template beside them."""
+    """The chat templates of the checkpoint, by name where there are several, and the rank template."""
     named = _named_templates(directory)
     if rank_template is not None:
         named["rerank"] = rank_template
@@ -218,9 +213,8 @@ def _named_templates(directory: Path) -> dict[str, str]:
     return templates
 
 
-# The tokenizer of a checkpoint as GGUF metadata. Only what tokenizer.json and tokenizer_config.json declare; a pre-
-# tokenizer that is not the family's is refused, since llama.cpp would split text otherwise than the model was trained
-# with, without an error.
+# The tokenizer, from tokenizer.json and tokenizer_config.json. A pre-tokenizer other than the family's is refused:
+# llama.cpp would silently split text in another way than in training.
 
 _ID_KEYS: Final = {
     "bos": "bos_token_id",
@@ -238,10 +232,11 @@ def tokenizer_metadata(
     """The `tokenizer.*` fields, chat templates excepted; `vocab_size` is the number of rows of the embedding."""
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
-        raise ModelError(f"{directory / 'tokenizer.json'} holds no BPE model.")
+        raise ModelError(f"{directory / 'tokenizer.json'} contains no BPE model.")
     _require_split(directory, tokenizer, spec)
     tokens, kinds = _tokens(directory, tokenizer, vocab_size)
-    settings = read_json(directory / "tokenizer_config.json") if _has(directory, "tokenizer_config.json") else {}
+    config = directory / "tokenizer_config.json"
+    settings = read_json(config) if config.is_file() else {}
     fields = {
         "tokenizer.ggml.model": string(spec.gguf_model),
         "tokenizer.ggml.pre": string(spec.gguf_pre),
@@ -253,10 +248,10 @@ def tokenizer_metadata(
 
 
 def token_id(tokenizer: Mapping[str, Any], text: str) -> int:
-    """The id of a text that is one token of the vocabulary."""
+    """The id of a text that is one token of the vocabulary. Raises ModelError."""
     vocabulary = tokenizer.get("model", {}).get("vocab", {})
     if text not in vocabulary:
-        raise ModelError(f"tokenizer.json has no single token {text!r}: the model cannot answer with it.")
+        raise ModelError(f"tokenizer.json has no token {text!r}, which the rank head needs.")
     return int(vocabulary[text])
 
 
@@ -269,26 +264,26 @@ def _require_split(directory: Path, tokenizer: Mapping[str, Any], spec: Tokenize
     patterns = [step.get("pattern", {}).get("Regex") for step in split if step.get("type") == "Split"]
     if patterns != [spec.split_pattern] or split[-1].get("type") != "ByteLevel":
         raise ModelError(
-            f"{directory / 'tokenizer.json'} does not split text as the pre-tokenizer {spec.gguf_pre} does.",
-            "llama.cpp has no other for this family and would read other tokens than the model was trained with.",
+            f"The pre-tokenizer of {directory / 'tokenizer.json'} is not {spec.gguf_pre}.",
+            "llama.cpp would read other tokens than the model was trained with.",
         )
 
 
 def _steps(declared: Any, several: str) -> list[Mapping[str, Any]]:
-    """The members of a sequence, or the one step there is."""
+    """The steps of a sequence, or the only step."""
     if not isinstance(declared, dict):
         return [{}]
     return list(declared.get(several) or [declared])
 
 
 def _tokens(directory: Path, tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
-    """Token of each id and its type; ids that no token has are padding of the embedding."""
+    """The token of each id and its type; ids without a token are padding of the embedding."""
     added = {token["id"]: token for token in tokenizer.get("added_tokens", ())}
     texts = {number: text for text, number in tokenizer["model"]["vocab"].items()}
     texts |= {number: token["content"] for number, token in added.items()}
     if max(texts) >= vocab_size:
         raise ModelError(
-            f"{directory / 'tokenizer.json'} has the token id {max(texts):,}; the embedding has {vocab_size:,} rows."
+            f"{directory / 'tokenizer.json'} contains token id {max(texts):,}; the embedding has {vocab_size:,} rows."
         )
     tokens, kinds = [], []
     for number in range(vocab_size):
@@ -317,7 +312,8 @@ def _special_tokens(
 ) -> Iterator[tuple[str, Value]]:
     ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
     named = {kind: _content(settings.get(f"{kind}_token")) for kind in ("bos", "eos", "unk", "sep", "pad")}
-    adds = {kind: bool(settings[f"add_{kind}_token"]) for kind in ("bos", "eos") if _declares(settings, kind)}
+    flags = {kind: settings.get(f"add_{kind}_token") for kind in ("bos", "eos")}
+    adds = {kind: flag for kind, flag in flags.items() if isinstance(flag, bool)}
     appended = _appended_token(tokenizer)
     if any(step.get("type") == "ByteLevel" for step in _steps(tokenizer.get("post_processor"), "processors")):
         adds = {"bos": False, "eos": False}
@@ -333,16 +329,12 @@ def _special_tokens(
 
 
 def _content(declared: Any) -> str | None:
-    """The text of a special token, which may be written as an object."""
+    """The text of a special token, which may be declared as an object."""
     return declared.get("content") if isinstance(declared, dict) else declared
 
 
-def _declares(settings: Mapping[str, Any], kind: str) -> bool:
-    return isinstance(settings.get(f"add_{kind}_token"), bool)
-
-
 def _appended_token(tokenizer: Mapping[str, Any]) -> str | None:
-    """What the tokenizer puts behind every text of its own."""
+    """The token that the tokenizer itself appends to every text."""
     for step in _steps(tokenizer.get("post_processor"), "processors"):
         if step.get("type") == "TemplateProcessing":
             last = (step.get("single") or [{}])[-1]
@@ -352,7 +344,7 @@ def _appended_token(tokenizer: Mapping[str, Any]) -> str | None:
 
 
 def _numbers_of_config(directory: Path) -> dict[str, int]:
-    """Ids that config.json states, for kinds that the tokenizer does not name."""
+    """Ids in config.json, for kinds that the tokenizer does not name."""
     config = read_json(directory / "config.json")
     text = config.get("text_config", {})
     found = {kind: config.get(f"{kind}_token_id", text.get(f"{kind}_token_id")) for kind in ("bos", "eos", "pad")}

@@ -1,4 +1,4 @@
-"""Decides, from headers alone, what lies in each GGUF file and in which element type."""
+"""The plan of a conversion, from headers alone: which tensor goes into which GGUF file, in which element type."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from qtool.storage.gguf_layout import GgufOutputTensor
 from qtool.storage.gguf_model import RANK_HEAD
 from qtool.storage.packed import PackedWeight, is_quantized, packed_weights
 
-# Which element type each tensor gets in a file of a given type. As llama.cpp's own converter decides, but for the
-# rank head, which is never quantized.
+# Element types, as llama.cpp's own converter chooses them, except for the rank head, which is never quantized.
 
 
 @dataclass(frozen=True)
 class FileType:
-    """A type of file: its number in `general.file_type`, what matrices become, and how its name is written."""
+    """A type of file: its label, its number in `general.file_type`, and the element type of its matrices."""
 
     label: str
     number: int
@@ -44,7 +43,7 @@ FILE_TYPES: Final[Mapping[str, FileType]] = {
     "q8_0": FileType("Q8_0", LlamaFileType.MOSTLY_Q8_0, Q8_0),
     "nvfp4": FileType("NVFP4", LlamaFileType.MOSTLY_NVFP4, NVFP4),
 }
-"""What qtool writes itself."""
+"""The types that qtool writes itself."""
 
 LLAMA_QUANTIZE_TYPES: Final[Mapping[str, int]] = {
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
@@ -52,23 +51,21 @@ LLAMA_QUANTIZE_TYPES: Final[Mapping[str, int]] = {
     "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
     "iq4_xs": LlamaFileType.MOSTLY_IQ4_XS,
 }
-"""What llama.cpp quantizes, and its numbers for them."""
+"""The types that llama.cpp quantizes, and their numbers in `general.file_type`."""
 
 
 def element_type(gguf_name: str, shape: tuple[int, ...], matrices: GgmlType) -> GgmlType:
     """The type of one tensor in a file whose matrices are `matrices`."""
-    if gguf_name in PATCH_EMBEDDINGS:  # a convolution, which ggml has for these two only
+    if gguf_name in PATCH_EMBEDDINGS:  # a convolution, which ggml supports for these two only
         return F16 if matrices is F16 else F32
     if len(shape) == 1 or gguf_name.endswith("_norm.weight") or gguf_name == POSITION_EMBEDDING:
         return F32
     if gguf_name == RANK_HEAD and matrices not in (F16, BF16):
-        return F32  # two rows that every score hangs on; upstream packs them with the rest
+        return F32  # two rows that decide every score; llama.cpp's converter quantizes them like the rest
     return matrices if shape[-1] % matrices.block == 0 else F16
 
 
-# What `convert-gguf` is asked to do. Options that contradict each other are refused here, before anything is looked
-# at.
-
+# Options. Contradictory ones are refused before anything is opened.
 
 AUTO: Final = "auto"
 NO_PROJECTOR: Final = "none"
@@ -79,7 +76,7 @@ SUFFIX: Final = ".gguf"
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """What `qtool convert-gguf` is asked to do; `output` is a folder, or a file when it ends in .gguf."""
+    """The options of `qtool convert-gguf`; `output` is a folder, or a file if it ends in .gguf."""
 
     model: str
     output: Path | None = None
@@ -101,21 +98,21 @@ class ConvertOptions(Options):
         return self.output is not None and self.output.suffix == SUFFIX
 
     def check(self) -> None:
-        """Raise UsageError where the options make no sense."""
+        """Raise UsageError for values that are unknown or contradict each other."""
         unknown = [name for name in self.outtypes if name not in OUTTYPES]
         if unknown:
-            raise UsageError(f"Unknown --outtype {unknown[0]!r}.", f"Known are {', '.join(OUTTYPES)}.")
+            raise UsageError(f"Unknown --outtype {unknown[0]!r}.", f"Choose one of {', '.join(OUTTYPES)}.")
         if self.mmproj not in PROJECTOR_TYPES:
-            raise UsageError(f"Unknown --mmproj {self.mmproj!r}.", f"Known are {', '.join(PROJECTOR_TYPES)}.")
+            raise UsageError(f"Unknown --mmproj {self.mmproj!r}.", f"Choose one of {', '.join(PROJECTOR_TYPES)}.")
         if self.is_file and len(self.outtypes) > 1:
-            raise UsageError("Several types do not fit into one file.", "Pass a folder as --output.")
+            raise UsageError("--output is one file; several --outtype need a folder.", "Pass a folder as --output.")
         if self.imatrix and not any(name in LLAMA_QUANTIZE_TYPES for name in self.outtypes):
             wanted = ", ".join(LLAMA_QUANTIZE_TYPES)
-            raise UsageError("--imatrix guides the K- and I-quants only.", f"Add one of {wanted}.")
+            raise UsageError("--imatrix applies to K- and I-quants only.", f"Add one of {wanted} to --outtype.")
 
 
 def parse_outtypes(words: Sequence[str] | None) -> tuple[str, ...]:
-    """The types named by `--outtype`, which may be repeated and may hold commas."""
+    """The types named by `--outtype`, which may be repeated and may contain commas."""
     names = [name.strip().lower() for word in words or (AUTO,) for name in word.split(",")]
     return tuple(dict.fromkeys(name for name in names if name))
 
@@ -125,16 +122,15 @@ def parse_prompt(word: str) -> PromptChoice:
     for known in PROMPTS:
         if word == known:
             return known
-    raise UsageError(f"Unknown --prompt {word!r}.", f"Known are {', '.join(PROMPTS)}.")
+    raise UsageError(f"Unknown --prompt {word!r}.", f"Choose one of {', '.join(PROMPTS)}.")
 
 
-# Decides, from headers alone, what lies in each GGUF file. Every tensor of the checkpoint goes into exactly one place
-# or is left out for a stated reason.
+# Tensors. Every tensor of the checkpoint goes into one file, or is left out for a stated reason.
 
 
 @dataclass(frozen=True)
 class PlannedGgufTensor:
-    """One output tensor and where its bytes come from."""
+    """One output tensor and the source of its bytes."""
 
     output: GgufOutputTensor
     source: TensorSource
@@ -142,7 +138,7 @@ class PlannedGgufTensor:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The checkpoint's tensors by what they are."""
+    """The checkpoint's tensors by their specification."""
 
     checkpoint: Checkpoint
     detection: Detection
@@ -151,21 +147,23 @@ class Inventory:
 
     @property
     def embedding(self) -> TensorInfo:
-        """The matrix of the tokens' vectors."""
+        """The token embedding."""
         return next(info for spec, info in self.tensors.items() if spec.module.rpartition(".")[2] == "embed_tokens")
 
     @property
     def head(self) -> TensorInfo:
-        """The matrix whose rows the answers are: the head, or the embedding that is tied to it."""
+        """The matrix with a row for each token that can be answered: the head, or the embedding that is tied to it."""
         found = {spec.module.rpartition(".")[2]: info for spec, info in self.tensors.items()}
         tied = bool(self.detection.config.get("tie_word_embeddings", False))
         if not tied and "lm_head" not in found:
-            raise ModelError("The checkpoint has no lm_head.weight, and tie_word_embeddings is false: it cannot rank.")
+            raise ModelError(
+                "The checkpoint has no lm_head.weight and tie_word_embeddings is false, so it cannot rank."
+            )
         return found["embed_tokens" if tied else "lm_head"]
 
 
 def take_inventory(checkpoint: Checkpoint, detection: Detection) -> Inventory:
-    """What is there, checked against the architecture."""
+    """The tensors, checked against the architecture. Raises ModelError."""
     packed = packed_weights(checkpoint) if is_quantized(checkpoint.config) else {}
     scales = {scale.hf_name for weight in packed.values() for scale in (weight.block_scales, weight.global_scale)}
     sources = [info for info in checkpoint.tensors.values() if info.hf_name not in scales]
@@ -175,7 +173,7 @@ def take_inventory(checkpoint: Checkpoint, detection: Detection) -> Inventory:
             require_shape(spec, info)
         elif packed[info.hf_name].shape != spec.shape:
             raise ModelError(
-                f"{info.hf_name} stands for {packed[info.hf_name].shape}; config.json makes it {spec.shape}."
+                f"{info.hf_name} has the unpacked shape {list(packed[info.hf_name].shape)}; config.json requires {list(spec.shape)}."
             )
     return Inventory(checkpoint, detection, tensors, packed)
 
@@ -224,7 +222,7 @@ def plan_projector(inventory: Inventory, file_type: FileType) -> list[PlannedGgu
 
 
 def automatic_type(inventory: Inventory) -> FileType:
-    """`auto`: the type that loses nothing."""
+    """`auto`: the lossless type."""
     if inventory.packed:
         return FILE_TYPES["nvfp4"]
     dtypes = {info.dtype for spec, info in inventory.tensors.items() if len(spec.shape) > 1}
@@ -232,7 +230,7 @@ def automatic_type(inventory: Inventory) -> FileType:
 
 
 def _is_written(spec: TensorSpec, inventory: Inventory, answers: tuple[int, int] | None) -> bool:
-    """Not the vision tower, nor a head that is tied, nor the vocabulary head that the rank head's rows replace."""
+    """Whether the language file contains it: not the vision tower, a tied head, or a head that the rank head replaces."""
     is_replaced = spec.module == "lm_head" and answers is not None
     is_vision = inventory.detection.family.is_vision_tensor(spec.hf_name)
     return not is_vision and spec.presence is not Presence.DUPLICATE and not is_replaced
@@ -243,7 +241,7 @@ def _name(spec: TensorSpec, inventory: Inventory) -> str:
     gguf_name = detection.family.gguf_names.of(spec.hf_name, detection.vision.get("deepstack_visual_indexes", ()))
     if gguf_name is None:
         raise ModelError(
-            f"{spec.hf_name} {list(spec.shape)} has no name in llama.cpp's {detection.family.gguf_architecture}."
+            f"{spec.hf_name} {list(spec.shape)} has no counterpart in llama.cpp's {detection.family.gguf_architecture}."
         )
     return gguf_name
 
@@ -264,8 +262,8 @@ def _repacked(gguf_name: str, checkpoint: Checkpoint, weight: PackedWeight) -> I
     rows, columns = weight.shape
     if columns % NVFP4.block:
         raise ModelError(
-            f"{weight.packed.hf_name} [{rows}, {columns}]: GGUF packs {NVFP4.block} NVFP4 values together, "
-            f"and {columns} columns are no multiple of that."
+            f"{weight.packed.hf_name} [{rows}, {columns}]: The number of columns is not a multiple of {NVFP4.block}, "
+            "the size of GGUF's NVFP4 blocks."
         )
     yield PlannedGgufTensor(
         GgufOutputTensor(gguf_name, NVFP4, weight.shape, NVFP4.nbytes(rows * columns)),
@@ -278,18 +276,18 @@ def _repacked(gguf_name: str, checkpoint: Checkpoint, weight: PackedWeight) -> I
 def _require_type(inventory: Inventory, file_type: FileType) -> None:
     if inventory.packed and file_type.matrices is not NVFP4:
         raise UsageError(
-            f"The checkpoint is NVFP4; as {file_type.label} it would be larger and no better.",
-            "Pass --outtype nvfp4, or convert the checkpoint that it was made from.",
+            f"The checkpoint is NVFP4; {file_type.label} would make it larger without better scores.",
+            "Pass --outtype nvfp4, or convert the checkpoint that it was quantized from.",
         )
     if not inventory.packed and file_type.matrices is NVFP4:
         raise UsageError(
-            "--outtype nvfp4 repacks an NVFP4 checkpoint; this one is not quantized.",
-            "Run `qtool quantize` first and convert its output.",
+            "--outtype nvfp4 needs an NVFP4 checkpoint; this one is not quantized.",
+            "Run `qtool quantize` first, and convert its output.",
         )
 
 
 def _matrices(inventory: Inventory, file_type: FileType) -> GgmlType:
-    """What unpacked matrices become; beside NVFP4 weights they stay as they are."""
+    """The type of unpacked matrices; those beside NVFP4 weights keep theirs."""
     if file_type.matrices is not NVFP4:
         return file_type.matrices
     embedding = next(info for spec, info in inventory.tensors.items() if spec.module.endswith("embed_tokens"))
@@ -297,9 +295,9 @@ def _matrices(inventory: Inventory, file_type: FileType) -> GgmlType:
 
 
 def require_rankable(detection: Detection) -> None:
-    """Raise ModelError for the forms whose head a GGUF file cannot carry."""
+    """Raise ModelError for a reranker whose head a GGUF file cannot contain."""
     if detection.task is Task.RERANK and detection.architecture.head != "lm_head":
         raise ModelError(
-            f"{detection.architecture.name} ranks by a `score` head, whose prompt and labels nothing declares.",
-            "Convert the original checkpoint, which ranks by its yes and no tokens.",
+            f"{detection.architecture.name} has a `score` head, whose prompt and labels no file declares.",
+            "Convert the original checkpoint, which scores by its yes and no tokens.",
         )

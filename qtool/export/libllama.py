@@ -1,6 +1,6 @@
-"""`python -m qtool.export.libllama`: llama-cpp-python's library behind the command line of `llama-quantize`.
+"""`python -m qtool.export.libllama`: llama-cpp-python's library with the command line of `llama-quantize`.
 
-Rule: a program like llama.cpp's own, with the arguments that `llama_quantize` passes, the same bytes and no other use.
+It takes the arguments that `llama_quantize` passes, writes the same bytes as llama.cpp's program, and has no other use.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LONGEST_TEXT: Final = 127  # bytes of an override's value
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """Mean square of each input column, by tensor; `origin` is what a file quantized with it says of it."""
+    """Mean square of each input column, by tensor; `origin` is its description in the metadata of a quantized file."""
 
     columns: Mapping[str, npt.NDArray[np.float32]]
     origin: Mapping[str, str | int]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit status; what goes wrong is said on stderr, as llama.cpp does."""
+    """Run the program; errors go to stderr, as llama.cpp's do. Returns the exit status."""
     try:
         return _quantize(_parsed(arguments))
     except QtoolError as error:
@@ -76,18 +76,21 @@ def _quantize(options: argparse.Namespace) -> int:
 
 
 def _library() -> ModuleType:
-    # An extra that need not be here, and that says nothing of its types: whether mypy objects depends on the machine.
+    # An optional package without types: whether mypy reports it depends on the machine.
     from llama_cpp import llama_cpp as library  # type: ignore[import-not-found, unused-ignore]
 
-    if not hasattr(library, "llama_model_tensor_override"):  # earlier it took a C++ vector, which ctypes cannot make
+    if not hasattr(
+        library, "llama_model_tensor_override"
+    ):  # earlier versions take a C++ vector, which ctypes cannot build
         raise SetupError(
-            "This llama-cpp-python cannot keep single tensors unquantized.", "pip install 'llama-cpp-python>=0.3.36'"
+            "The installed llama-cpp-python cannot keep single tensors unquantized.",
+            "pip install 'llama-cpp-python>=0.3.36'",
         )
     return library  # type: ignore[no-any-return, unused-ignore]
 
 
 def _array(kind: Any, entries: Iterator[tuple[Any, ...]]) -> Any:
-    """A C array with an empty entry behind the last, as all of llama.cpp's lists end."""
+    """A C array that ends with an empty entry, as llama.cpp expects."""
     filled = [kind(*entry) for entry in entries]
     return (kind * (len(filled) + 1))(*filled)
 
@@ -115,7 +118,7 @@ def _overrides(library: ModuleType, matrix: ImportanceMatrix) -> Iterator[tuple[
 
 
 def read_imatrix(path: Path) -> ImportanceMatrix:
-    """What `llama-imatrix` writes, in its current format (a GGUF file); raises ModelError for anything else."""
+    """An importance matrix in the current format of `llama-imatrix`, a GGUF file. Raises ModelError for any other file."""
     try:
         file = read_gguf(path)
     except ModelError as error:
@@ -123,17 +126,17 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
         raise ModelError(error.message, hint) from None
     names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
     if not names:
-        raise ModelError(f"{path} is no importance matrix: no tensor of it ends in {_SUMS}.")
+        raise ModelError(f"{path} is not an importance matrix: it has no tensor that ends in {_SUMS}.")
     with path.open("rb") as stream:
         columns = {name: _mean_squares(file, name, stream.fileno()) for name in sorted(names)}
     return ImportanceMatrix(columns, dict(_origin(file, path, len(columns))))
 
 
 def _mean_squares(file: GgufFile, name: str, descriptor: int) -> npt.NDArray[np.float32]:
-    """Sums over counts, per expert; a column that was never seen weighs 1."""
+    """Sums divided by counts, per expert; 1 for a column without data."""
     pair = file.tensors.get(name + _SUMS), file.tensors.get(name + _COUNTS)
     if any(tensor is None or tensor.type.name != "F32" for tensor in pair):
-        raise ModelError(f"{file.name}: {name} lacks its {_SUMS} or {_COUNTS} in F32.")
+        raise ModelError(f"{file.name} has no {name}{_SUMS} or no {name}{_COUNTS} in F32.")
     sums, counts = (_values(tensor, descriptor) for tensor in pair if tensor is not None)
     sums, counts = sums.reshape(counts.size, -1), counts.reshape(-1, 1)
     means = np.divide(sums, counts, out=np.ones_like(sums), where=counts > 0)

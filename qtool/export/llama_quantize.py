@@ -1,6 +1,6 @@
-"""K- and I-quants, which llama.cpp itself makes: its program `llama-quantize`, or its library driven like that program.
+"""K- and I-quants, which llama.cpp makes: by its program `llama-quantize`, or by its library with the same arguments.
 
-Rule: llama.cpp is asked for what must be kept, and its file is then read to see that it was.
+The file that llama.cpp writes is read again, to check that nothing was lost that must be kept.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ LIBRARY: Final = "llama_cpp"
 _SUPER_BLOCK: Final = 256  # values that every K-quant and IQ4_XS packs together
 _CHANGED_KEYS: Final = ("general.file_type",)
 _STEP: Final = re.compile(r"\[ *(\d+)/ *(\d+)\]")
-_UNGUIDED: Final = re.compile(r"did not find weights for (blk\.\S+)")
+_NO_IMATRIX_DATA: Final = re.compile(r"did not find weights for (blk\.\S+)")
 _TAIL: Final = 8
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """One way to llama.cpp's quantizer: a command that takes the arguments of `llama-quantize`."""
+    """A command that takes the arguments of `llama-quantize`."""
 
     name: str
     command: tuple[str, ...]
@@ -49,88 +49,90 @@ class Quantizer:
     ) -> None:
         """Write `source`, a file of F32, F16 or BF16 tensors, as `target` in one of LLAMA_QUANTIZE_TYPES.
 
-        Two tensors are protected: the rank head keeps its element type, and the token embedding becomes Q8_0 whatever
-        the type. All metadata but the file type is kept. Raises ModelError for a source that cannot be quantized so,
-        SetupError when llama.cpp fails or its file is not as it was asked; then no target is left.
+        The rank head keeps its element type, the token embedding becomes Q8_0 in every type, and all metadata but the file
+        type is kept. Raises ModelError for a source that cannot be quantized to the type, and SetupError where llama.cpp
+        fails or its file is not as requested; then no target is left.
         """
         header = read_gguf(source)
         _require_quantizable(header, type_name)
         if imatrix is not None and not imatrix.is_file():
-            raise UsageError(f"--imatrix {imatrix}: no such file.")
+            raise UsageError(f"No such file: --imatrix {imatrix}.")
         try:
-            said = self._run(_arguments(header, source, target, type_name, imatrix), imatrix, progress)
-            _require_guided(imatrix, said)
+            output = self._run(_arguments(header, source, target, type_name, imatrix), imatrix, progress)
+            _check_imatrix_used(imatrix, output)
             _check(self.name, header, target, type_name)
         except BaseException:
             target.unlink(missing_ok=True)
             raise
 
     def _run(self, arguments: list[str], imatrix: Path | None, progress: Progress) -> list[str]:
-        # The matrix's path ends up in the file's metadata: from its own folder it is a mere name.
+        # The path of the matrix is written into the metadata; run in its folder, this is only its name.
         folder = imatrix.absolute().parent if imatrix else None
         with subprocess.Popen(  # noqa: S603 - llama.cpp's program, or this Python
             [*self.command, *arguments],
-            cwd=folder, env={**os.environ, "PYTHONSAFEPATH": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace",
-        ) as process:  # fmt: skip
+            cwd=folder,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process:
             try:
-                said = list(_followed(process, progress))
-            except BaseException:  # on Ctrl-C, Popen would let it go on
+                output = list(_output_lines(process, progress))
+            except BaseException:  # on Ctrl-C, Popen would wait for it
                 process.kill()
                 process.wait()
                 raise
         if process.returncode:
-            tail = "\n".join(said[-_TAIL:]) or "It said nothing."
+            tail = "\n".join(output[-_TAIL:]) or "It printed nothing."
             raise SetupError(f"{self.name} failed with exit status {process.returncode}:\n{tail}", _UPDATE)
-        return said
+        return output
 
 
 def find_quantizer() -> Quantizer:
     """`llama-quantize` on PATH, else the library of an installed llama-cpp-python; raises SetupError without either."""
     program = shutil.which(PROGRAM)
     if program is not None:
-        program = str(Path(program).absolute())  # it may be started in another folder
+        program = str(Path(program).absolute())  # it is started in another folder
         return Quantizer(program, (program,))
     if find_spec(LIBRARY) is not None:
-        # In a process of its own: what llama.cpp prints, and the abort it ends a failed assertion with, stay there.
+        # In a process of its own, since llama.cpp prints, and aborts the process on a failed assertion.
         return Quantizer("llama-cpp-python", (sys.executable, "-m", "qtool.export.libllama"))
     wanted = ", ".join(LLAMA_QUANTIZE_TYPES)
-    raise SetupError(f"{wanted} need llama.cpp: neither {PROGRAM} (on PATH) nor llama-cpp-python is here.", _INSTALL)
-
-
-def quantize_file(source: Path, target: Path, type_name: str, imatrix: Path | None = None) -> None:
-    """Quantize with whatever this machine has; see Quantizer.quantize."""
-    find_quantizer().quantize(source, target, type_name, imatrix)
+    raise SetupError(
+        f"{wanted} need llama.cpp: found neither {PROGRAM} on PATH nor the package llama-cpp-python.", _INSTALL
+    )
 
 
 _INSTALL: Final = (
     "Put a llama.cpp release (https://github.com/ggml-org/llama.cpp/releases) on PATH, "
-    "or let pip compile its library (C++ compiler needed, some ten minutes): pip install 'llama-cpp-python>=0.3.36'"
+    "or compile its library (needs a C++ compiler and some ten minutes): pip install 'llama-cpp-python>=0.3.36'"
 )
-_UPDATE: Final = "qtool is tested with the llama.cpp of llama-cpp-python 0.3.36; an older one may lack what it needs."
+_UPDATE: Final = "Update llama.cpp: qtool is tested with that of llama-cpp-python 0.3.36."
 
 
 def _require_quantizable(source: GgufFile, type_name: str) -> None:
     for tensor in source.tensors.values():
         where = f"{source.name}: {tensor.gguf_name} {list(tensor.shape)}"
         if tensor.type not in (F32, F16, BF16):
-            raise ModelError(f"{where} is {tensor.type.name}; {type_name} is made from F32, F16 or BF16.")
+            raise ModelError(f"{where} is {tensor.type.name}; {type_name} needs F32, F16 or BF16.")
         block = Q8_0.block if tensor.gguf_name == TOKEN_EMBEDDING else _SUPER_BLOCK
         if _is_quantized(tensor) and tensor.shape[-1] % block:
             raise ModelError(
-                f"{where}: {type_name} packs {block} values of a row together, and {tensor.shape[-1]} is no multiple.",
-                "llama.cpp would silently choose another type; q8_0 and f16 take any width of this model.",
+                f"{where}: The row length is not a multiple of {block}, the block size of {type_name}.",
+                "llama.cpp would silently choose another type. Use q8_0 or f16, which take this model.",
             )
 
 
 def _is_quantized(tensor: GgufTensor) -> bool:
-    """Whether llama.cpp quantizes this tensor of a language model when it is asked as `_arguments` asks."""
+    """Whether llama.cpp, given `_arguments`, quantizes this tensor of a language model."""
     return len(tensor.shape) > 1 and not tensor.gguf_name.endswith("_norm.weight") and tensor.gguf_name != RANK_HEAD
 
 
 def _arguments(header: GgufFile, source: Path, target: Path, type_name: str, imatrix: Path | None) -> list[str]:
     arguments = ["--token-embedding-type", Q8_0.name.lower()]
-    if RANK_HEAD in header.tensors:  # the left side is a regular expression, searched for in each name
+    if RANK_HEAD in header.tensors:  # the left side is a regular expression, searched in each name
         pattern = re.escape(RANK_HEAD.removesuffix(".weight"))
         arguments += ["--tensor-type", f"{pattern}={header.tensors[RANK_HEAD].type.name.lower()}"]
     if imatrix is not None:
@@ -138,8 +140,8 @@ def _arguments(header: GgufFile, source: Path, target: Path, type_name: str, ima
     return [*arguments, str(source.absolute()), str(target.absolute()), type_name.upper()]
 
 
-def _followed(process: subprocess.Popen[str], progress: Progress) -> Iterator[str]:
-    """What a quantizer says, line by line; it counts the tensors."""
+def _output_lines(process: subprocess.Popen[str], progress: Progress) -> Iterator[str]:
+    """The output of a quantizer line by line; its count of tensors goes to `progress`."""
     for line in process.stdout or ():
         if step := _STEP.match(line):
             progress(int(step[1]), int(step[2]))
@@ -147,22 +149,24 @@ def _followed(process: subprocess.Popen[str], progress: Progress) -> Iterator[st
             yield text
 
 
-def _require_guided(imatrix: Path | None, said: list[str]) -> None:
-    unguided = [match[1] for line in said if (match := _UNGUIDED.search(line))]
-    if unguided:  # llama.cpp goes on without
+def _check_imatrix_used(imatrix: Path | None, output: list[str]) -> None:
+    missing = [match[1] for line in output if (match := _NO_IMATRIX_DATA.search(line))]
+    if missing:  # llama.cpp only warns
         raise UsageError(
-            f"--imatrix {imatrix} knows nothing of {len(unguided)} matrices, {unguided[0]} among them.",
-            "It was made for another model.",
+            f"--imatrix {imatrix} has no data for {missing[0]} (matrices without data: {len(missing)}).",
+            "Check that it was made for this model.",
         )
 
 
 def _check(name: str, source: GgufFile, target: Path, type_name: str) -> None:
     try:
         faults = list(_faults(source, read_gguf(target), type_name))
-    except ModelError as error:  # also how a full disk shows: llama.cpp does not notice it
-        raise SetupError(f"{name} left no complete file: {error.message}", "Is the disk full?") from None
+    except ModelError as error:  # also for a full disk, which llama.cpp does not notice
+        raise SetupError(
+            f"{name} wrote an incomplete file: {error.message}", "Check that the disk is not full."
+        ) from None
     if faults:
-        raise SetupError(f"{name} did not do as asked: {'; '.join(faults)}.", _UPDATE)
+        raise SetupError(f"{name} wrote another file than requested: {'; '.join(faults)}.", _UPDATE)
 
 
 def _faults(source: GgufFile, made: GgufFile, type_name: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`repair_gguf`: gives a GGUF file what it lacks to rank, without the base weights."""
+"""`repair_gguf`: adds to a GGUF file what it lacks to rank, usually without the base weights."""
 
 from __future__ import annotations
 
@@ -57,10 +57,8 @@ from qtool.storage.hub import resolve
 from qtool.storage.output import check_target_file, manifest_of, require_space, staged_files
 from qtool.storage.output_files import FileLayout
 
-# The rank head of a file under repair: added, put into the right order, or taken from a base. A head's rows and its
-# labels keep their meaning. What matches the vocabulary's yes and no stays byte for byte, what is of its own follows
-# its labels, and where nothing says which row is yes there is no repair.
-
+# The rank head: added, reordered, or taken from a base. Rows that equal the vocabulary's yes and no keep their bytes; for other
+# rows the labels decide which is yes, and without labels that say so there is no repair.
 
 _EXACT: Final = (F32, F16, BF16)
 _AGAIN: Final = "Convert the original again."
@@ -68,7 +66,7 @@ _AGAIN: Final = "Convert the original again."
 
 @dataclass(frozen=True)
 class RepairedHead:
-    """The head to write, and in a sentence what is new about it."""
+    """The head to write, and a sentence about what changed."""
 
     tensor: PlannedGgufTensor
     change: str
@@ -76,7 +74,7 @@ class RepairedHead:
 
 @dataclass(frozen=True)
 class _Base:
-    """A checkpoint with the rows as they were trained; `answers` are the ids of yes and no."""
+    """A checkpoint with the trained rows; `answers` are the ids of yes and no."""
 
     name: str
     inventory: Inventory
@@ -85,7 +83,7 @@ class _Base:
 
 @dataclass(frozen=True)
 class _File:
-    """The file under repair and the base that it was made from."""
+    """The file under repair: its header, its path, and the base that it was made from."""
 
     model: GgufModel
     base: _Base | None
@@ -93,7 +91,7 @@ class _File:
 
 
 def repaired_head(model: GgufModel, base: str | None) -> RepairedHead | None:
-    """The head that `model` needs; None where its own is right."""
+    """The head that `gguf` needs; None where its own is correct."""
     file = _File(model, _open_base(base) if base is not None else None, model.texts(TOKENS_KEY))
     if file.base is not None:
         _require_its_base(file, file.base)
@@ -101,7 +99,9 @@ def repaired_head(model: GgufModel, base: str | None) -> RepairedHead | None:
     if present is None:
         return _rebuilt(file, "was missing")
     if present.shape[0] != 2:
-        raise ModelError(f"{model.target}: {RANK_HEAD} has {present.shape[0]} rows, expected 2 (yes and no).", _AGAIN)
+        raise ModelError(
+            f"{model.target}: {RANK_HEAD} has {present.shape[0]} rows; expected 2, for yes and no.", _AGAIN
+        )
     if file.base is not None and present.type not in _EXACT:
         return _rebuilt(file, f"was stored as {present.type.name}")
     order = head_order(model, ANSWERS)
@@ -111,24 +111,24 @@ def repaired_head(model: GgufModel, base: str | None) -> RepairedHead | None:
 
 
 def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
-    """A head that is not the vocabulary's yes and no: other tokens' rows are a mistake, trained ones are meant so."""
+    """For a head that is not the vocabulary's yes and no: other tokens' rows are an error, trained rows are intended."""
     words = _words_of(file, head)
     if any(words):
         return _rebuilt(file, f"held the rows of {' and '.join(map(_named, words))}")
     labels = list(file.model.texts(file.model.key("classifier.output_labels")))
-    if labels == [NO, YES]:  # kept with its rows, so that the one that meant yes still does
-        return _exchanged(file, head, "held no before yes, as its labels say")
+    if labels == [NO, YES]:  # labels and rows are exchanged together, so that yes keeps its row
+        return _exchanged(file, head, "had the row of no before that of yes, as its labels say")
     if labels not in ([], [YES, NO]):
         raise ModelError(
-            f"{file.model.target}: the rows of {RANK_HEAD} are labelled {labels} and are no rows of its vocabulary: nothing "
-            "says which of them means yes.",
+            f"{file.model.target}: The rows of {RANK_HEAD} are labelled {labels} and are not those of any token, so it is "
+            "unknown which of them means yes.",
             _AGAIN,
         )
     return None
 
 
 def _words_of(file: _File, head: GgufTensor) -> list[str | None]:
-    """Of each row of the head the token that it is the row of."""
+    """The token that each row of the head belongs to, if any."""
     matrix = answer_matrix(file.model)
     if matrix is None:
         return [None, None]
@@ -144,7 +144,7 @@ def _named(word: str | None) -> str:
 
 
 def _exchanged(file: _File, head: GgufTensor, problem: str) -> RepairedHead:
-    """Its own rows in the other order: byte for byte, since they may be better than the vocabulary's."""
+    """Its own rows in the other order, byte for byte: they may be stored better than the vocabulary's."""
     exchanged = _planned(head.type, head.shape[1], partial(StoredRows, file.model, head, (1, 0)))
     return RepairedHead(exchanged, f"{RANK_HEAD} {problem}, and holds those of yes and no.")
 
@@ -155,11 +155,11 @@ def _planned(kind: GgmlType, width: int, source: Callable[[str, GgmlType], Tenso
 
 
 def _rebuilt(file: _File, problem: str) -> RepairedHead:
-    """The answers' rows of the base, else of the file's own head or of the embedding that is tied to it."""
+    """The rows of yes and no from the base, or from the file's own head or tied embedding."""
     head = _head_of_base(file.base) if file.base is not None else _head_of_file(file)
     origin = head.source.tensor.gguf_name if isinstance(head.source, StoredRows) else "the base"
     rows, kind = f"[2, {head.output.shape[1]}]", head.output.type.name
-    return RepairedHead(head, f"{RANK_HEAD} {problem}, is {rows}: the yes and no rows of {origin}, as {kind}.")
+    return RepairedHead(head, f"{RANK_HEAD} {problem}; now it is {rows}, the yes and no rows of {origin} as {kind}.")
 
 
 def _open_base(base: str) -> _Base:
@@ -167,7 +167,7 @@ def _open_base(base: str) -> _Base:
     declared = CheckpointArtefact(source).detection
     if declared.task is Task.EMBED:
         raise UsageError(
-            f"{base} is an embedder ({declared.task_source}), whose rows of yes and no answer nothing.",
+            f"--base {base} is an embedder ({declared.task_source}); expected a reranker.",
             "Pass the reranker that the file was made from.",
         )
     opened = CheckpointArtefact(source, Task.RERANK)
@@ -176,7 +176,7 @@ def _open_base(base: str) -> _Base:
 
 
 def _require_its_base(file: _File, base: _Base) -> None:
-    """Raise ModelError unless the file can have been made from the base: whose rows of yes and no it then still has."""
+    """Raise ModelError unless width, vocabulary and the rows of yes and no show that the file was made from the base."""
     model, width = file.model, file.model.integer(file.model.key("embedding_length"))
     words = [file.tokens[token : token + 1] for token in base.answers]
     if base.inventory.head.shape[1] != width or words != [[YES], [NO]]:
@@ -185,13 +185,13 @@ def _require_its_base(file: _File, base: _Base) -> None:
         stored = model.tensors.get(gguf_name)
         if stored is not None and not _agree(file, stored, base, info):
             raise ModelError(
-                f"{base.name} is not what {model.target} was made from: their rows of yes and no differ in {gguf_name}.",
-                "Pass the checkpoint it was made from, or leave --base out: the file has rows of its own.",
+                f"{model.target} was not made from --base {base.name}: the rows of yes and no in {gguf_name} differ.",
+                "Pass the checkpoint that it was made from, or remove --base to use the rows in the file.",
             )
 
 
 def _agree(file: _File, stored: GgufTensor, base: _Base, info: TensorInfo) -> bool:
-    """Whether the answers' rows are the same, as far as the types in which they are stored can tell."""
+    """Whether the rows of yes and no are equal within the precision of their types."""
     if stored.shape[1:] != info.shape[1:] or max(base.answers) >= stored.shape[0]:
         return False
     found = decoded_rows(file.model, stored, base.answers)
@@ -212,7 +212,7 @@ def _head_of_file(file: _File) -> PlannedGgufTensor:
     matrix = answer_matrix(file.model)
     if matrix is None:
         raise ModelError(
-            f"{file.model.target} has neither {OUTPUT} nor {TOKEN_EMBEDDING}: the answers' rows are not in it."
+            f"{file.model.target} has neither {OUTPUT} nor {TOKEN_EMBEDDING}, which contain the rows of yes and no."
         )
     rows = tuple(_token_row(file, text, matrix.shape[0]) for text in (YES, NO))
     kind = matrix.type if matrix.type in _EXACT else F32
@@ -221,13 +221,11 @@ def _head_of_file(file: _File) -> PlannedGgufTensor:
 
 def _token_row(file: _File, text: str, rows: int) -> int:
     if text not in file.tokens or file.tokens.index(text) >= rows:
-        raise ModelError(f"{file.model.target} has no single token {text!r}: such a model cannot answer with it.")
+        raise ModelError(f"{file.model.target} has no token {text!r}, which the rank head needs.")
     return int(file.tokens.index(text))
 
 
-# `repair_gguf`: gives a GGUF file what it lacks to rank, without the base weights. What is repaired is rebuilt from
-# the file itself or from the family's published data; every other byte stays.
-
+# The repair. What is missing comes from the file itself, the base or the family's published data; every other byte stays.
 
 _SCHEMES: Final = ("hf:", "https:", "http:")
 _SHORTEST_ADDRESS: Final = 4  # hf://ORG/NAME/FILE
@@ -235,7 +233,7 @@ _SHORTEST_ADDRESS: Final = 4  # hf://ORG/NAME/FILE
 
 @dataclass(frozen=True, kw_only=True)
 class RepairOptions(Options):
-    """What `qtool repair-gguf` is asked to do; `base` is a checkpoint with the head's rows as they were trained."""
+    """The options of `qtool repair-gguf`; `base` is a checkpoint with the trained rows of the head."""
 
     broken: Path
     output: Path
@@ -247,7 +245,7 @@ class RepairOptions(Options):
 
 @dataclass(frozen=True, repr=False)
 class RepairSummary(Result):
-    """What was changed, a sentence each."""
+    """The changes, one sentence each."""
 
     changes: tuple[str, ...]
     nbytes: int
@@ -268,7 +266,7 @@ class RepairSummary(Result):
 
 @dataclass(frozen=True)
 class _Repair:
-    """Fields to set, the rank head to write (None where its own stays), and why."""
+    """The fields to set, the rank head to write (None to keep it), and the changes in words."""
 
     fields: Mapping[str, Value]
     head: PlannedGgufTensor | None
@@ -276,13 +274,15 @@ class _Repair:
 
 
 def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSummary:
-    """Write `options.output`: the file `options.broken` with all that its task needs."""
+    """Write `options.fixed`: the file `options.broken` with all that its task needs. Raises QtoolError."""
     _require_file(options.broken)
     check_target_file(options.output, force=options.force)
     model = open_gguf_file(options.broken)
     repair = _plan(model, options)
     if not repair.changes:
-        raise UsageError(f"{options.broken} lacks nothing that it needs to {_task(model, options).value}.")
+        raise UsageError(
+            f"Nothing to repair: {options.broken} has everything that the task {_task(model, options).value} needs."
+        )
     tensors = list(_tensors(model, repair.head))
     layout = _lay_out(model.header, repair.fields, options.output.name, tensors)
     require_space(options.output, layout.nbytes)
@@ -295,26 +295,25 @@ def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSu
 
 
 def _require_file(path: Path) -> None:
-    """Raise UsageError unless `path` is a file on this disk: its weights are copied, so that none is repaired from afar."""
+    """Raise UsageError unless `path` is a local file; its weights are copied, so a remote one must be downloaded first."""
     if path.is_file():
         return
     if path.is_dir():
         names = sorted(each.name for each in path.glob("*.gguf"))
         raise UsageError(
-            f"{path} is a folder.", f"Name one file, such as {path / (names[0] if names else 'FILE.gguf')}."
+            f"{path} is a folder; expected a GGUF file.",
+            f"Pass one file, such as {path / (names[0] if names else 'FILE.gguf')}.",
         )
     if path.parts[:1] and path.parts[0] in _SCHEMES:
         raise UsageError(
-            "repair-gguf takes a file on this disk, and no address.", f"Download it first: {_download(path)}"
+            "repair-gguf needs a local file, not an address.", f"Download it first: {_download_command(path)}"
         )
     if not path.exists():
-        raise UsageError(
-            f"There is no file {path}.", "Pass a GGUF file on this disk; hf download ORG/NAME FILE fetches one."
-        )
+        raise UsageError(f"No such file: {path}.", "Pass a local GGUF file; `hf download ORG/NAME FILE` downloads one.")
 
 
-def _download(path: Path) -> str:
-    """The command that fetches what an address names; a path has lost one of its slashes."""
+def _download_command(path: Path) -> str:
+    """The command that downloads an `hf://` address, of which Path has removed one slash."""
     if path.parts[0] != _SCHEMES[0] or len(path.parts) < _SHORTEST_ADDRESS:
         return "hf download ORG/NAME FILE.gguf --local-dir ."
     repo, _, revision = "/".join(path.parts[1:3]).partition("@")
@@ -324,10 +323,15 @@ def _download(path: Path) -> str:
 
 def _plan(model: GgufModel, options: RepairOptions) -> _Repair:
     if (model.integer("split.count") or 1) > 1 or len(model.parts) + len(model.missing_parts) > 1:
-        raise ModelError(f"{options.broken} is one part of several.", "Merge them: llama-gguf-split --merge.")
+        raise ModelError(
+            f"{options.broken} is one of several parts.", "Merge them first: llama-gguf-split --merge FIRST_PART OUTPUT"
+        )
     family, task = require_family(model), _task(model, options)
     if task is Task.EMBED and options.base is not None:
-        raise UsageError("--base gives a rank head, and an embedder has none.", "Leave --base out, or --task embed.")
+        raise UsageError(
+            "--base cannot be combined with the task embed: an embedder has no rank head.",
+            "Remove --base or --task embed.",
+        )
     wanted = dict(task_metadata(family.gguf_architecture, task))
     head = None
     if task is Task.RERANK:
@@ -339,7 +343,7 @@ def _plan(model: GgufModel, options: RepairOptions) -> _Repair:
 
 
 def _task(model: GgufModel, options: RepairOptions) -> Task:
-    """What the file is to do: as asked, else as its pooling says, else to rank."""
+    """The task of the option, else that of the file's pooling, else rerank."""
     if options.task is not None:
         return options.task
     pooling = model.integer(model.key("pooling_type"))
@@ -357,7 +361,7 @@ def _field_changes(present: Mapping[str, Value], fields: Mapping[str, Value]) ->
     for key, value in fields.items():
         old = present.get(key)
         was = "was missing" if old is None else f"was {_short(old.data)}"
-        yield f"{key} {was}, is {_short(value.data)}."
+        yield f"{key} {was}; now it is {_short(value.data)}."
 
 
 def _short(data: object) -> str:
@@ -366,7 +370,7 @@ def _short(data: object) -> str:
 
 
 def _tensors(model: GgufModel, head: PlannedGgufTensor | None) -> Iterator[PlannedGgufTensor]:
-    """All tensors as they were, but for the head: in its place, or before all others where there was none."""
+    """All tensors as they were, except the head: in its place, or before all others where there was none."""
     if head is not None and RANK_HEAD not in model.tensors:
         yield head
     for tensor in model.tensors.values():
@@ -380,7 +384,7 @@ def _tensors(model: GgufModel, head: PlannedGgufTensor | None) -> Iterator[Plann
 def _lay_out(
     gguf: GgufFile, fields: Mapping[str, Value], file_name: str, tensors: list[PlannedGgufTensor]
 ) -> FileLayout:
-    """The fields byte for byte as they were, but for those that change (in their places) and those that are new."""
+    """The fields byte for byte as they were, except those that change (in their places) and new ones (at the end)."""
     raw = _field_bytes(gguf)
     encoded = {key: encode_string(key) + encode_value(value) for key, value in fields.items()}
     merged = {**raw, **encoded}

@@ -167,7 +167,7 @@ class Item:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether it holds an image or a video."""
+        """Whether it contains an image or a video."""
         return bool(self.image or self.video)
 
     def with_instruction(self, instruction: str | None) -> Item:

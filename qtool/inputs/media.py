@@ -52,7 +52,7 @@ def open_media(source: str | Path, max_bytes: int, seconds: float) -> Path | Byt
 def _check_file(path: Path, max_bytes: int) -> None:
     try:
         size = path.stat().st_size if path.is_file() else None
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+    except (OSError, ValueError) as error:  # the name is too long or contains NUL
         raise UsageError("No such file.") from error
     if size is None:
         raise UsageError("No such file.")

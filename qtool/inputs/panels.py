@@ -118,7 +118,7 @@ class Panel:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether any side of any pair holds an image or a video."""
+        """Whether any query or document contains an image or a video."""
         return self.modality != "text"
 
 

@@ -31,10 +31,10 @@ class TestImportanceMatrices:
         assert "needs the program llama-quantize" in error.value.hint
 
     def test_a_model_is_none(self, tmp_path):
-        with pytest.raises(ModelError, match="is no importance matrix"):
+        with pytest.raises(ModelError, match="is not an importance matrix"):
             libllama.read_imatrix(write_gguf(tmp_path / "model.gguf", SOURCE))
 
     def test_sums_without_counts(self, tmp_path):
         path = write_imatrix(tmp_path / "m.gguf", {"blk.0.attn_q.weight": (4, 2)}, counts=False)
-        with pytest.raises(ModelError, match=r"lacks its \.in_sum2 or \.counts"):
+        with pytest.raises(ModelError, match=r"has no .*\.in_sum2 or no .*\.counts"):
             libllama.read_imatrix(path)

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as Type
 
 from qtool.errors import EXIT_SETUP, ModelError, SetupError, UsageError
 from qtool.export import llama_quantize
-from qtool.export.llama_quantize import Quantizer, find_quantizer, quantize_file
+from qtool.export.llama_quantize import Quantizer, find_quantizer
 from tests.export.zeros import SOURCE, write_gguf
 
 MADE = {**SOURCE, "token_embd.weight": ((64, 256), Type.Q8_0), "blk.0.attn_q.weight": ((256, 256), Type.Q4_K)}
@@ -68,9 +68,9 @@ class TestFinding:
     @pytest.mark.usefixtures("path", "no_library")
     def test_neither_ends_with_exit_code_4_and_the_install_line(self, source, tmp_path):
         with pytest.raises(SetupError) as error:
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
         assert error.value.exit_code == EXIT_SETUP
-        assert "neither llama-quantize (on PATH) nor llama-cpp-python is here" in error.value.message
+        assert "found neither llama-quantize on PATH nor the package llama-cpp-python" in error.value.message
         assert "q6_k, q5_k_m, q4_k_m, iq4_xs" in error.value.message
         assert "pip install 'llama-cpp-python>=0.3.36'" in error.value.hint
         assert not (tmp_path / "out.gguf").exists()
@@ -82,7 +82,7 @@ class TestFinding:
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         with pytest.raises(SetupError, match="cannot keep single tensors unquantized") as error:
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
         assert "pip install" in error.value.message
 
 
@@ -90,7 +90,7 @@ class TestAsking:
     def test_head_and_embedding_are_protected(self, source, tmp_path, program):
         program(f"open({str(tmp_path / 'asked')!r}, 'w').write(repr(sys.argv[1:]))\nsys.exit(1)")
         with pytest.raises(SetupError):
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
         assert (tmp_path / "asked").read_text() == repr(
             ["--token-embedding-type", "q8_0", "--tensor-type", r"cls\.output=f16",
              str(source), str(tmp_path / "out.gguf"), "Q4_K_M"]
@@ -103,34 +103,36 @@ class TestAsking:
         matrix.touch()
         program(f"open({str(tmp_path / 'asked')!r}, 'w').write(os.getcwd() + repr(sys.argv[5:7]))\nsys.exit(1)")
         with pytest.raises(SetupError):
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m", matrix)
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m", matrix)
         assert (tmp_path / "asked").read_text() == f"{matrix.parent}['--imatrix', 'matrix.gguf']"
 
     def test_a_missing_imatrix(self, source, tmp_path, program):
         program()
-        with pytest.raises(UsageError, match="no such file"):
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m", tmp_path / "none.gguf")
+        with pytest.raises(UsageError, match="No such file"):
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m", tmp_path / "none.gguf")
 
     def test_an_imatrix_of_another_model(self, source, tmp_path, program):
         made = write_gguf(tmp_path / "made", MADE, file_type=15)
         said = r"print('\n====== llama_model_quantize_impl: did not find weights for blk.0.attn_q.weight')"
         program(f"{said}\n{copying(made)}")
-        with pytest.raises(UsageError, match=r"knows nothing of 1 matrices, blk\.0\.attn_q\.weight among them"):
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m", made)
+        with pytest.raises(UsageError, match=r"has no data for blk\.0\.attn_q\.weight \(matrices without data: 1\)"):
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m", made)
         assert not (tmp_path / "out.gguf").exists()
 
     def test_what_is_quantized_already_is_refused(self, tmp_path, program):
         program()
         packed = write_gguf(tmp_path / "packed.gguf", MADE)
-        with pytest.raises(ModelError, match=r"token_embd.weight \[64, 256\] is Q8_0; iq4_xs is made from F32, F16"):
-            quantize_file(packed, tmp_path / "out.gguf", "iq4_xs")
+        with pytest.raises(ModelError, match=r"token_embd.weight \[64, 256\] is Q8_0; iq4_xs needs F32, F16"):
+            find_quantizer().quantize(packed, tmp_path / "out.gguf", "iq4_xs")
 
     def test_a_width_that_does_not_divide_is_refused(self, tmp_path, program):
         """llama.cpp would take Q5_0 for this tensor, and say so in a line that nobody reads."""
         program()
         odd = write_gguf(tmp_path / "odd.gguf", {**SOURCE, "blk.0.ffn_up.weight": ((256, 96), Type.F32)})
-        with pytest.raises(ModelError, match=r"blk.0.ffn_up.weight \[256, 96\]: q4_k_m packs 256 values"):
-            quantize_file(odd, tmp_path / "out.gguf", "q4_k_m")
+        with pytest.raises(
+            ModelError, match=r"blk.0.ffn_up.weight \[256, 96\]: The row length is not a multiple of 256"
+        ):
+            find_quantizer().quantize(odd, tmp_path / "out.gguf", "q4_k_m")
 
 
 class TestChecking:
@@ -159,15 +161,15 @@ class TestChecking:
     def test_a_file_not_as_asked(self, source, tmp_path, program, tensors, metadata, fault):
         made = write_gguf(tmp_path / "made", {**MADE, **tensors}, **{"file_type": 15, **metadata})
         program(copying(made))
-        with pytest.raises(SetupError, match="did not do as asked") as error:
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
+        with pytest.raises(SetupError, match="wrote another file than requested") as error:
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
         assert fault in error.value.message
         assert not (tmp_path / "out.gguf").exists()
 
     def test_a_failure_tells_the_last_lines(self, source, tmp_path, program):
         program("open(target, 'w'); [print('line', n) for n in range(99)]; sys.exit('unknown model architecture')")
         with pytest.raises(SetupError, match="failed with exit status 1") as error:
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
         assert "unknown model architecture" in error.value.message
         assert "line 98" in error.value.message
         assert "line 80" not in error.value.message
@@ -190,19 +192,19 @@ class TestChecking:
 
     def test_an_abort(self, source, tmp_path, program):
         program("os.abort()")
-        with pytest.raises(SetupError, match="failed with exit status -6:\nIt said nothing"):
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
+        with pytest.raises(SetupError, match="failed with exit status -6:\nIt printed nothing"):
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
 
     def test_no_file(self, source, tmp_path, program):
         program()
-        with pytest.raises(SetupError, match="left no complete file"):
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
+        with pytest.raises(SetupError, match="wrote an incomplete file"):
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
 
     def test_half_a_file(self, source, tmp_path, program):
         """On a full disk llama.cpp succeeds."""
         made = write_gguf(tmp_path / "made", MADE, file_type=15)
         program(f"{copying(made)}\nos.truncate(target, os.path.getsize(target) // 2)")
-        with pytest.raises(SetupError, match="left no complete file") as error:
-            quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
-        assert "disk full" in error.value.hint
+        with pytest.raises(SetupError, match="wrote an incomplete file") as error:
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
+        assert "disk is not full" in error.value.hint
         assert not (tmp_path / "out.gguf").exists()

@@ -96,7 +96,7 @@ def test_an_instruction_of_its_own_is_no_fault(right, tmp_path):
     )
     assert own != template
     file = rewritten(right / "f16.gguf", tmp_path / "own.gguf", fields={RERANK_KEY: string(own)})
-    with pytest.raises(UsageError, match="lacks nothing"):
+    with pytest.raises(UsageError, match="Nothing to repair"):
         repair_gguf(RepairOptions(broken=file, output=tmp_path / "fixed.gguf"))
     repair_gguf(RepairOptions(broken=file, output=tmp_path / "fixed.gguf", instruction="Match shapes."))
     assert "Match shapes." in read_gguf(tmp_path / "fixed.gguf").get(RERANK_KEY)
@@ -163,7 +163,7 @@ def test_the_rows_of_other_tokens_are_replaced(right, tmp_path):
 
 def test_a_trained_head_stays_and_goes_with_its_labels(right, tmp_path):
     own = with_head(right / "f16.gguf", tmp_path / "own.gguf", trained)
-    with pytest.raises(UsageError, match="lacks nothing"):
+    with pytest.raises(UsageError, match="Nothing to repair"):
         repair_gguf(RepairOptions(broken=own, output=tmp_path / "fixed.gguf"))
     turned = with_head(own, tmp_path / "turned.gguf", lambda head, _: head[::-1], ["no", "yes"])
     repair_gguf(RepairOptions(broken=turned, output=tmp_path / "fixed.gguf"))
@@ -172,7 +172,7 @@ def test_a_trained_head_stays_and_goes_with_its_labels(right, tmp_path):
 
 def test_a_trained_head_whose_labels_say_nothing_is_refused(right, tmp_path):
     wrong = with_head(right / "f16.gguf", tmp_path / "wrong.gguf", trained, ["LABEL_0", "LABEL_1"])
-    with pytest.raises(ModelError, match="nothing says which of them means yes"):
+    with pytest.raises(ModelError, match="unknown which of them means yes"):
         repair_gguf(RepairOptions(broken=wrong, output=tmp_path / "fixed.gguf"))
 
 
@@ -189,11 +189,11 @@ def test_an_embedder_without_pooling_gets_it_when_asked(right, tmp_path):
     [
         (
             {"fields": {"general.architecture": string("llama")}},
-            "holds the architecture 'llama'; known are qwen3, qwen3vl",
+            "has the architecture 'llama'; expected qwen3 or qwen3vl",
         ),
-        ({"fields": {"split.count": Value(GGUFValueType.UINT16, 2)}}, "one part of several"),
-        ({"without": [HEAD, "token_embd.weight"]}, "the answers' rows are not in it"),
-        ({"without": [HEAD], "drop_fields": ["tokenizer.ggml.tokens"]}, "no single token 'yes'"),
+        ({"fields": {"split.count": Value(GGUFValueType.UINT16, 2)}}, "one of several parts"),
+        ({"without": [HEAD, "token_embd.weight"]}, "which contain the rows of yes and no"),
+        ({"without": [HEAD], "drop_fields": ["tokenizer.ggml.tokens"]}, "has no token 'yes'"),
     ],
 )
 def test_what_cannot_be_right_is_refused(change, message, right, tmp_path):
@@ -206,7 +206,7 @@ def test_what_cannot_be_right_is_refused(change, message, right, tmp_path):
 def test_another_base_is_refused(right, tmp_path):
     broken = plain(right, "f16", tmp_path / "plain.gguf")
     other = MODELS["text-reranker-untied"](tmp_path / "other")
-    with pytest.raises(ModelError, match="is not what"):
+    with pytest.raises(ModelError, match="was not made from"):
         repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base=str(other)))
 
 
@@ -228,7 +228,7 @@ def base_with(right, target, change):
 def test_a_base_of_the_same_shape_with_other_rows_is_refused(outtype, right, tmp_path):
     broken = plain(right, outtype, tmp_path / "plain.gguf")
     base = base_with(right, tmp_path / "base", lambda rows: rows.roll(1, 0))
-    with pytest.raises(ModelError, match=r"rows of yes and no differ in token_embd\.weight"):
+    with pytest.raises(ModelError, match=r"rows of yes and no in token_embd\.weight differ"):
         repair_gguf(RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base=base))
     assert not (tmp_path / "fixed.gguf").exists()
 
@@ -238,7 +238,7 @@ def test_a_base_for_another_task_is_refused(right, tmp_path):
     options = RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base="qtool-demo-embedder", task=Task.RERANK)
     with pytest.raises(UsageError, match=r"qtool-demo-embedder is an embedder \(modules\.json"):
         repair_gguf(options)
-    with pytest.raises(UsageError, match="an embedder has none"):
+    with pytest.raises(UsageError, match="an embedder has no rank head"):
         repair_gguf(
             RepairOptions(broken=broken, output=tmp_path / "fixed.gguf", base="qtool-demo-reranker", task=Task.EMBED)
         )
@@ -257,10 +257,10 @@ def test_an_untied_base_gives_a_head_that_its_file_lacks(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message", "hint"),
     [
-        ("nope.gguf", r"There is no file nope\.gguf", "hf download"),
-        ("hf://a/b/c.gguf", "a file on this disk", "Download it first: hf download a/b c.gguf --local-dir ."),
-        ("hf://a/b@v1/x/c.gguf", "a file on this disk", "hf download a/b x/c.gguf --revision v1 --local-dir ."),
-        ("https://example.org/c.gguf", "a file on this disk", "hf download ORG/NAME FILE.gguf"),
+        ("nope.gguf", r"No such file: nope\.gguf", "hf download"),
+        ("hf://a/b/c.gguf", "needs a local file", "Download it first: hf download a/b c.gguf --local-dir ."),
+        ("hf://a/b@v1/x/c.gguf", "needs a local file", "hf download a/b x/c.gguf --revision v1 --local-dir ."),
+        ("https://example.org/c.gguf", "needs a local file", "hf download ORG/NAME FILE.gguf"),
     ],
 )
 def test_what_is_no_file_here_is_a_usage_error(path, message, hint, tmp_path, monkeypatch):

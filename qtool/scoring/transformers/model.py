@@ -189,19 +189,19 @@ def _check(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tenso
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_MAX_LISTED])
+    listed = ", ".join(names[:_MAX_LISTED])
     more = len(names) - _MAX_LISTED
-    return f"{shown} and {more} more tensors" if more > 0 else shown
+    return f"{listed} and {more} more tensors" if more > 0 else listed
 
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()

@@ -87,7 +87,7 @@ class PromptSpan:
         return len(self.ids)
 
     def part(self, start: int, end: int | None = None) -> PromptSpan:
-        """The ids from `start` to `end`; each picture must lie wholly inside or wholly outside."""
+        """The ids from `start` to `end`; each picture must be entirely inside or outside."""
         first, last = self._pictures_before(start), self._pictures_before(len(self) if end is None else end)
         here = slice(start, end)
         return PromptSpan(self.ids[here], self.positions[:, here], self.is_picture[here], self.pictures[first:last])

@@ -90,7 +90,7 @@ def _score_row(opened: OpenCheckpoint, model: LoadedModel) -> torch.Tensor:
     detection = opened.detection
     if detection.architecture.head == "score":
         return score_row(model.head("score.weight"), detection.config)
-    # A tied head lives in the embedding, even where the file holds a copy of it.
+    # A tied head is the embedding, even where the file contains a copy of it.
     vocabulary = model.base.get_input_embeddings().weight if _is_tied(detection) else model.head("lm_head.weight")
     return difference_row(vocabulary.detach(), answer_ids(opened.checkpoint.directory, opened.tokenizer))
 
