@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from qtool.verify.merge import merge_reports
     from qtool.verify.run import verify
 
+__version__ = "0.1.0"
+
 _HOMES: Final = {
     "ConvertOptions": "qtool.export.gguf_plan",
     "EmbedOptions": "qtool.scoring.embed",

@@ -1,7 +1,7 @@
 """qtool.json: what an artefact is, what it was made from and how.
 
-Rule: it holds facts only (hashes, versions, decisions, errors); no clock and no path of the machine that made it, so that
-the same input gives the same manifest.
+It holds facts only (hashes, versions, decisions, errors), no clock and no path of the machine that made it: the same
+input gives the same manifest.
 """
 
 from __future__ import annotations
@@ -11,20 +11,28 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+import qtool
+
 SCHEMA_VERSION: Final = 1
 FILE_NAME: Final = "qtool.json"
+PARTS: Final = (
+    "numpy", "numba", "scipy", "gguf", "tokenizers", "huggingface_hub", "torch", "transformers", "nvidia-modelopt",
+    "datasets", "xllamacpp", "av",
+)  # fmt: skip
+"""The packages that results depend on; `versions(*PARTS)` is what a bug report needs."""
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Installed versions of qtool, Python and `packages`; None where one is absent."""
+    """Versions of qtool, Python and `packages` without importing them; None for one that is not installed."""
     return {
-        "qtool": _version("qtool"),
+        "qtool": qtool.__version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
+        **{name: installed_version(name) for name in packages},
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a distribution; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 import numpy as np
 from PIL.Image import Image
 
+import qtool
 from qtool.errors import QtoolError, SetupError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.pictures import to_rgb
@@ -223,7 +223,7 @@ def cache_folder() -> Path:
 
 def cached_answers(identity: Identity) -> Path:
     """The ledger of `identity` in the cache; another version of qtool, which may read a picture otherwise, has another."""
-    return cache_folder() / "answers" / version("qtool") / f"{identity.key}.jsonl"
+    return cache_folder() / "answers" / qtool.__version__ / f"{identity.key}.jsonl"
 
 
 def cached(scorer: Scorer) -> Scorer:
