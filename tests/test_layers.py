@@ -10,15 +10,16 @@ import pytest
 ROWS = (
     ("__main__",),
     ("cli",),
-    ("demo", "serve_command"),
+    ("demo", "serve_command", "doctor"),
     ("reporting",),
     ("verify",),
     ("checks",),
     ("scoring", "export"),
     ("storage", "inputs"),
     ("arch", "recipe"),
-    ("formats", "doctor", "console", "manifest", "jsonfile"),
-    ("errors", "progress", "resources"),
+    ("formats", "console", "manifest", "jsonfile"),
+    ("extras", "progress", "resources"),
+    ("errors",),
 )
 """From top to bottom; a package may import what stands in a lower row."""
 

@@ -12,9 +12,11 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
+import qtool
 from qtool import console
 from qtool.cli import checkpoints, gguf, scoring, serving, verification
 from qtool.errors import InternalError, QtoolError, SetupError
+from qtool.extras import import_failure
 
 _SHOWN: Final = 300
 
@@ -46,9 +48,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
     if value:
-        from importlib.metadata import version
-
-        typer.echo(version("qtool"))
+        typer.echo(qtool.__version__)
         raise typer.Exit
 
 
@@ -106,6 +106,8 @@ def _of_the_machine(error: BaseException) -> SetupError | None:
             f"There is not enough GPU memory: {_one_line(error)}",
             "End other programs on the GPU, ask for less at once, or use --device cpu.",
         )
+    if isinstance(error, ImportError) and not (error.name or "").startswith("qtool"):
+        return import_failure(error)
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else _one_line(error)
         return SetupError(f"The system refused: {what}", "Set QTOOL_DEBUG=1 for the traceback.")

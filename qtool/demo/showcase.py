@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.rule import Rule
 
 from qtool.export.quantize import QuantizationSummary, QuantizeOptions, quantization_table, quantize
+from qtool.extras import require_extra
 from qtool.progress import StageProgress
 from qtool.reporting.console import render_console
 from qtool.verify.case import VerifyOptions
@@ -57,6 +58,7 @@ class Showcase:
 
 def showcase(folder: Path, say: Callable[[str], None], progress: StageProgress) -> Showcase:
     """Quantize the demo models into `folder` (replacing an earlier demo's) and verify them on the built-in panels."""
+    require_extra("score", "The demo")
     outputs = {name: folder / f"{name}-NVFP4" for name in MODELS}
     summaries, reports = {}, {}
     for name, output in outputs.items():

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qtool.errors import QtoolError, SetupError, UsageError
+from qtool.errors import QtoolError, UsageError
+from qtool.extras import require_extra
 from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, PixelLimits, Video, fitted
 from qtool.inputs.media import opened, shown
 from qtool.inputs.pictures import PatchedImage, cut, load_image, resize_image
@@ -46,7 +46,7 @@ def read_frames(source: str, choose: Callable[[int, float], Sequence[int]]) -> F
     Raises UsageError for a file that is broken, empty or too long, NetworkError where an address does not answer,
     SetupError without the package av.
     """
-    _check_installed()
+    require_extra("video", "Reading video files")
     found = opened(source, _MAX_BYTES, _FETCH_SECONDS)
     # What a header says of the number of frames is often wrong, so they are counted first.
     with _stream(found) as stream:
@@ -58,11 +58,6 @@ def read_frames(source: str, choose: Callable[[int, float], Sequence[int]]) -> F
     with _stream(found) as stream:
         kept = {place: frame.to_ndarray(format="rgb24") for place, frame in _frames(stream) if place in set(places)}
     return FileFrames([kept[place] for place in places], places, rate)
-
-
-def _check_installed() -> None:
-    if find_spec("av") is None:
-        raise SetupError("Reading video files takes the package av.", "pip install 'qtool[video]'")
 
 
 @contextmanager
@@ -149,9 +144,9 @@ def frame_size(
 
 
 def _of_file(source: str, limits: PixelLimits) -> tuple[list[NDArray[np.uint8]], list[float]]:
-    import torch
-
     def chosen(total: int, rate: float) -> list[int]:
+        import torch
+
         # Its own float32 rounding decides which of two frames is nearer.
         places: list[int] = torch.linspace(0, total - 1, frames_wanted(total, rate, limits)).round().long().tolist()
         return places

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qtool.errors import ModelError, UsageError
+from qtool.extras import require_extra
 from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def _server(url: str, options: RuntimeOptions) -> HttpScorer:
 
 
 def _checkpoint(target: str, options: RuntimeOptions) -> Scorer:
+    require_extra("score", "Scoring a checkpoint")
     from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
     from qtool.storage.hub import resolve
 

@@ -15,6 +15,7 @@ from qtool.arch.detect import Detection, detect
 from qtool.arch.prompts import embedder_prompt
 from qtool.arch.spec import Task
 from qtool.errors import ModelError, SetupError, UsageError
+from qtool.extras import require_extra
 from qtool.inputs.builtin import default_panels, load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
@@ -179,9 +180,13 @@ class Case:
 
 def open_case(options: VerifyOptions) -> Case:
     """Find the models, read what they declare, check recipe and panels."""
+    if not options.structure_only:
+        require_extra("score", "Scoring the reference", "pass --structure-only (and --weights, --rederive)")
     reference = resolve(options.reference, options.revision, options.token).directory
     declared = detect(reference, options.task)
     artefact = _located(options)
+    if artefact is not None and not options.structure_only and gguf_file(str(artefact)) is not None:
+        require_extra("llamacpp", "Scoring a GGUF file", "pass --structure-only (and --weights, --rederive)")
     task, task_source = _task(declared, artefact, options.task)
     recipe = _recipe(options, artefact)
     check_names(recipe.recipe.gates)
