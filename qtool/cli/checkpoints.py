@@ -24,7 +24,7 @@ from qtool.cli.options import (
     parse_task,
     show,
 )
-from qtool.errors import EXIT_GATE_FAILED, UsageError
+from qtool.errors import EXIT_GATE_FAILED, EXIT_SETUP, UsageError
 
 
 def quantize(
@@ -81,7 +81,7 @@ def recipes(
 
 def doctor(*, json: Json = False) -> None:
     """Check this machine: versions, devices, engines, disk, hub access."""
-    from qtool.doctor import diagnoses_table, examine
+    from qtool.doctor import diagnoses_table, examine, is_healthy
 
     findings = examine()
     show(
@@ -89,6 +89,8 @@ def doctor(*, json: Json = False) -> None:
         diagnoses_table(findings),
         as_json=json,
     )
+    if not is_healthy(findings):
+        raise typer.Exit(EXIT_SETUP)
 
 
 def demo(
