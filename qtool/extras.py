@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 from qtool.errors import SetupError
@@ -24,12 +26,17 @@ class Extra:
     @property
     def command(self) -> str:
         """What installs it."""
-        return f"pip install '{DISTRIBUTION}[{self.name}]'"
+        return f"{_installer()} '{DISTRIBUTION}[{self.name}]'"
 
     @property
     def missing(self) -> list[str]:
         """The packages that are not installed, as pip names them."""
         return [package for module, package in self.packages.items() if not is_installed(module)]
+
+
+def _installer() -> str:
+    """`pip install`, but where `uv tool install` made this environment: it has no pip, and is replaced as a whole."""
+    return "uv tool install" if (Path(sys.prefix) / "uv-receipt.toml").is_file() else "pip install"
 
 
 _SCORE: Final = {"torch": "torch", "transformers": "transformers"}
@@ -74,7 +81,7 @@ def import_failure(error: ImportError) -> SetupError:
     if module == "fcntl":
         return SetupError("qtool runs on Linux and macOS only.", "On Windows, run it in WSL.")
     extra = next((extra for extra in EXTRAS.values() if module in extra.packages), None)
-    command = extra.command if extra else f"pip install {DISTRIBUTION}"
+    command = extra.command if extra else f"{_installer()} {DISTRIBUTION}"
     if isinstance(error, ModuleNotFoundError):
         package = extra.packages[module] if extra else module
         return SetupError(f"The package {package} is not installed.", f"Run `{command}`.")
