@@ -12,7 +12,7 @@ LLAMA_CMAKE := -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O0
 	-DGGML_LLAMAFILE=OFF -DGGML_CPU_REPACK=OFF -DGGML_CCACHE=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
 
-.PHONY: help setup demo test check fix bench fuzz engines test-engines docs clean
+.PHONY: help setup demo test test-pythons check fix bench fuzz engines test-engines docs clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ setup: $(VENV)/.installed  ## make .venv and install everything, pinned
 
 $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[dev,llamacpp,video]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c .ci/constraints.txt -e '.[all,dev]'
 	touch $@
 
 demo: setup      ## quantize the built-in models and show by their scores what that cost
@@ -29,6 +29,9 @@ demo: setup      ## quantize the built-in models and show by their scores what t
 
 test: setup      ## run the whole suite
 	$(BIN)/python -m pytest
+
+test-pythons: setup  ## the base install by every Python from 3.10 on that this machine has (a minute or two each)
+	$(BIN)/python -m tests.pythons
 
 check: setup     ## ruff, mypy strict, import layers, docs
 	$(BIN)/ruff check .

@@ -1,7 +1,4 @@
-"""The errors that qtool raises, and the exit code each kind ends with.
-
-Rule: a library function raises one of these with a sentence a user can act on; only the command line catches them.
-"""
+"""The errors that qtool raises and the exit code of each: a message that says what is wrong, a hint that says what to do."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ EXIT_USAGE: Final = 2
 EXIT_MODEL: Final = 3
 EXIT_SETUP: Final = 4
 EXIT_NETWORK: Final = 5
-EXIT_INTERNAL: Final = 70  # sysexits.h calls it EX_SOFTWARE; 1, which Python would end with, is a verdict here
-EXIT_INTERRUPTED: Final = 130  # by Ctrl-C; typer's own
+EXIT_INTERNAL: Final = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 is the exit code of a failed verdict here
+EXIT_INTERRUPTED: Final = 130  # Ctrl-C, as typer ends
 
 
 class QtoolError(Exception):
-    """Something a user can act on: `message` says what is wrong, `hint` what to do about it."""
+    """What a user can act on: `message` says what is wrong, `hint` what to do about it."""
 
     exit_code: ClassVar[int] = EXIT_USAGE
 
@@ -50,12 +47,12 @@ class SetupError(QtoolError):
 
 
 class NetworkError(QtoolError):
-    """A hub or server could not be reached or refused us (exit 5)."""
+    """The hub or a server cannot be reached, or refuses the request (exit 5)."""
 
     exit_code = EXIT_NETWORK
 
 
 class InternalError(QtoolError):
-    """Something that qtool did not foresee (exit 70); only the command line makes one, of an exception of another kind."""
+    """A bug: an exception that qtool did not expect (exit 70). Only the command line raises it."""
 
     exit_code = EXIT_INTERNAL

@@ -10,21 +10,29 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+import qtool
+
 SCHEMA_VERSIONS: Final[Mapping[str, int]] = {"quantize": 1, "convert-gguf": 2, "repair-gguf": 2}
 """By kind. Version 1 of the GGUF kinds had, for a tensor of more than 64 MiB, a hash for each 64 MiB of it."""
 FILE_NAME: Final = "qtool.json"
+PARTS: Final = (
+    "numpy", "numba", "scipy", "gguf", "tokenizers", "huggingface_hub", "torch", "transformers", "nvidia-modelopt",
+    "datasets", "xllamacpp", "av",
+)  # fmt: skip
+"""The packages that results depend on; `versions(*PARTS)` is what a bug report needs."""
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Installed versions of qtool, Python and `packages`; None where one is absent."""
+    """Versions of qtool, Python and `packages` without importing them; None for one that is not installed."""
     return {
-        "qtool": _version("qtool"),
+        "qtool": qtool.__version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in packages},
+        **{name: installed_version(name) for name in packages},
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a distribution; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -11,7 +11,7 @@ ROWS = (
     ("__main__",),
     ("cli",),
     ("demo",),
-    ("api", "serve_command"),
+    ("api", "serve_command", "doctor"),
     ("reporting",),
     ("verify",),
     ("checks",),
@@ -19,9 +19,10 @@ ROWS = (
     ("artefact",),
     ("storage", "inputs"),
     ("arch", "recipe"),
-    ("formats", "doctor", "console", "manifest", "jsonfile"),
+    ("formats", "console", "manifest", "jsonfile"),
     ("options", "results"),
-    ("errors", "progress", "resources", "retries"),
+    ("extras", "progress", "resources", "retries"),
+    ("errors",),
 )
 """From top to bottom; a package may import what stands in a lower row."""
 

@@ -15,10 +15,10 @@ from qtool import console
 from qtool.cli import checkpoints, gguf, scoring, serving, verification
 from qtool.cli.examples import epilog
 from qtool.errors import EXIT_USAGE, InternalError, QtoolError, SetupError, UsageError
+from qtool.extras import import_failure
 
 _NAME: Final = "qtool"
 _LONGEST_SHOWN: Final = 300
-_PARTS: Final = ("numpy", "numba", "gguf", "torch", "transformers", "nvidia-modelopt", "xllamacpp", "huggingface_hub")
 
 
 class _Command(TyperCommand):
@@ -85,9 +85,9 @@ def _show_version(value: bool) -> None:  # noqa: FBT001
         return
     console.show_line(qtool.__version__)
     if console.settings.verbose:
-        from qtool.manifest import versions
+        from qtool.manifest import PARTS, versions
 
-        parts = {name: version for name, version in versions(*_PARTS).items() if name != _NAME}
+        parts = {name: version for name, version in versions(*PARTS).items() if name != _NAME}
         console.show_lines(f"{name} {version or '(not installed)'}" for name, version in parts.items())
     raise typer.Exit
 
@@ -177,6 +177,8 @@ def _machine_error(error: BaseException) -> SetupError | None:
             f"There is not enough GPU memory: {_one_line(error)}",
             "Close other programs on the GPU, process less at once, or use --device cpu.",
         )
+    if isinstance(error, ImportError) and not (error.name or "").startswith("qtool"):
+        return import_failure(error)
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else _one_line(error)
         return SetupError(f"The system refused: {what}", "Set QTOOL_DEBUG=1 for the traceback.")

@@ -22,7 +22,7 @@ from qtool.cli.options import (
     require_output,
     show,
 )
-from qtool.errors import EXIT_GATE_FAILED
+from qtool.errors import EXIT_GATE_FAILED, EXIT_SETUP
 from qtool.resources import DEFAULT_RECIPE
 
 
@@ -90,13 +90,15 @@ def recipes(
 
 def doctor(*, json: Json = False) -> None:
     """Check this machine: versions, devices, engines, disk, hub access."""
-    from qtool.doctor import diagnoses_table, examine
+    from qtool.doctor import diagnoses_table, examine, is_healthy
 
     findings = examine()
     if json:
         console.show_json({"schema_version": 1, "findings": [finding.to_json() for finding in findings]})
     else:
         console.show_result(diagnoses_table(findings))
+    if not is_healthy(findings):
+        raise typer.Exit(EXIT_SETUP)
 
 
 def demo(

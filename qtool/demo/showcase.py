@@ -14,6 +14,7 @@ from typing_extensions import override
 from qtool import api
 from qtool.console import unwrapped
 from qtool.export.quantize import QuantizationSummary, quantization_table
+from qtool.extras import require_extra
 from qtool.progress import ignore
 from qtool.reporting.console import render_console
 from qtool.results import Result
@@ -90,6 +91,7 @@ def showcase(folder: Path, show_command: Callable[[str], None] = ignore) -> Show
 
     `show_command` is called before each step with the command that does the same.
     """
+    require_extra("score", "The demo")
     outputs = {name: folder / f"{name}-NVFP4" for name in MODELS}
     reports_in = {name: folder / f"{name}-report" for name in MODELS}
     summaries, reports = {}, {}

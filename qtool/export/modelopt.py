@@ -42,11 +42,9 @@ def quantize_modelopt(
 
 
 def _load(checkpoint: Checkpoint, plan: QuantizationPlan) -> Any:
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise SetupError(f"The modelopt backend needs torch and transformers: {error}.") from None
+    import torch
+    import transformers
+
     name = plan.detection.architecture.name
     model_class = getattr(transformers, name, None)
     if model_class is None:

@@ -27,6 +27,7 @@ from qtool.export.quantize_plan import (
     plan_quantization,
     quantized_config,
 )
+from qtool.extras import require_extra
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.manifest import manifest, versions
@@ -96,13 +97,12 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
     if options.output is not None and not options.dry_run:
         check_target(options.output, force=options.force)
     recipe = load_recipe(options.recipe)
+    backend, reason = _choose(options.backend)
     source = resolve(options.model, options.revision, options.token)
     checkpoint = open_checkpoint(source.directory)
     plan = plan_quantization(checkpoint, detect(source.directory, options.task), recipe.recipe)
     layout = lay_out(plan.outputs, options.max_shard_bytes)
-    backend, reason = _choose(options.backend)
     return QuantizeJob(
-        source=source,
         checkpoint=checkpoint,
         recipe=recipe,
         plan=plan,
@@ -116,6 +116,8 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
 def _choose(backend: Backend) -> tuple[Literal["streaming", "modelopt"], str]:
     if backend == "auto":  # every algorithm that the recipe schema admits is one that streaming carries out
         return "streaming", "auto: the recipe's algorithm needs no model in memory"
+    if backend == "modelopt":
+        require_extra("modelopt", "--backend modelopt", "use --backend streaming, which writes the same bytes")
     return backend, "--backend"
 
 

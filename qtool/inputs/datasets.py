@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qtool.errors import NetworkError, QtoolError, UsageError
+from qtool.extras import require_extra
 from qtool.inputs.items import is_text
 from qtool.inputs.media import is_url, open_media, quoted
 from qtool.inputs.panel_lines import HIGHEST_GRADE
@@ -60,6 +61,7 @@ def read_picture(path: str) -> bytes:
 
 
 def _open_splits(path: str, config: str | None, revision: str | None) -> Any:
+    require_extra("datasets", f"Reading data set {path}")
     import datasets
 
     local = Path(path)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qtool.errors import QtoolError, SetupError, UsageError
+from qtool.errors import QtoolError, UsageError
+from qtool.extras import require_extra
 from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, PixelLimits, Video, fitted
 from qtool.inputs.media import open_media, quoted
 from qtool.inputs.pictures import PatchedImage, load_image, patches_of, resize_image
@@ -45,8 +45,7 @@ def read_frames(source: str, choose: Callable[[int, float], Sequence[int]]) -> F
     Raises UsageError for a file that is broken, empty or too long, NetworkError for a failed transfer, SetupError
     without the package av.
     """
-    if find_spec("av") is None:
-        raise SetupError("Reading video files needs the package av.", "pip install 'qtool[video]'")
+    require_extra("video", "Reading video files")
     content = open_media(source, _MAX_BYTES, _FETCH_SECONDS)
     # The number of frames in a header is often wrong, so they are counted first.
     with _stream(content) as stream:
@@ -147,9 +146,9 @@ def frame_size(
 
 
 def _of_file(source: str, limits: PixelLimits) -> tuple[list[NDArray[np.uint8]], list[float]]:
-    import torch
-
     def choose(total: int, rate: float) -> list[int]:
+        import torch
+
         # torch's float32 rounding decides which of two frames is nearer.
         indices: list[int] = torch.linspace(0, total - 1, frames_wanted(total, rate, limits)).round().long().tolist()
         return indices

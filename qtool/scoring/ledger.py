@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
+import qtool
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.storage.output import named_write_errors
@@ -44,7 +44,7 @@ Answer: TypeAlias = float | NDArray[np.float32]
 
 def header_line(identity: Identity) -> bytes:
     """The first line of a ledger of `identity`, newline included."""
-    return _line({_MARK: SCHEMA_VERSION, "qtool": version("qtool"), "identity": asdict(identity)})
+    return _line({_MARK: SCHEMA_VERSION, "qtool": qtool.__version__, "identity": asdict(identity)})
 
 
 def read_header(line: bytes, identity: Identity, path: Path) -> None:
@@ -53,7 +53,7 @@ def read_header(line: bytes, identity: Identity, path: Path) -> None:
     if header.get(_MARK) is None or not isinstance(header.get("identity"), dict):
         raise UsageError(f"{path} is not a ledger of answers.", "Choose another output.")
     theirs: dict[str, Any] = {_MARK: header[_MARK], "qtool": header.get("qtool"), **header["identity"]}
-    ours = {_MARK: SCHEMA_VERSION, "qtool": version("qtool"), **asdict(identity)}
+    ours = {_MARK: SCHEMA_VERSION, "qtool": qtool.__version__, **asdict(identity)}
     for name in (_MARK, "qtool", *(field.name for field in fields(identity))):
         if theirs.get(name) != ours[name]:
             raise UsageError(

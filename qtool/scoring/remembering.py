@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -18,6 +17,7 @@ import numpy as np
 from PIL.Image import Image
 from typing_extensions import override
 
+import qtool
 from qtool.errors import QtoolError, SetupError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.pictures import to_rgb
@@ -221,7 +221,7 @@ def cache_folder() -> Path:
 
 def cached_answers(identity: Identity) -> Path:
     """The ledger of `identity` in the cache, of this version of qtool: another may read the same picture differently."""
-    return cache_folder() / "answers" / version("qtool") / f"{identity.key}.jsonl"
+    return cache_folder() / "answers" / qtool.__version__ / f"{identity.key}.jsonl"
 
 
 def open_cache(identity: Identity) -> AnswerStore | None:

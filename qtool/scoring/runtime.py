@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
 from qtool.errors import UsageError
+from qtool.extras import require_extra
 from qtool.options import Options
 from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
@@ -86,6 +87,7 @@ def _server(url: str, options: RuntimeOptions) -> HttpScorer:
 
 
 def _checkpoint(artefact: CheckpointArtefact, options: RuntimeOptions) -> Scorer:
+    require_extra("score", "Scoring a checkpoint")
     from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
 
     return open_scorer(artefact, ScorerOptions(options.task, options.dtype, options.device))

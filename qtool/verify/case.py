@@ -17,6 +17,7 @@ from qtool.arch.spec import Task
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
 from qtool.checks.reference import Reference, open_reference
 from qtool.errors import ModelError, SetupError, UsageError
+from qtool.extras import require_extra
 from qtool.inputs.builtin import default_panels, load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
@@ -209,9 +210,13 @@ class LocatedCase(Case):
 
 def open_case(options: VerifyOptions) -> LocatedCase:
     """Open the models, read what they declare, check recipe and panels."""
+    if not options.structure_only:
+        require_extra("score", "Scoring the reference", "pass --structure-only (and --weights, --rederive)")
     reference = open_reference(options.reference, options.task, options.revision, options.token)
     declared = reference.detection
     artefact = _artefact(options)
+    if isinstance(artefact, GgufArtefact) and not options.structure_only:
+        require_extra("llamacpp", "Scoring a GGUF file", "pass --structure-only (and --weights, --rederive)")
     task, task_source = _task(declared, artefact)
     reference = replace(reference, asked_task=task)  # it, or the artefact, may declare none
     artefact = None if artefact is None else replace(artefact, asked_task=task)

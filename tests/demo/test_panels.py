@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qtool.inputs.panels import load_panel
-from tests.demo.reading import attributes_of
+from tests.tools.demo_models.reading import attributes_of
 from tools.demo_models.evaluate import random_baseline
 from tools.demo_models.panels import CALIBRATION, PAIRS, PANELS, PanelPlan, panel_text
 from tools.demo_models.world import ATTRIBUTES, Scene, is_held_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -180,8 +181,8 @@ def test_a_film_behind_an_address_is_seen_as_the_file_is(tmp_path: Path) -> None
 
 
 def test_files_need_the_extra_and_lists_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_file, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(SetupError) as caught:
         patchify_video(Video("film.mp4"))
-    assert "pip install 'qtool[video]'" in caught.value.hint
+    assert "pip install 'qtool-retrieval[video]'" in caught.value.hint
     assert patchify_video(Video(frames(2))).placeholder_tokens > 0

@@ -68,7 +68,7 @@ def serving(answer: Callable[[str, Any], Any]) -> Iterator[LoopbackServer]:
             self.end_headers()
             self.wfile.write(reply.content)
 
-        do_POST = do_GET  # noqa: N815 - http.server's names
+        do_POST = do_HEAD = do_GET  # noqa: N815 - http.server's names
 
         def log_message(self, *_: object) -> None:
             """Nothing on standard error."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from qtool.arch import prompts
 from qtool.arch.prompts import Truncation
 from qtool.errors import NetworkError, SetupError, UsageError
 from qtool.inputs import media as sources
-from qtool.inputs import videos as video_file
 from qtool.inputs.items import OFFICIAL_LIMITS, Item, Pair, Video
 from qtool.scoring.prompt import embed_instruction
 from tests.inputs.films import frames
@@ -141,7 +141,7 @@ def test_a_broken_video_names_the_item_and_keeps_its_kind(builder, monkeypatch: 
     monkeypatch.setattr(sources, "_RETRIES", 0)
     with pytest.raises(NetworkError, match=r"Item 'd': Cannot read the picture http://127\.0\.0\.1:9/a\.png"):
         embedder.item(Item("d", image=("http://127.0.0.1:9/a.png",)))
-    monkeypatch.setattr(video_file, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(SetupError, match="Item 'd'"):
         embedder.item(Item("d", video=(Video("a.mp4"),)))
 

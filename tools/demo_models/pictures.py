@@ -1,7 +1,4 @@
-"""The world in pictures: 96x96 palette PNGs of a few shapes on speckled ground.
-
-Rule: a picture follows from its scene and seed alone, and stays below a kilobyte or so.
-"""
+"""The world in pictures: 96x96 palette PNGs of about a kilobyte, which follow from scene and seed alone."""
 
 from __future__ import annotations
 

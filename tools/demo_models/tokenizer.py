@@ -1,7 +1,4 @@
-"""The demo tokenizer: byte-level BPE built the way Qwen's is, trained on the small world.
-
-Rule: Qwen's normaliser, pre-tokenizer and added tokens in Qwen's order; only the merges differ.
-"""
+"""The demo tokenizer: byte-level BPE with Qwen's normaliser, pre-tokenizer and added tokens, trained on the small world."""
 
 from __future__ import annotations
 

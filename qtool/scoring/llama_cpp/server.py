@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from qtool.errors import ModelError, SetupError
+from qtool.errors import ModelError
+from qtool.extras import import_failure, require_extra
 from qtool.inputs.items import OFFICIAL_LIMITS
 from qtool.storage.output import WORKERS
 
@@ -60,12 +61,11 @@ VERIFYING: Final = LlamaCppOptions()
 
 def import_engine() -> Any:
     """The module xllamacpp. Raises SetupError."""
+    require_extra("llamacpp", "Scoring a GGUF file")
     try:
         import xllamacpp
     except ImportError as error:
-        raise SetupError(
-            f"Scoring GGUF files needs the package xllamacpp: {error}.", "pip install 'qtool[llamacpp]'"
-        ) from error
+        raise import_failure(error) from error
     return xllamacpp
 
 

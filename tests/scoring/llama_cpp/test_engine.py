@@ -51,7 +51,7 @@ def test_without_the_engine_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(SetupError, match="xllamacpp") as caught:
         open_llama_cpp(gguf_of(RERANKER, "f32", folder))
-    assert caught.value.hint == "pip install 'qtool[llamacpp]'"
+    assert caught.value.hint == "Run `pip install 'qtool-retrieval[llamacpp]'`."
 
 
 def test_log_odds_are_exact_and_finite():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from tests.demo.reading import attributes_of
+from tests.tools.demo_models.reading import attributes_of
 from tools.demo_models.lessons import Teacher
 from tools.demo_models.pictures import SIDE, data_url, render
 from tools.demo_models.world import (
