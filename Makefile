@@ -66,8 +66,9 @@ $(ENGINES)/vllm/.installed: .ci/requirements-vllm.txt $(wildcard tests/engines/v
 test-engines: engines  ## the tests that need them, too
 	$(BIN)/python -m pytest -m engines
 
-docs: setup      ## write the generated pages again (docs/cli.md)
+docs: setup      ## write the generated pages again (docs/cli.md and others, tests/messages.txt)
 	$(BIN)/python -m tests.docs_pages
+	$(BIN)/python -m tests.messages
 
 clean:           ## remove what was made
 	rm -rf $(VENV) build dist demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
