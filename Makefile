@@ -70,8 +70,9 @@ $(ENGINES)/vllm/.installed: .ci/requirements-vllm.txt $(wildcard tests/engines/v
 test-engines: engines  ## the tests that need them, too
 	$(BIN)/python -m pytest -m engines
 
-docs: setup      ## write the generated pages and the outputs shown in the docs again
+docs: setup      ## write the generated pages, the page of messages and the outputs shown in the docs again
 	$(BIN)/python -m tests.docs_pages
+	$(BIN)/python -m tests.messages
 	$(BIN)/python -m tests.docs_examples
 
 clean:           ## remove what was made

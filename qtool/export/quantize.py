@@ -103,6 +103,7 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
     plan = plan_quantization(checkpoint, detect(source.directory, options.task), recipe.recipe)
     layout = lay_out(plan.outputs, options.max_shard_bytes)
     return QuantizeJob(
+        source=source,
         checkpoint=checkpoint,
         recipe=recipe,
         plan=plan,
