@@ -210,9 +210,9 @@ def _declared_tasks(model: GgufModel) -> Iterator[tuple[Task, str]]:
         yield Task.EMBED, f"{pooling} = {declared} ({PoolingType(declared).name})"
 
 
-# The projector of a language model. Whose it is no file says: it fits if its vectors are as wide as the model's and it
-# feeds as many of its layers. Nobody asked for what merely lies there, so a file that does not fit or cannot be read is
-# passed over.
+# The projector of a language model. No file says which model it belongs to: it fits if its type is the family's, its
+# vectors are as wide as the model's and it feeds as many layers. A file that merely lies beside the model and does not
+# fit, or cannot be read, is passed over.
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
-"""The command that serves an artefact as qtool scores it.
-
-Rule: nothing is run here; what an engine cannot do with an artefact is an error that says so, never a command that half works.
+"""The command that serves an artefact as qtool scores it; what an engine cannot do with one is an error that says so.
 
 Read in vLLM 0.32, SGLang 0.5.23 and llama.cpp's server of November 2026; docs/serving.md says what was run.
 """
@@ -73,7 +71,9 @@ def serve_command(
     """
     path = Path(artefact)
     if not (path.is_file() or (path / CONFIG).is_file() or any(map(is_gguf, LocalLocation(path).names))):
-        raise UsageError(f"{artefact} is neither a checkpoint's folder nor a GGUF file.", "Download it first.")
+        raise UsageError(
+            f"{artefact} is neither a checkpoint's folder nor a GGUF file.", "Download it first: hf download."
+        )
     opened = open_artefact(artefact, task=task, mmproj=mmproj)
     if isinstance(opened, GgufArtefact):
         made = _llama_server(opened, engine)
@@ -94,14 +94,16 @@ def with_template(command: ServeCommand, *, write: bool) -> ServeCommand:
     """The command once its chat template is there; `write` puts the official one there, and replaces no other file."""
     if command.template is None:
         if write:
-            raise UsageError("Only a reranker's folder needs a chat template.", "Leave out --write-template.")
+            raise UsageError(
+                "--write-template applies to checkpoints of rerankers only.", "Leave out --write-template."
+            )
         return command
     path, official = command.template
     if write and not path.exists():
         path.write_text(official, encoding="utf-8")
     if not path.is_file():
         raise UsageError(
-            f"{path} is missing, without which the engine would not score the official prompt.",
+            f"The chat template {path} is missing; without it the engine does not score the official prompt.",
             f"Pass --write-template {FILE_NAME} to have it written there.",
         )
     if path.read_text(encoding="utf-8", errors="replace").strip() == official.strip():
@@ -115,7 +117,7 @@ def _llama_server(artefact: GgufArtefact, engine: ServingEngine) -> ServeCommand
         raise UsageError(f"{gguf} is a GGUF file, which {engine.value} does not serve.", "Use --engine llama-server.")
     model = scoring_model(artefact.model)
     _require_served_rightly(model)
-    length = str(_room(model.prompt.truncation))
+    length = str(_context_size(model.prompt.truncation))
     argv = ["llama-server", "--model", str(gguf), "--ctx-size", length]
     if model.task is Task.RERANK:
         if artefact.mmproj is not None:
@@ -152,7 +154,7 @@ def _require_served_rightly(model: LlamaCppModel) -> None:
         )
 
 
-def _room(rule: Truncation) -> int:
+def _context_size(rule: Truncation) -> int:
     """The context for the longest official prompt: llama.cpp takes prompts that are shorter than it."""
     return rule.max_length + (rule.kept_tail if rule.tail_is_extra else 0) + 1
 
@@ -169,7 +171,10 @@ def _rank_notes(model: LlamaCppModel) -> tuple[str, ...]:
 def _of_checkpoint(artefact: CheckpointArtefact, engine: ServingEngine, template: Path | None) -> ServeCommand:
     folder = artefact.path
     if engine is ServingEngine.LLAMA_SERVER:
-        raise UsageError(f"{folder} is no GGUF file, which llama-server needs.", "Convert it: qtool convert-gguf.")
+        raise UsageError(
+            f"{folder} is a checkpoint; llama-server needs a GGUF file.",
+            f"Convert it: qtool convert-gguf {folder} -o OUT",
+        )
     found = artefact.detection
     command = (_vllm if engine is ServingEngine.VLLM else _sglang)(folder, found)
     if found.require_task() is Task.EMBED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,35 @@ def test_imports_point_down(path):
     package = package_of(path)
     wrong = {other for other in imported_packages(path) - {package} if LEVEL[other] >= LEVEL[package]}
     assert not wrong
+
+
+FAMILY = "qwen"
+NAMING = {"cli": "help texts say to people what qtool is for"}
+"""Packages that may name a family beside arch, and why."""
+
+
+def words(tree: ast.Module) -> Iterator[str]:
+    """Every name and every text of a module but its docstrings; comments are not among them."""
+    documentation = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in documentation:
+            yield node.value
+        for field in ("id", "attr", "arg", "name", "module"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield word
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_only_arch_names_a_family(path):
+    if package_of(path) not in ("arch", *NAMING):
+        assert [word for word in words(ast.parse(path.read_text())) if FAMILY in word.lower()] == []
+
+
+@pytest.mark.parametrize("package", ["storage", "formats"])
+def test_storage_and_formats_know_no_family(package):
+    for path in (ROOT / package).glob("*.py"):
+        modules = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        assert {module for module in modules if module and module.startswith("qtool.arch")} <= {"qtool.arch.spec"}
 
 
 def test_only_one_file_imports_modelopt():

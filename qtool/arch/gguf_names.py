@@ -15,6 +15,22 @@ FUSED_GROUPS: Final = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 FUSED_QKV: Final = "attn_qkv"
 """What stands for the first group in a file whose converter has merged it already."""
 
+TENSOR_CLASSES: Final[Mapping[str, str]] = {
+    "rank head": r"cls\..+",
+    "embedding": r"token_embd\..+",
+    "output head": r"output\..+",
+    "norms": r"(blk\.\d+\.(attn_|attn_q_|attn_k_|ffn_)norm|output_norm|v\.blk\.\d+\.ln[12]|v\.post_ln)\..+",
+    "attention": r"blk\.\d+\.attn_.+",
+    "feed forward": r"blk\.\d+\.ffn_.+",
+    "vision embeddings": r"v\.(patch|position)_embd\..+",
+    "vision attention": r"v\.blk\.\d+\.attn_.+",
+    "vision feed forward": r"v\.blk\.\d+\.ffn_.+",
+    "vision merger": r"mm\..+",
+    "deepstack mergers": r"v\.deepstack\..+",
+    "other": r".*",
+}
+"""What tensors are for, by a pattern of their names; the first that matches counts."""
+
 _NUMBERED: Final = re.compile(r"(layers|blocks|deepstack_merger_list)\.(\d+)\.(.+)")
 _PREFIXES: Final = ("model.language_model.", "model.visual.", "model.")
 _VISION_PREFIX: Final = "model.visual."

@@ -103,7 +103,7 @@ TOKENIZER: Final = TokenizerSpec(
 
 
 def vllm_overrides(scorer: str) -> dict[str, object]:
-    """What vLLM is told to rank with the yes and no rows of a causal model; `scorer` is its class for that."""
+    """The overrides by which vLLM ranks with the yes and no rows of a causal model; `scorer` is its class for that."""
     return {"architectures": [scorer], "classifier_from_token": [NO, YES], "is_original_qwen3_reranker": True}
 
 

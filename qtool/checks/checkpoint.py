@@ -15,7 +15,7 @@ from qtool.arch.spec import Presence, Task
 from qtool.artefact import CheckpointArtefact
 from qtool.checks.checkpoint_model import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE, TOKENIZER, CheckpointModel, as_mapping
 from qtool.checks.findings import Finding, finding, listed, listed_are
-from qtool.checks.report import InspectedArtefact, StoredTensor, tensor_classes
+from qtool.checks.report import ClassedTensor, InspectedArtefact, tensor_classes
 from qtool.formats.floats import FLOAT_FORMATS
 from qtool.formats.nvfp4 import BLOCK
 from qtool.jsonfile import read_json
@@ -33,7 +33,7 @@ _MODULES: Final = "modules.json"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _SENTENCE_TRANSFORMERS: Final = {
     "config_sentence_transformers.json": "the task and its prompts",
-    "sentence_bert_config.json": "how to take pictures",
+    "sentence_bert_config.json": "how to read pictures",
 }
 
 
@@ -114,8 +114,9 @@ def tokenizer_findings(model: CheckpointModel) -> Iterator[Finding]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         return
-    if _split_pattern(tokenizer) != model.family.tokenizer.split_pattern:
-        yield model.found("safetensors-pre-tokenizer", name=TOKENIZER)
+    official = model.family.tokenizer
+    if _split_pattern(tokenizer) != official.split_pattern:
+        yield model.found("safetensors-pre-tokenizer", name=TOKENIZER, expected=official.gguf_pre)
     if model.detection.task is Task.RERANK:
         yield from _answer_findings(model, tokenizer)
 
@@ -379,7 +380,7 @@ def _artefact(artefact: CheckpointArtefact, location: ArtefactLocation) -> Inspe
         task=detection.task.value if detection.task else "unknown",
         task_source=detection.task_source,
         format=_format(model),
-        classes=tensor_classes(model.stored_tensors()),
+        classes=tensor_classes(model.classed_tensors()),
         markers=dict(_markers(model)),
         findings=tuple(findings),
     )
@@ -387,7 +388,7 @@ def _artefact(artefact: CheckpointArtefact, location: ArtefactLocation) -> Inspe
 
 def _foreign_artefact(checkpoint: Checkpoint, location: ArtefactLocation, what: str) -> InspectedArtefact:
     names = checkpoint.config.get("architectures")
-    stored = [StoredTensor(n, i.dtype, prod(i.shape), i.nbytes) for n, i in checkpoint.tensors.items()]
+    stored = [ClassedTensor(n, i.dtype, prod(i.shape), i.nbytes) for n, i in checkpoint.tensors.items()]
     target = location.path_of("")
     return InspectedArtefact(
         name=target,

@@ -15,7 +15,7 @@ from qtool.arch.spec import TensorSpec, dimension
 from qtool.artefact import CheckpointArtefact
 from qtool.checks.findings import Finding, finding
 from qtool.checks.positions import Positions
-from qtool.checks.report import StoredTensor
+from qtool.checks.report import ClassedTensor
 from qtool.errors import ModelError
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf_model import RANK_HEAD
@@ -140,14 +140,14 @@ class CheckpointModel:
             raise ModelError(f"config.json: deepstack_visual_indexes is {layers!r}, expected a list of layers.")
         return layers
 
-    def stored_tensors(self) -> Iterator[StoredTensor]:
+    def classed_tensors(self) -> Iterator[ClassedTensor]:
         """The tensors for the table of classes, under llama.cpp's names."""
         for name, info in self.checkpoint.tensors.items():
             canonical = self.canonical(name)
             is_scale = canonical in self.companions
             weights = 0 if is_scale else prod(info.shape) * (2 if canonical in self.packed else 1)
             kind = "NVFP4" if canonical in self.packed else info.dtype
-            yield StoredTensor(self._gguf_name(canonical), None if is_scale else kind, weights, info.nbytes)
+            yield ClassedTensor(self._gguf_name(canonical), None if is_scale else kind, weights, info.nbytes)
 
     def _gguf_name(self, canonical: str) -> str:
         if canonical == "score.weight":

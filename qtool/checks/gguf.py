@@ -21,12 +21,12 @@ from qtool.checks.gguf_language import (
 )
 from qtool.checks.gguf_tensors import (
     Projector,
+    classed_tensors,
     head_findings,
     pair_findings,
     projector_findings,
     projector_markers,
     scale_findings,
-    stored_tensors,
     tensor_findings,
 )
 from qtool.checks.report import InspectedArtefact, tensor_classes
@@ -89,7 +89,7 @@ def _language_model(model: LanguageModel, candidates: Sequence[ProjectorCandidat
         task=model.task.value if model.task else "unknown",
         task_source=model.task_source,
         format=model.file.file_type,
-        classes=tensor_classes(stored_tensors(model.file)),
+        classes=tensor_classes(classed_tensors(model.file)),
         markers=described,
         findings=tuple(_language_findings(model, fitting, candidates)),
     )
@@ -117,7 +117,7 @@ def _projector(projector: Projector) -> InspectedArtefact:
         family=projector.family.name,
         architecture=PROJECTOR,
         format=projector.file.file_type,
-        classes=tensor_classes(stored_tensors(projector.file)),
+        classes=tensor_classes(classed_tensors(projector.file)),
         markers=dict(projector_markers(projector)),
         findings=(*_part_findings(projector.file), *projector_findings(projector)),
     )
@@ -135,7 +135,7 @@ def _foreign(model: GgufModel) -> InspectedArtefact:
         family="unknown",
         architecture=architecture or "unknown",
         format=model.file_type,
-        classes=tensor_classes(stored_tensors(model)),
+        classes=tensor_classes(classed_tensors(model)),
         findings=(*_part_findings(model), found),
     )
 

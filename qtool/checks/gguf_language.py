@@ -95,11 +95,9 @@ def marker_findings(model: LanguageModel) -> Iterator[Finding]:
 
 
 def _undeclared(model: LanguageModel) -> Finding:
-    """A name that speaks of a task is told to who can judge it, and decides nothing."""
+    """Mentions a name that speaks of a task, for a person to judge: names decide nothing."""
     named = [(source, name, task) for source, name in _names(model) for task in Task if task.value in name.lower()]
-    hint = "".join(
-        f"; {source} {printable(name)} hints at {_doer(task)}, and decides nothing" for source, name, task in named[:1]
-    )
+    hint = "".join(f"; {source} {printable(name)} suggests {_doer(task)}" for source, name, task in named[:1])
     task = named[0][2] if named else Task.RERANK
     return finding("gguf-task-undeclared", model.file.target, task=task.value, hint=hint)
 

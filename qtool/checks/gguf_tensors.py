@@ -16,7 +16,7 @@ from qtool.arch.spec import Task
 from qtool.artefact import ProjectorCandidate, projector_type
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.gguf_language import LanguageModel
-from qtool.checks.report import StoredTensor
+from qtool.checks.report import ClassedTensor
 from qtool.formats.ggml import F32
 from qtool.storage.gguf_model import OUTPUT, PROJECTOR, TOKEN_EMBEDDING, TOKENS_KEY, GgufModel
 from qtool.storage.head_rows import HeadOrder, head_order
@@ -72,12 +72,12 @@ def compare(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> tuple[
     return missing, [name for name, shape in expected.items() if name in found and found[name] != shape]
 
 
-def stored_tensors(file: GgufModel) -> Iterator[StoredTensor]:
+def classed_tensors(file: GgufModel) -> Iterator[ClassedTensor]:
     """The tensors for the table of classes."""
     names = file.tensors
     for name, tensor in names.items():
         is_scale = _is_scale(name, names)
-        yield StoredTensor(
+        yield ClassedTensor(
             name, None if is_scale else tensor.type.name, 0 if is_scale else prod(tensor.shape), tensor.nbytes
         )
 

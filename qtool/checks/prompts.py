@@ -1,4 +1,4 @@
-"""Stage 3: whether both models read the same tokens and pictures, and if not, what the artefact reads instead."""
+"""The prompt stage: whether both models read the same tokens and pictures, and if not, what the artefact reads instead."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from qtool.scoring.prompt import PromptBuilder
 from qtool.scoring.scorer import PromptSeen, Scorer
 from qtool.scoring.tokenizer import PromptTokenizer
 
-# The prompts that a misled model is known to read, and what is said of each. Every one is rendered by the builder of
-# the official prompts, so that pictures and truncation are the same.
-
+# The wrong prompts that runtimes are known to read. Each is rendered by the builder of the official prompts, so that
+# pictures and truncation are the same.
 
 Question = Pair | Item
 
@@ -65,19 +64,17 @@ class KnownPrompts:
         return PromptSeen(built.token_ids)
 
     def text(self, ids: tuple[int, ...]) -> str:
-        """What ids mean to the reference; ids that it does not have mean nothing."""
+        """The text of ids to the reference; ids that it does not have are left out."""
         size = self._words.get_vocab_size()
         return str(self._words.decode([each for each in ids if each < size], skip_special_tokens=False))
 
 
-# In what two prompts differ, in words. A known mistake is called by its name; any other is shown at the first token
-# that differs.
-
+# How two prompts differ: a known mistake is named; any other is shown at the first token that differs.
 
 Ids = tuple[int, ...]
 
 _ENDS: Final = 3
-"""So many tokens at an end are one's that a tokenizer adds or forgets; more are a cut."""
+"""A tokenizer adds or forgets up to this many tokens at an end; more missing ones are a cut."""
 _AROUND: Final = 6
 
 
@@ -156,15 +153,13 @@ def _other_reading(
     return finding("prompt-differs", target, question=name, place=place, found=mine, expected=theirs)
 
 
-# Stage 3: whether both models read the same tokens and pictures, and if not, what the artefact reads instead. Ids are
-# compared, not texts. A runtime that does not tell its ids is asked for scores, and the known prompt under which the
-# reference scores alike is the one that it reads.
+# The stage. Ids are compared, not texts. A runtime that does not report its ids is asked for scores: the known prompt
+# under which the reference gives the same scores is the one that it reads.
 
-
-_ASKED: Final = 8
-"""Pairs that are scored where the runtime does not tell its ids."""
+_SCORED: Final = 8
+"""Pairs that are scored where the runtime does not report its ids."""
 _CLEARLY: Final = 0.25
-"""How far, in parts of the official prompt's distance, another prompt's must be below it."""
+"""Another prompt must be this much nearer: its distance at most this part of the official prompt's."""
 _NOISE: Final = 0.1
 """Log-odds by which bf16 and 16-bit engines differ on the same prompt; below it no other prompt is looked for."""
 
@@ -187,25 +182,25 @@ def compare_prompts(
     started = time.monotonic()
     known = KnownPrompts(opened)
     findings: list[Finding] = []
-    untold: list[Pair] = []
-    told = 0
+    unreported: list[Pair] = []
+    compared = 0
     for question in questions:
         seen, expected = artefact.prompt_seen(question), reference.prompt_seen(question)
         if seen is not None and expected is not None:
-            told += 1
+            compared += 1
             findings += _differences(question, seen, expected, known, target)
         elif isinstance(question, Pair):
-            untold.append(question)
-    if untold and isinstance(reference, Rereader):
-        findings += _fit(reference, artefact, untold[:_ASKED], known, target)
-    elif not told:
-        return skipped(PROMPT, f"{artefact.identity.engine} does not tell what it reads.")
-    return concluded(PROMPT, started, findings, _summary(told, len(untold[:_ASKED])))
+            unreported.append(question)
+    if unreported and isinstance(reference, Rereader):
+        findings += _fit(reference, artefact, unreported[:_SCORED], known, target)
+    elif not compared:
+        return skipped(PROMPT, f"{artefact.identity.engine} does not report what it reads.")
+    return concluded(PROMPT, started, findings, _summary(compared, len(unreported[:_SCORED])))
 
 
-def _summary(told: int, untold: int) -> str:
-    parts = [f"{told} questions are read as the same tokens and pictures"] if told else []
-    parts += [f"{untold} pairs fit the official prompt best"] if untold else []
+def _summary(compared: int, scored: int) -> str:
+    parts = [f"{compared} questions are read as the same tokens and pictures"] if compared else []
+    parts += [f"{scored} pairs fit the official prompt best"] if scored else []
     return "; ".join(parts) + "."
 
 

@@ -1,4 +1,4 @@
-"""Stage 2, to the byte: make the artefact again from the reference, by the artefact's own recipe, and compare.
+"""The rederive stage: make the artefact again from the reference, by its own recipe, and compare the bytes.
 
 The bytes of tensors decide, since the same tensors may lie in other shards.
 """

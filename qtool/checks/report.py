@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from qtool.arch.gguf_names import TENSOR_CLASSES
 from qtool.checks.findings import Finding, Severity, printable
 from qtool.console import human_size, unwrapped
 from qtool.results import Result
@@ -24,24 +25,8 @@ if TYPE_CHECKING:
 # so that their tables can be compared.
 
 
-_CLASSES: Final = {
-    "rank head": r"cls\..+",
-    "embedding": r"token_embd\..+",
-    "output head": r"output\..+",
-    "norms": r"(blk\.\d+\.(attn_|attn_q_|attn_k_|ffn_)norm|output_norm|v\.blk\.\d+\.ln[12]|v\.post_ln)\..+",
-    "attention": r"blk\.\d+\.attn_.+",
-    "feed forward": r"blk\.\d+\.ffn_.+",
-    "vision embeddings": r"v\.(patch|position)_embd\..+",
-    "vision attention": r"v\.blk\.\d+\.attn_.+",
-    "vision feed forward": r"v\.blk\.\d+\.ffn_.+",
-    "vision merger": r"mm\..+",
-    "deepstack mergers": r"v\.deepstack\..+",
-    "other": r".*",
-}
-
-
 @dataclass(frozen=True)
-class StoredTensor:
+class ClassedTensor:
     """One tensor as its file stores it; scales have `type` None and no weights of their own."""
 
     gguf_name: str
@@ -68,24 +53,28 @@ class TensorClass:
     def to_dict(self) -> dict[str, Any]:
         """The class as a JSON object."""
         return {
-            "name": self.name, "tensors": self.tensors, "types": dict(self.types), "weights": self.weights,
-            "bytes": self.nbytes, "bits_per_weight": round(self.bits_per_weight, 4),
-        }  # fmt: skip
+            "name": self.name,
+            "tensors": self.tensors,
+            "types": dict(self.types),
+            "weights": self.weights,
+            "bytes": self.nbytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+        }
 
 
-def tensor_classes(tensors: Iterable[StoredTensor]) -> tuple[TensorClass, ...]:
+def tensor_classes(tensors: Iterable[ClassedTensor]) -> tuple[TensorClass, ...]:
     """`tensors` by class, empty classes left out."""
-    members: dict[str, list[StoredTensor]] = {name: [] for name in _CLASSES}
+    members: dict[str, list[ClassedTensor]] = {name: [] for name in TENSOR_CLASSES}
     for tensor in tensors:
         members[_class_of(tensor.gguf_name)].append(tensor)
     return tuple(_tensor_class(name, found) for name, found in members.items() if found)
 
 
 def _class_of(gguf_name: str) -> str:
-    return next(name for name, pattern in _CLASSES.items() if re.fullmatch(pattern, gguf_name))
+    return next(name for name, pattern in TENSOR_CLASSES.items() if re.fullmatch(pattern, gguf_name))
 
 
-def _tensor_class(name: str, members: list[StoredTensor]) -> TensorClass:
+def _tensor_class(name: str, members: list[ClassedTensor]) -> TensorClass:
     types = Counter(member.type for member in members if member.type is not None)
     return TensorClass(
         name,
@@ -96,9 +85,7 @@ def _tensor_class(name: str, members: list[StoredTensor]) -> TensorClass:
     )
 
 
-# The result of an inspection, for programs. What was looked at, what it is, what follows; nothing in it depends on
-# the machine.
-
+# The result of an inspection, for programs; nothing in it depends on the machine.
 
 SCHEMA_VERSION: Final = 1
 _LONGEST_MARKER: Final = 1000
@@ -140,12 +127,20 @@ class InspectedArtefact:
     def to_dict(self) -> dict[str, Any]:
         """The artefact as a JSON object."""
         return {
-            "name": self.name, "kind": self.kind, "family": self.family, "architecture": self.architecture,
-            "task": self.task, "task_source": self.task_source, "format": self.format, "weights": self.weights,
-            "bytes": self.nbytes, "bits_per_weight": round(self.bits_per_weight, 4),
-            "classes": [each.to_dict() for each in self.classes], "markers": dict(self.markers),
+            "name": self.name,
+            "kind": self.kind,
+            "family": self.family,
+            "architecture": self.architecture,
+            "task": self.task,
+            "task_source": self.task_source,
+            "format": self.format,
+            "weights": self.weights,
+            "bytes": self.nbytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "classes": [each.to_dict() for each in self.classes],
+            "markers": dict(self.markers),
             "findings": [{**asdict(each), "severity": each.severity.value} for each in self.findings],
-        }  # fmt: skip
+        }
 
 
 def shown(artefact: InspectedArtefact) -> InspectedArtefact:
@@ -176,7 +171,7 @@ class InspectionReport(Result):
 
     @property
     def undecided(self) -> bool:
-        """Whether nothing says what some artefact is for, so that not all could be looked at."""
+        """Whether some artefact does not declare its task, so that not everything could be checked."""
         return any(each.code.endswith("-task-undeclared") for each in self.findings)
 
     @property
@@ -195,19 +190,20 @@ class InspectionReport(Result):
     @override
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema_version": SCHEMA_VERSION, "target": self.target, "revision": self.revision,
-            "fetched_bytes": self.fetched_bytes, "broken": self.broken,
+            "schema_version": SCHEMA_VERSION,
+            "target": self.target,
+            "revision": self.revision,
+            "fetched_bytes": self.fetched_bytes,
+            "broken": self.broken,
             "artefacts": [artefact.to_dict() for artefact in self.artefacts],
-        }  # fmt: skip
+        }
 
     def __rich__(self) -> RenderableType:
-
         return render_inspection(self)
 
 
-# The inspection as a person reads it in a terminal. What it is first, the verdict last; a finding stands with its
-# code and the command that mends it.
-
+# The inspection as a person reads it in a terminal: what it is first, the verdict last; each finding with its code and
+# the command that repairs it.
 
 _PLURAL: Final = {Severity.BROKEN: "broken", Severity.WARNING: "warnings", Severity.NOTE: "notes"}
 _STYLE: Final = {Severity.BROKEN: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
@@ -273,6 +269,6 @@ def _verdict(report: InspectionReport) -> Text:
     if report.broken:
         return Text(f"BROKEN: {', '.join(found)}.", style="bold red")
     if report.undecided:
-        missing = "nothing tells what it is for, so not all was looked at; pass --task rerank or --task embed"
+        missing = "the task is not declared, so not everything was checked; pass --task rerank or --task embed"
         return Text(f"UNDECIDED, with {', '.join(found)}: {missing}.", style="bold yellow")
-    return Text(f"OK, with {', '.join(found)}." if found else "OK: nothing to complain about.", style="bold green")
+    return Text(f"OK, with {', '.join(found)}." if found else "OK: no problems found.", style="bold green")

@@ -1,7 +1,4 @@
-"""One step of a verification, what became of it, and how a list of findings becomes an outcome.
-
-Rule: what is broken fails a stage; a warning or a note does not.
-"""
+"""One stage of a verification and its outcome: a broken finding fails it, a warning or a note does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: what headers and small files tell, in seconds and without a weight."""
+"""The structure stage: what headers and small files tell, in seconds and without a weight."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def projector_findings(side: GgufModel, planned: Planned) -> Iterator[Finding]:
 def _field_findings(side: GgufModel, planned: Planned, prefix: str) -> Iterator[Finding]:
     keys = [k for k in planned.metadata if k.startswith(prefix) and not k.endswith(_JUDGED_ALONE)]
     for key in (key for key in keys if key in _PIXELS and _data(side.metadata, key) != planned.metadata[key].data):
-        yield finding("other-side-file", side.path, name=key, effect="pictures are normalized by it")
+        yield finding("other-side-file", side.path, name=key, effect="pictures are normalized with it")
     expected = {key.removeprefix(prefix): planned.metadata[key].data for key in keys if key not in _PIXELS}
     mine = {field: _data(side.metadata, prefix + field) for field in expected}
     yield from fact_findings(side.path, mine, expected)
@@ -88,7 +88,7 @@ def _token_findings(side: GgufModel, planned: Planned) -> Iterator[Finding]:
     if problem:
         yield finding("other-tokenizer", side.path, problem=problem)
     elif lost:
-        yield finding("added-token-missing", side.path, tokens=listed_are(lost))
+        yield finding("added-token-missing", side.path, tokens=listed(lost))
     yield from _special_findings(side, planned)
 
 

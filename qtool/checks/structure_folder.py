@@ -19,9 +19,8 @@ from qtool.formats.floats import FLOAT_FORMATS
 from qtool.jsonfile import read_json
 from qtool.storage.checkpoint import Checkpoint, find_sidecars
 
-# Whether two tokenizer.json cut every text into the same tokens. What differs is named by what it does to a text; the
-# order of keys and the spelling of merges say nothing.
-
+# Whether two tokenizer.json split every text into the same tokens; the order of keys and the spelling of merges do not
+# matter.
 
 _RULES: Final = ("normalizer", "pre_tokenizer", "post_processor")
 _MARKS: Final = ("special", "lstrip", "rstrip", "normalized", "single_word")
@@ -37,7 +36,7 @@ def tokenizer_findings(target: object, found: Mapping[str, Any], expected: Mappi
     added, needed = _added(found), _added(expected)
     lost = [token for token, marks in needed.items() if added.get(token, {}).get("id") != marks["id"]]
     if lost:
-        yield finding("added-token-missing", target, tokens=listed_are(lost))
+        yield finding("added-token-missing", target, tokens=listed(lost))
         return
     parts = [part for part in _RULES if found.get(part) != expected.get(part)]
     for part in parts or (["added_tokens"] if added != needed else []):
@@ -52,8 +51,9 @@ def vocabulary_problem(found: list[Any], expected: list[Any]) -> str:
     missing = [entry for entry in expected if str(entry) not in known]
     if not missing and len(found) == len(expected):
         missing = [e for f, e in zip(found, expected, strict=True) if f != e]
-    example = str(missing[0]) if missing else "none of the reference's is missing"
-    return f"{len(missing):,} of {len(expected):,} tokens differ, such as {example}"
+    if not missing:
+        return f"it has {len(found):,} tokens; the reference has {len(expected):,}"
+    return f"{len(missing):,} of {len(expected):,} tokens differ, such as {missing[0]}"
 
 
 def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
 
 def _merge_problem(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     mine, theirs = _merges(found), _merges(expected)
-    return "" if mine == theirs else f"it merges other letters ({len(mine):,} rules, the reference has {len(theirs):,})"
+    return "" if mine == theirs else f"its merge rules differ ({len(mine):,}; the reference has {len(theirs):,})"
 
 
 def _merges(tokenizer: Mapping[str, Any]) -> list[str]:
@@ -77,10 +77,8 @@ def _added(tokenizer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {each["content"]: {"id": each["id"], **{mark: each.get(mark) for mark in _MARKS}} for each in added}
 
 
-# What a model computes, as its config.json declares it, against the reference's. Fields are compared by what engines
-# make of them, defaults filled in, since transformers 4 and 5 write the same config otherwise. What no score depends
-# on is not looked at.
-
+# What a model computes, as its config.json declares it, against the reference's. Fields are compared with defaults filled
+# in, since transformers 4 and 5 write the same config differently. What no score depends on is not compared.
 
 Facts = Mapping[str, Any]
 
@@ -149,28 +147,26 @@ def _shown(value: Any) -> str:
     return "missing" if value is None else f"{value:,g}" if isinstance(value, float) else str(value)
 
 
-# A checkpoint's folder against the reference's: config, tensors, tokenizer and side files. Headers and small files
-# only. Side files are compared as what they say, JSON by its values and the rest by its bytes.
-
+# The folder as a whole. Side files are compared by content: JSON by its values, the rest by its bytes.
 
 _TOKENIZER: Final = "tokenizer.json"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _PADDING: Final = "padding_side"
 _SPECIAL: Final = ("truncation_side", "add_bos_token", "add_eos_token", "bos_token", "eos_token", "pad_token")
 _EFFECTS: Final[Mapping[str, str]] = {
-    "modules.json": "sentence-transformers then builds a fresh, random head",
+    "modules.json": "sentence-transformers then builds a new, random head",
     "chat_template.": "vLLM and sentence-transformers then read another prompt",
     "additional_chat_templates": "vLLM and sentence-transformers then read another prompt",
-    "preprocessor_config.json": "engines prepare pictures by it",
-    "processor_config.json": "engines prepare pictures by it",
-    "video_preprocessor_config.json": "engines prepare videos by it",
+    "preprocessor_config.json": "engines prepare pictures with it",
+    "processor_config.json": "engines prepare pictures with it",
+    "video_preprocessor_config.json": "engines prepare videos with it",
     "config_sentence_transformers.json": "sentence-transformers takes task and prompts from it",
     "sentence_bert_config.json": "sentence-transformers takes lengths and processor arguments from it",
     "1_LogitScore": "sentence-transformers takes the answers' tokens from it",
-    "1_Pooling": "sentence-transformers pools by it",
-    "2_Normalize": "sentence-transformers normalizes by it",
+    "1_Pooling": "sentence-transformers pools with it",
+    "2_Normalize": "sentence-transformers normalizes with it",
 }  # fmt: skip
-"""By the beginning of a side file's path: what depends on it. Others matter to nobody's scores."""
+"""By the beginning of a side file's path: what depends on it. No score depends on others."""
 
 
 def folder_findings(artefact: CheckpointArtefact, reference: CheckpointArtefact) -> Iterator[Finding]:

@@ -29,15 +29,15 @@ from qtool.storage.gguf import GgufTensor
 from qtool.storage.gguf_model import GgufModel, decode, scale_of
 from qtool.storage.packed import PackedWeight, is_quantized, packed_weights, read_global_scale
 
-# What each number format may lose, and which values or blocks lost more. A bound is derived from the format's
-# rounding, not fitted, so that no sound artefact exceeds it: - F16 and BF16 round to nearest: 2^-11 and 2^-8 of a
-# value, and half the smallest subnormal. - Q8_0: half a step of amax/127 in each block of 32, and the scale is an
-# F16. Worst is a block of one large value and 31 at half a step: sqrt(31)/254 · 1.125 = 0.025. - NVFP4: worst is a
-# block whose 15 smaller values lie in the middle of the widest gap (4 to 6) under a scale that E4M3 rounded down:
-# sqrt((15 + 0.125) / (15·25 + 31.9)) = 0.193; normal weights lose 0.09 to 0.10. - A type that llama.cpp quantizes has
-# no such bound: 3.2 / 2^bits, two and a half times what the demo reranker loses (Q6_K 0.019, Q5_K 0.038, Q4_K 0.074,
-# IQ4_XS 0.079).
-
+# What each number format may lose, and which values or blocks lost more. A bound is derived from the format's rounding,
+# not fitted, so that no sound artefact exceeds it:
+# - F16 and BF16 round to nearest: 2^-11 and 2^-8 of a value, and half the smallest subnormal.
+# - Q8_0: half a step of amax/127 in each block of 32, and the scale is an F16. Worst is a block of one large value and 31
+#   at half a step: sqrt(31)/254 · 1.125 = 0.025.
+# - NVFP4: worst is a block whose 15 smaller values lie in the middle of the widest gap (4 to 6) under a scale that E4M3
+#   rounded down: sqrt((15 + 0.125) / (15·25 + 31.9)) = 0.193; normal weights lose 0.09 to 0.10.
+# - A type that llama.cpp quantizes has no such bound: 3.2 / 2^bits, two and a half times what the demo reranker loses
+#   (Q6_K 0.019, Q5_K 0.038, Q4_K 0.074, IQ4_XS 0.079).
 
 _NVFP4: Final = 0.2
 _Q8_0: Final = 0.025
@@ -236,8 +236,8 @@ class InGguf(WeightStore):
         return found, misfits(self.format, source, expected, found)
 
 
-# Which tensor of the artefact is to be compared with which of the reference. Only tensors that both have, in the same
-# shape; what is missing or misshapen is the structure stage's to say.
+# Which tensor of the artefact is compared with which of the reference: only those that both have, in the same shape. What
+# is missing or has another shape is found by the structure stage.
 
 
 @dataclass(frozen=True)
@@ -297,9 +297,8 @@ def _file_pairs(model: GgufModel, planned: Planned) -> Iterator[TensorPair]:
             yield TensorPair(name, shape, replace(source, target=F32), source.info.dtype, stored)
 
 
-# What was measured of one tensor, and samples by which tensors are recognised. A sample is the beginning of a tensor;
-# two tensors of one shape are the same if it agrees within the format's bound.
-
+# What was measured of one tensor, and samples by which tensors are recognised. A sample is the beginning of a tensor; two
+# tensors of one shape are the same if it agrees within the format's bound.
 
 SAMPLE: Final = 1 << 16
 _DAMAGED: Final = 0.05

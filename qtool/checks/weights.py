@@ -1,4 +1,4 @@
-"""Stage 2: every weight of the artefact, dequantized, against the reference's.
+"""The weights stage: every weight of the artefact, dequantized, against the reference's.
 
 A tensor passes if its relative error is within its format's bound and no value or block lost more than rounding can; what
 fails is diagnosed.
@@ -81,7 +81,7 @@ def _measure_all(
     if not unreadable:
         return measured, []
     names = listed_are([pair.name for pair in unreadable])
-    reason = f"nothing here reads {unreadable[0].stored.format}"
+    reason = f"qtool cannot decode {unreadable[0].stored.format}"
     return measured, [finding("weights-not-compared", artefact, tensors=names, reason=reason)]
 
 

@@ -1,4 +1,4 @@
-"""Reads safetensors checkpoints: headers once and distrustfully, tensor bytes on demand."""
+"""Reads safetensors checkpoints: headers once, each claim checked; tensor bytes on demand."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from qtool.errors import ModelError
 from qtool.jsonfile import read_json
 from qtool.storage.byte_source import read_exactly
 
-# Reads safetensors checkpoints: headers once and distrustfully, tensor bytes on demand. Every offset, size, name and
-# type is checked against the files before the first byte of a weight is read.
-
+# Every offset, size, name and type is checked against the files before the first byte of a weight is read.
 
 DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "F64": np.dtype("<f8"),
@@ -96,7 +94,7 @@ def _weight_files(directory: Path) -> list[Path]:
     elif (directory / SINGLE).is_file():
         names = [SINGLE]
     else:
-        raise ModelError(f"{directory} holds neither {SINGLE} nor {INDEX}.", "Only safetensors checkpoints are read.")
+        raise ModelError(f"{directory} holds neither {SINGLE} nor {INDEX}.", "Pass a safetensors checkpoint.")
     for name in names:
         if Path(name).name != name:
             raise ModelError(f"{INDEX} names {name!r}, which is not a file name.")
@@ -146,18 +144,18 @@ def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
             raise ModelError(
-                f"{path} is truncated or no safetensors file: its header would end at byte {length + 8:,} of {size:,}.",
+                f"{path} is truncated or not a safetensors file: its header would end at byte {length + 8:,} of {size:,}.",
                 _AGAIN,
             )
         if length > MAX_HEADER:
-            raise ModelError(f"{path} claims a header of {length:,} bytes; {MAX_HEADER:,} is the format's limit.")
+            raise ModelError(f"{path} has a header of {length:,} bytes, expected at most {MAX_HEADER:,}.")
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} has an unreadable header: {error}.") from None
     if not isinstance(header, dict):
-        raise ModelError(f"{path} has a header that is no JSON object.")
+        raise ModelError(f"{path} has a header that is not a JSON object.")
     return header, 8 + length, size
 
 
@@ -184,8 +182,8 @@ def _tensor_info(path: Path, name: str, entry: object, data_start: int) -> Tenso
     return TensorInfo(name, dtype, tuple(shape), path, data_start + start, needed)
 
 
-# The files beside the weights: what else a checkpoint needs to be loaded, tokenized and scored. They are carried byte
-# for byte. What we make ourselves (config, weights, index, quantization files) is not carried.
+# The files beside the weights: what else a checkpoint needs to be loaded, tokenized and scored. They are copied byte for
+# byte. What qtool writes itself (config, weights, index, quantization files) is not among them.
 
 
 SIDECAR_PATTERNS: Final = (
@@ -206,9 +204,8 @@ def find_sidecars(directory: Path) -> list[Path]:
     return sorted(path.relative_to(directory) for path in found)
 
 
-# Which tensor of a checkpoint is which tensor of its architecture. The world is closed. A tensor that the
-# architecture does not have, one that it must have and that is missing, and one of another shape than config.json
-# makes it are errors that name it.
+# Which tensor of a checkpoint is which tensor of its architecture. The world is closed: a tensor that the architecture
+# does not have, one that is missing, and one of another shape than config.json implies are errors that name it.
 
 
 def named_tensors(
@@ -221,28 +218,28 @@ def named_tensors(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
-            f"The checkpoint lacks {missing[0]}{more}, which {architecture.name} with this config.json has."
+            f"The checkpoint lacks {missing[0]}{more}, which {architecture.name} with this config.json needs."
         )
     return {specs[hf_name]: source for hf_name, source in found.items()}
 
 
 def require_shape(spec: TensorSpec, source: TensorInfo) -> None:
-    """Raise ModelError unless the tensor has the shape that config.json makes it."""
+    """Raise ModelError unless the tensor has the shape that config.json implies."""
     if source.shape != spec.shape:
-        raise ModelError(f"{source.hf_name} has shape {list(source.shape)}; config.json makes it {list(spec.shape)}.")
+        raise ModelError(f"{source.hf_name} has shape {list(source.shape)}; config.json implies {list(spec.shape)}.")
 
 
 def _canonical(
     sources: Iterable[TensorInfo], specs: Mapping[str, TensorSpec], architecture: Architecture
 ) -> dict[str, TensorInfo]:
-    """Sources by canonical name: base-model checkpoints leave the prefix out, as Qwen3-Embedding does."""
+    """Sources by canonical name: base-model checkpoints, as embedders are published, leave the prefix out."""
     found: dict[str, TensorInfo] = {}
     for source in sources:
         names = [n for n in (source.hf_name, architecture.prefix + source.hf_name) if n in specs]
         if not names:
             raise ModelError(
-                f"{source.hf_name} {list(source.shape)} is no tensor of {architecture.name} with this config.json.",
-                "qtool touches nothing that it does not know in full.",
+                f"{source.hf_name} {list(source.shape)} is not a tensor of {architecture.name} with this config.json.",
+                "qtool handles only checkpoints of which it knows every tensor.",
             )
         if names[0] in found:
             raise ModelError(f"{source.hf_name} and {found[names[0]].hf_name} are the same tensor.")

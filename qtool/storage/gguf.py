@@ -15,8 +15,8 @@ from qtool.errors import ModelError
 from qtool.formats.ggml import GGML_TYPES, GgmlType
 from qtool.storage.byte_source import ByteSource, FileBytes
 
-# Metadata values of a GGUF file, as the format types them. A value keeps its type; what was read is written back bit
-# for bit. Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3).
+# Metadata values as the format types them. A value keeps its type, so that what was read is written back bit for bit.
+# Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3).
 
 
 CODES: Final = {
@@ -94,9 +94,8 @@ def _encode_elements(kind: GGUFValueType, elements: Sequence[Any]) -> bytes:
     return struct.pack(f"<{len(elements)}{CODES[kind]}", *elements)
 
 
-# Reads the header of a GGUF file: metadata and the whereabouts of the tensors. Nothing that a file claims is believed
-# before it is checked against the file's size, so that a broken or hostile header costs neither memory nor time;
-# every refusal is a ModelError that names file and field.
+# The header: metadata and the offsets of the tensors. Every count and length is checked against the file's size before
+# it is used, so that a broken or hostile header costs neither memory nor time.
 
 
 MAGIC: Final = b"GGUF"
@@ -178,14 +177,14 @@ class _Cursor:
         """Raise ModelError unless `nbytes` more can follow."""
         if nbytes > self.source.size - self.position:
             raise ModelError(
-                f"{self.source.name} is truncated or broken: {what} cannot fit behind byte {self.position:,} "
+                f"{self.source.name} is truncated or broken: {what} cannot fit after byte {self.position:,} "
                 f"of {self.source.size:,}.",
                 _AGAIN,
             )
         if self.position + nbytes > MAX_HEADER:
             raise ModelError(
                 f"{self.source.name}: {what} would make the header larger than {MAX_HEADER:,} bytes.",
-                "No model of any known family has such a header; the file is broken.",
+                "The file is broken: no known model has such a header. Download or copy it again.",
             )
 
     def take(self, nbytes: int, what: str) -> bytes:
@@ -196,7 +195,7 @@ class _Cursor:
             self._buffer = self.source.read(self.position, min(max(nbytes, self.source.chunk), self.source.size))
             self._buffer_start, start = self.position, 0
             if len(self._buffer) < nbytes:
-                raise ModelError(f"{self.source.name} ended while its header was read: it changed meanwhile.")
+                raise ModelError(f"{self.source.name} ended while its header was read: it changed during the run.")
         self.position += nbytes
         return self._buffer[start : start + nbytes]
 
@@ -208,7 +207,7 @@ class _Cursor:
         """The next string; bytes that are no UTF-8 survive as surrogates."""
         (length,) = self.unpack("<Q", f"the length of {what}")
         if length > longest:
-            raise ModelError(f"{self.source.name}: {what} claims {length:,} bytes; {longest:,} is the limit.")
+            raise ModelError(f"{self.source.name}: {what} has {length:,} bytes, expected at most {longest:,}.", _AGAIN)
         return self.take(length, what).decode("utf-8", "surrogateescape")
 
     def texts(self, count: int, what: str) -> list[str]:
@@ -235,13 +234,13 @@ class _Cursor:
 def _read_version(cursor: _Cursor) -> int:
     name = cursor.source.name
     if cursor.take(4, "the magic number") != MAGIC:
-        raise ModelError(f"{name} is no GGUF file: it does not begin with {MAGIC.decode()}.")
+        raise ModelError(f"{name} is not a GGUF file: it does not begin with {MAGIC.decode()}.")
     (version,) = cursor.unpack("<I", "its version")
     if version in VERSIONS:
         return int(version)
     if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
-        raise ModelError(f"{name} is a big-endian GGUF file, which no engine here reads.")
-    raise ModelError(f"{name} is GGUF version {version}; known are {', '.join(map(str, VERSIONS))}.")
+        raise ModelError(f"{name} is a big-endian GGUF file, which neither llama.cpp nor qtool reads.")
+    raise ModelError(f"{name} is GGUF version {version}, expected {' or '.join(map(str, VERSIONS))}.")
 
 
 def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Value], dict[str, tuple[int, int]]]:
@@ -292,7 +291,7 @@ def _alignment(name: str, metadata: Mapping[str, Value]) -> int:
         or not 0 < number <= _MAX_ALIGNMENT
         or number & (number - 1)
     ):
-        raise ModelError(f"{name}: {ALIGNMENT_KEY} is {number!r}, which is no power of two up to {_MAX_ALIGNMENT:,}.")
+        raise ModelError(f"{name}: {ALIGNMENT_KEY} is {number!r}, expected a power of two up to {_MAX_ALIGNMENT:,}.")
     return int(number)
 
 
@@ -314,7 +313,7 @@ def _read_tensor_entry(cursor: _Cursor, index: int) -> _Entry:
     where = f"{cursor.source.name}: {gguf_name}"
     (dimensions,) = cursor.unpack("<I", f"the dimensions of {gguf_name}")
     if not 1 <= dimensions <= _MAX_DIMENSIONS:
-        raise ModelError(f"{where} has {dimensions} dimensions; 1 to {_MAX_DIMENSIONS} are possible.")
+        raise ModelError(f"{where} has {dimensions} dimensions, expected 1 to {_MAX_DIMENSIONS}.")
     *sizes, number, offset = cursor.unpack(f"<{dimensions}QIQ", f"the description of {gguf_name}")
     ggml_type = GGML_TYPES.get(number)
     if ggml_type is None:
@@ -322,7 +321,9 @@ def _read_tensor_entry(cursor: _Cursor, index: int) -> _Entry:
     if min(sizes) < 1 or prod(sizes) >= 1 << 63:
         raise ModelError(f"{where} has the impossible shape {sizes[::-1]}.")
     if sizes[0] % ggml_type.block:
-        raise ModelError(f"{where} has rows of {sizes[0]}; {ggml_type.name} packs {ggml_type.block} values together.")
+        raise ModelError(
+            f"{where} has rows of {sizes[0]} values; {ggml_type.name} needs a multiple of {ggml_type.block}."
+        )
     return gguf_name, ggml_type, tuple(reversed(sizes)), offset
 
 
@@ -346,7 +347,8 @@ def _placed(source: ByteSource, entries: list[_Entry], data_start: int, alignmen
         expected = _aligned(offset + nbytes, alignment)
     if source.size > max(data_start + expected, data_start):
         raise ModelError(
-            f"{source.name} is longer than its header says: {source.size:,} bytes, described are {data_start + expected:,}."
+            f"{source.name} is longer than its header says: {source.size:,} bytes, expected {data_start + expected:,}.",
+            _AGAIN,
         )
     return tensors
 

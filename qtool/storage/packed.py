@@ -1,7 +1,6 @@
 """The NVFP4 W4A16 tensors of a checkpoint in ModelOpt's layout.
 
-Rule: a packed weight is nothing without its two scales; what engines load without noticing (a missing scale, one of
-another type) is an error here.
+What engines load without an error (a missing scale, one of another type) is refused here.
 """
 
 from __future__ import annotations
@@ -69,10 +68,12 @@ def _scale(checkpoint: Checkpoint, hf_name: str, suffix: str, dtype: str, shape:
     if found is None:
         raise ModelError(f"{hf_name}{suffix} is missing: the packed weight cannot be read without it.")
     if found.dtype != dtype:
-        raise ModelError(f"{found.hf_name} is stored as {found.dtype}, NVFP4 needs {dtype}.")
+        raise ModelError(f"{found.hf_name} is stored as {found.dtype}, expected {dtype}.")
     if found.shape != shape:
         weight = list(checkpoint.tensors[hf_name].shape)
-        raise ModelError(f"{found.hf_name} has shape {list(found.shape)}, its weight {weight} needs {list(shape)}.")
+        raise ModelError(
+            f"{found.hf_name} has shape {list(found.shape)}, expected {list(shape)} for its weight {weight}."
+        )
     return found
 
 
@@ -82,5 +83,5 @@ def _check_algorithm(config: Mapping[str, Any]) -> None:
     if algorithm != ALGORITHM:
         raise ModelError(
             f"config.json declares the quantization {algorithm!r} ({declared.get('quant_method')}).",
-            f"qtool reads {ALGORITHM}.",
+            f"Pass a checkpoint in {ALGORITHM}, or an unquantized one.",
         )

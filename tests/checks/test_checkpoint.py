@@ -228,7 +228,7 @@ def test_an_excluded_head_that_is_not_listed_is_expected_packed(copy_of):
     exclude(without=HEAD)(folder)
     (finding,) = inspect(str(folder)).findings
     assert finding.code == "excluded-modules-missing"
-    assert finding.sentence.startswith("lm_head is stored unquantized")
+    assert finding.sentence.startswith("lm_head is neither quantized nor excluded")
 
 
 def test_a_lone_hf_quant_config_is_not_enough(copy_of):

@@ -165,9 +165,12 @@ def test_a_plain_conversion_is_suspected_and_with_the_task_condemned(copy_of):
 @pytest.mark.parametrize(
     ("fields", "hint"),
     [
-        ({"general.name": "My Reranker 2B"}, "; general.name My Reranker 2B hints at a reranker, and decides nothing."),
-        ({"general.name": "x", "general.basename": "Some-Embedding"}, "; general.basename Some-Embedding hints at"),
-        ({"general.name": "x"}, "what it should be."),
+        ({"general.name": "My Reranker 2B"}, "; general.name My Reranker 2B suggests a reranker."),
+        (
+            {"general.name": "x", "general.basename": "Some-Embedding"},
+            "; general.basename Some-Embedding suggests an embedder.",
+        ),
+        ({"general.name": "x"}, "chat model does not either."),
     ],
 )
 def test_a_name_that_speaks_of_a_task_is_told_and_decides_nothing(fields, hint, copy_of):

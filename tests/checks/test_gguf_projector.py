@@ -46,7 +46,7 @@ def test_a_projector_of_another_width_does_not_fit(copy_of):
     rewrite_gguf(folder / "mmproj.gguf", put("clip.vision.projection_dim", uint32(128)), narrow)
     report = inspect(str(folder))
     assert codes(report) == ["mmproj-width"]
-    assert report.findings[0].sentence == "mmproj.gguf gives vectors of 128, the language model takes 256."
+    assert report.findings[0].sentence == "mmproj.gguf gives vectors of 128; the language model takes 256."
 
 
 def test_a_language_file_alone_lacks_its_projector(copy_of):

@@ -46,7 +46,7 @@ def test_the_json_has_a_schema_and_all_that_was_found(broken):
         {
             "code": "gguf-no-rerank-template",
             "severity": "broken",
-            "sentence": "There is no rerank template, so llama.cpp joins query and document as the model never saw them.",
+            "sentence": "The rerank template is missing: llama.cpp joins query and document in a way that the model was not trained on.",
             "remedy": f"qtool repair-gguf {broken / 'model.gguf'} -o FIXED.gguf --task rerank",
         }
     ]
@@ -59,20 +59,20 @@ def test_the_json_has_a_schema_and_all_that_was_found(broken):
 def test_a_person_reads_what_it_is_and_what_mends_it(broken):
     text = rendered(inspect(str(broken)), width=200)
     assert "gguf: Qwen3-VL, qwen3vl, task rerank (cls.output.weight)" in text
-    assert "broken gguf-no-rerank-template: There is no rerank template" in text
+    assert "broken gguf-no-rerank-template: The rerank template is missing" in text
     assert "qtool repair-gguf" in text
     assert text.rstrip().endswith("BROKEN: 1 broken.")
 
 
 def test_a_healthy_artefact_is_said_to_be_so(made):
-    assert rendered(inspect(str(made("reranker")))).rstrip().endswith("OK: nothing to complain about.")
+    assert rendered(inspect(str(made("reranker")))).rstrip().endswith("OK: no problems found.")
 
 
 def test_what_nothing_tells_the_task_of_is_not_said_to_be_ok(copy_of):
     folder = copy_of("text-embedder-gguf")
     rewrite_gguf(folder / "model.gguf", lambda values: values.pop("qwen3.pooling_type"))
     (last,) = rendered(inspect(str(folder)), width=200).rstrip().splitlines()[-1:]
-    assert last.startswith("UNDECIDED, with 1 warning: nothing tells what it is for")
+    assert last.startswith("UNDECIDED, with 1 warning: the task is not declared")
     assert "--task rerank" in last
 
 
@@ -109,7 +109,7 @@ def test_a_folder_without_models_is_an_error(tmp_path):
 
 def test_a_file_that_is_no_model_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("words")
-    with pytest.raises(ModelError, match="is no GGUF file"):
+    with pytest.raises(ModelError, match="is not a GGUF file"):
         inspect(str(tmp_path / "notes.txt"))
 
 

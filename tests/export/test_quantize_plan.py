@@ -88,11 +88,11 @@ REFUSED = {
     "a missing tensor": (drop(UP), f"lacks {UP}"),
     "an unknown tensor": (
         put("model.layers.0.mystery.weight", torch.ones(2)),
-        r"mystery\.weight \[2\] is no tensor of",
+        r"mystery\.weight \[2\] is not a tensor of",
     ),
     "a wrong shape": (
         put(UP, torch.ones(3, 64, dtype=torch.bfloat16)),
-        r"has shape \[3, 64\]; config\.json makes it \[128, 64\]",
+        r"has shape \[3, 64\]; config\.json implies \[128, 64\]",
     ),
     "a wrong type": (put(UP, torch.ones(128, 64, dtype=torch.int32)), f"{UP} is I32"),
     "one type among others in a group": (

@@ -158,7 +158,7 @@ def test_engines_that_cannot_serve_an_artefact_say_why(folder, artefact, tmp_pat
     )
     for path, engine, message in (
         (gguf_of(RERANKER, "f16", folder), ServingEngine.VLLM, "is a GGUF file, which vllm does not serve"),
-        (artefact, ServingEngine.LLAMA_SERVER, "is no GGUF file"),
+        (artefact, ServingEngine.LLAMA_SERVER, "llama-server needs a GGUF file"),
         (headed, ServingEngine.SGLANG, "gives such models no prompt"),
         (tmp_path, ServingEngine.VLLM, "neither a checkpoint's folder nor a GGUF file"),
     ):
@@ -174,7 +174,7 @@ def test_the_command_line_prints_the_command_alone(tmp_path):
     runner = CliRunner()
     missing = runner.invoke(app, ["serve-command", str(RERANKER), "--engine", "vllm"])
     assert isinstance(missing.exception, UsageError)
-    assert "rerank_template.jinja is missing" in missing.exception.message
+    assert "rerank_template.jinja is missing; without it" in missing.exception.message
     template = tmp_path / "with space.jinja"
     call = ["serve-command", str(RERANKER), "--engine", "sglang", "--write-template", str(template)]
     shown = runner.invoke(app, call)

@@ -25,13 +25,13 @@ def container(header, data=b"\0" * 20, *, length=None):
 
 
 BROKEN = {
-    "empty file": (b"", "truncated or no safetensors"),
-    "header beyond the file": (container({}, b"", length=1 << 20), "truncated or no safetensors"),
-    "header of absurd length": (container({}, b"", length=1 << 62), "truncated or no safetensors"),
+    "empty file": (b"", "truncated or not a safetensors"),
+    "header beyond the file": (container({}, b"", length=1 << 20), "truncated or not a safetensors"),
+    "header of absurd length": (container({}, b"", length=1 << 62), "truncated or not a safetensors"),
     "header not JSON": (container(b"{nope", b""), "unreadable header"),
     "header not UTF-8": (container(b'{"\xff": 1}', b""), "unreadable header"),
     "header nested too deep": (container(b"[" * 100_000, b""), "unreadable header"),
-    "header a list": (container([1], b""), "no JSON object"),
+    "header a list": (container([1], b""), "not a JSON object"),
     "truncated data": (container({"a": A, "b": B}, b"\0" * 19), "truncated"),
     "data too long": (container({"a": A, "b": B}, b"\0" * 21), "longer than its header says"),
     "overlapping tensors": (container({"a": A, "b": {**B, "data_offsets": [12, 16]}}, b"\0" * 16), "overlaps"),
