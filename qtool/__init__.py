@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from qtool.verify.gates import Verdict as Verdict
     from qtool.verify.report import Report as Report
 
-__version__: Final = "0.1.0"
+__version__ = "0.1.0"
 
 _MODULES: Final = {
     "qtool.api": (
