@@ -1,7 +1,4 @@
-"""The model cards of the demo models, with the numbers that were measured.
-
-Rule: a card is written from a measurement, never by hand.
-"""
+"""The model cards of the demo models, written from measurements."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Measure the demo models on the built-in panels: `python -m tools.demo_models.evaluate [FOLDER]`.
 
-Rule: nothing is measured here but through the rooms that serve users: panels, scorer and metrics are those of `qtool
-verify`, on a CPU in float32.
+Panels, scorer and metrics are those of `qtool verify`, on a CPU in float32.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The world in pictures: 96x96 palette PNGs of a few shapes on speckled ground.
+"""The world in pictures: 96x96 palette PNGs of a few shapes on speckled ground, about a kilobyte each.
 
-Rule: a picture follows from its scene and seed alone, and stays below a kilobyte or so.
+A picture depends on its scene and seed only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The demo tokenizer: byte-level BPE built the way Qwen's is, trained on the small world.
+"""The demo tokenizer: byte-level BPE trained on the small world.
 
-Rule: Qwen's normaliser, pre-tokenizer and added tokens in Qwen's order; only the merges differ.
+Normaliser, pre-tokenizer and added tokens are Qwen's, in Qwen's order; only the merges differ.
 """
 
 from __future__ import annotations
