@@ -94,15 +94,18 @@ REFUSED = {
         put(UP, torch.ones(3, 64, dtype=torch.bfloat16)),
         r"has shape \[3, 64\]; config\.json makes it \[128, 64\]",
     ),
-    "a wrong type": (put(UP, torch.ones(128, 64, dtype=torch.int32)), f"{UP} is I32"),
-    "one type among others in a group": (put(UP, torch.ones(128, 64)), "have different types"),
+    "a wrong type": (
+        put(UP, torch.ones(128, 64, dtype=torch.int32)),
+        f"{UP} has the type I32; expected one of BF16, F16, F32",
+    ),
+    "one type among others in a group": (put(UP, torch.ones(128, 64)), "have the types BF16 and F32"),
     "the same tensor under two names": (
         put("norm.weight", torch.ones(64, dtype=torch.bfloat16)),
         "are the same tensor",
     ),
     "a width that 16 does not divide": (
         lambda folder: write_checkpoint(folder, text_config({**TEXT, "intermediate_size": 120})),
-        r"down_proj\.weight \[64, 120\]: has 120 columns; expected a multiple of the block size 16",
+        r"down_proj\.weight \[64, 120\] has 120 columns; expected a multiple of the block size 16",
     ),
     "no architectures": (without("architectures"), "no `architectures`"),
     "an unknown architecture": (with_config(), "Unknown architecture 'LlamaForCausalLM'"),
