@@ -12,20 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
+QUANTIZE = "qtool.quantize('qtool-demo-reranker', output='made', force=True, progress=None)"
+CONVERT = "qtool.convert_gguf('qtool-demo-reranker', output='gguf', outtypes=['q8_0'], force=True, progress=None)"
+ONE_PAIR = "panels='demo-text', limit=1, noise_queries=0, use_cache=False, progress=None"
+VERIFY = f"{QUANTIZE} if run == 1 else None; qtool.verify('made', reference='qtool-demo-reranker', {ONE_PAIR})"
+
 JOBS = {
-    "A weight through `quantize`": (
-        15,
-        "qtool.quantize('qtool-demo-reranker', output='made', force=True, progress=None)",
-    ),
-    "A tensor through `convert-gguf`": (
-        20,
-        "qtool.convert_gguf('qtool-demo-reranker', output='gguf', outtypes=['q8_0'], force=True, progress=None)",
-    ),
-    "A pair through `verify`": (
-        25,
-        "run == 1 and qtool.quantize('qtool-demo-reranker', output='made', progress=None); qtool.verify('made', reference='qtool-demo-reranker', panels='demo-text', limit=1, noise_queries=0, "
-        "use_cache=False, progress=None)",
-    ),
+    "A weight through `quantize`": (15, QUANTIZE),
+    "A tensor through `convert-gguf`": (20, CONVERT),
+    "A pair through `verify`": (25, VERIFY),
 }
 """Each walk with the number of files that it may name, and the job; what runs the second time is counted."""
 
