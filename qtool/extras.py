@@ -85,7 +85,8 @@ def import_failure(error: ImportError) -> SetupError:
     if isinstance(error, ModuleNotFoundError):
         package = extra.packages[module] if extra else module
         return SetupError(f"The package {package} is not installed.", f"Run `{command}`.")
+    reason = " ".join(str(error).split()).rstrip(".")
     return SetupError(
-        f"The package {module or 'that was asked for'} cannot be imported: {error}.",
+        f"{f'The package {module}' if module else 'A package'} cannot be imported: {reason}.",
         f"Run `qtool doctor` to compare versions, then `{command} --upgrade`.",
     )
