@@ -44,7 +44,10 @@ def builder(tmp_path_factory):
 def parts(builder, tmp_path_factory):
     """The same model in several parts."""
     folder = tmp_path_factory.mktemp("split") / "parts"
-    convert_gguf(ConvertOptions(str(builder.reference("reranker")), folder, ("f16",), "none", split_max_bytes=120_000))
+    options = ConvertOptions(
+        model=str(builder.reference("reranker")), output=folder, outtypes=("f16",), mmproj="none", split_max_bytes=120_000
+    )
+    convert_gguf(options)
     for path, name in zip(sorted(folder.glob("*.gguf")), PARTS, strict=True):
         path.rename(folder / name)
     return [folder / name for name in PARTS]
