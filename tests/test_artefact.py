@@ -116,7 +116,7 @@ def test_all_stages_find_the_same_files(layout, named, builder, parts, tmp_path)
     assert (stage.outcome, stage.findings) == (Outcome.PASS, ())
     stage, errors = compare_weights(artefact, reference)
     assert (stage.outcome, stage.findings) == (Outcome.PASS, ())
-    assert {"blk.0.attn_q.weight", "v.blk.0.attn_qkv.weight"} <= {each.hf_name for each in errors}
+    assert {"blk.0.attn_q.weight", "v.blk.0.attn_qkv.weight"} <= {each.tensor for each in errors}
     stage, table = rederive(artefact, reference, tmp_path)
     assert (stage.outcome, stage.findings) == (Outcome.PASS, ())
     assert all(row.is_equal for row in table)
