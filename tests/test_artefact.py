@@ -44,7 +44,10 @@ def builder(tmp_path_factory):
 def parts(builder, tmp_path_factory):
     """The same model in several parts."""
     folder = tmp_path_factory.mktemp("split") / "parts"
-    convert_gguf(ConvertOptions(str(builder.reference("reranker")), folder, ("f16",), "none", split_max_bytes=120_000))
+    options = ConvertOptions(
+        model=str(builder.reference("reranker")), output=folder, outtypes=("f16",), mmproj="none", split_max_bytes=120_000
+    )
+    convert_gguf(options)
     for path, name in zip(sorted(folder.glob("*.gguf")), PARTS, strict=True):
         path.rename(folder / name)
     return [folder / name for name in PARTS]
@@ -113,7 +116,7 @@ def test_all_stages_find_the_same_files(layout, named, builder, parts, tmp_path)
     assert (stage.outcome, stage.findings) == (Outcome.PASS, ())
     stage, errors = compare_weights(artefact, reference)
     assert (stage.outcome, stage.findings) == (Outcome.PASS, ())
-    assert {"blk.0.attn_q.weight", "v.blk.0.attn_qkv.weight"} <= {each.hf_name for each in errors}
+    assert {"blk.0.attn_q.weight", "v.blk.0.attn_qkv.weight"} <= {each.tensor for each in errors}
     stage, table = rederive(artefact, reference, tmp_path)
     assert (stage.outcome, stage.findings) == (Outcome.PASS, ())
     assert all(row.is_equal for row in table)

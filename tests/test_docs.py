@@ -22,7 +22,7 @@ from tests.docs_pages import PAGES as GENERATED
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "recipes" / "README.md"])
-BEING_REWRITTEN = {"adding-a-model.md", "architecture.md", "benchmarks.md"}
+BEING_REWRITTEN = {"architecture.md", "benchmarks.md"}
 """Pages that are rewritten elsewhere at the moment."""
 WRITTEN = [page for page in PAGES if page.name not in BEING_REWRITTEN]
 MARKDOWN = [*WRITTEN, *sorted((ROOT / "qtool").rglob("*.md")), *sorted((ROOT / "tools").rglob("*.md"))]

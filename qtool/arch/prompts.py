@@ -65,7 +65,9 @@ class PromptSpec:
 
     def instruction_in(self, text: str) -> str | None:
         """The instruction in a text that is otherwise this template; None where it is another one."""
-        before, after = self.template.split("{instruction}")
+        before, has_instruction, after = self.template.partition("{instruction}")
+        if not has_instruction:
+            return "" if text == self.template else None
         is_this = text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)
         return text[len(before) : len(text) - len(after)] if is_this else None
 

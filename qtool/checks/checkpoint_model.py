@@ -121,12 +121,11 @@ class CheckpointModel:
         text = self.detection.text
         rope = as_mapping(text.get("rope_parameters") or text.get("rope_scaling"))
         theta, sections = rope.get("rope_theta", text.get("rope_theta")), rope.get("mrope_section")
-        norm = next(spec for name, spec in self.specs.items() if name.endswith("q_norm.weight"))
         return Positions(
             family=self.family,
             hidden_size=dimension(text, "hidden_size"),
             layers=dimension(text, "num_hidden_layers"),
-            head_dim=norm.shape[0],
+            head_dim=dimension(text, "head_dim", self.family.default_head_dim),
             rope_theta=float(theta) if isinstance(theta, int | float) else None,
             sections=sections if isinstance(sections, list) and all(isinstance(each, int) for each in sections) else (),
             deepstack_layers=len(self.deepstack_layers),

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from qtool.arch.families import reranker_prompts
 from qtool.arch.prompts import PromptSpec
@@ -35,7 +34,6 @@ class KnownPrompts:
     def __init__(self, reference: CheckpointArtefact) -> None:
         self._family = reference.family
         self._tokenizer = PromptTokenizer.read(reference.path)
-        self._words = Tokenizer.from_file(str(reference.path / "tokenizer.json"))
 
     def official(self, question: Question) -> PromptSpec:
         """The official prompt for a question of this kind."""
@@ -65,8 +63,7 @@ class KnownPrompts:
 
     def text(self, ids: tuple[int, ...]) -> str:
         """The text of ids to the reference; ids that it does not have are left out."""
-        size = self._words.get_vocab_size()
-        return str(self._words.decode([each for each in ids if each < size], skip_special_tokens=False))
+        return self._tokenizer.text(ids)
 
 
 # How two prompts differ: a known mistake is named; any other is shown at the first token that differs.

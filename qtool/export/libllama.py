@@ -21,7 +21,8 @@ import numpy.typing as npt
 from qtool.errors import ModelError, QtoolError, SetupError
 from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES
 from qtool.formats.ggml import GGML_TYPES
-from qtool.storage.gguf import GgufFile, GgufTensor, read_gguf
+from qtool.storage.gguf import GgufTensor
+from qtool.storage.gguf_model import GgufModel, open_gguf_file
 
 _SUMS: Final = ".in_sum2"
 _COUNTS: Final = ".counts"
@@ -120,41 +121,40 @@ def _overrides(library: ModuleType, matrix: ImportanceMatrix) -> Iterator[tuple[
 def read_imatrix(path: Path) -> ImportanceMatrix:
     """An importance matrix in the current format of `llama-imatrix`, a GGUF file. Raises ModelError for any other file."""
     try:
-        file = read_gguf(path)
+        file = open_gguf_file(path)
     except ModelError as error:
         hint = "An importance matrix in the old format (.dat) needs the program llama-quantize on PATH."
         raise ModelError(error.message, hint) from None
     names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
     if not names:
         raise ModelError(f"{path} is not an importance matrix: it has no tensor that ends in {_SUMS}.")
-    with path.open("rb") as stream:
-        columns = {name: _mean_squares(file, name, stream.fileno()) for name in sorted(names)}
+    columns = {name: _mean_squares(file, name) for name in sorted(names)}
     return ImportanceMatrix(columns, dict(_origin(file, path, len(columns))))
 
 
-def _mean_squares(file: GgufFile, name: str, descriptor: int) -> npt.NDArray[np.float32]:
+def _mean_squares(file: GgufModel, name: str) -> npt.NDArray[np.float32]:
     """Sums divided by counts, per expert; 1 for a column without data."""
     pair = file.tensors.get(name + _SUMS), file.tensors.get(name + _COUNTS)
     if any(tensor is None or tensor.type.name != "F32" for tensor in pair):
-        raise ModelError(f"{file.name} has no {name}{_SUMS} or no {name}{_COUNTS} in F32.")
-    sums, counts = (_values(tensor, descriptor) for tensor in pair if tensor is not None)
+        raise ModelError(f"{file.target} has no {name}{_SUMS} or no {name}{_COUNTS} in F32.")
+    sums, counts = (_values(file, tensor) for tensor in pair if tensor is not None)
     sums, counts = sums.reshape(counts.size, -1), counts.reshape(-1, 1)
     means = np.divide(sums, counts, out=np.ones_like(sums), where=counts > 0)
     return np.ascontiguousarray(means).reshape(-1)
 
 
-def _values(tensor: GgufTensor, descriptor: int) -> npt.NDArray[np.float32]:
-    return np.frombuffer(os.pread(descriptor, tensor.nbytes, tensor.offset), "<f4")
+def _values(file: GgufModel, tensor: GgufTensor) -> npt.NDArray[np.float32]:
+    return file.read(tensor).view("<f4")
 
 
-def _origin(file: GgufFile, path: Path, entries: int) -> Iterator[tuple[str, str | int]]:
+def _origin(file: GgufModel, path: Path, entries: int) -> Iterator[tuple[str, str | int]]:
     """The keys that `llama-quantize` writes, in its order."""
     yield "quantize.imatrix.file", str(path)
-    for dataset in file.get("imatrix.datasets", [])[:1]:
+    for dataset in file.texts("imatrix.datasets")[:1]:
         yield "quantize.imatrix.dataset", dataset
     yield "quantize.imatrix.entries_count", entries
-    if file.get("imatrix.chunk_count", 0) > 0:
-        yield "quantize.imatrix.chunks_count", file.get("imatrix.chunk_count")
+    if (chunks := file.integer("imatrix.chunk_count") or 0) > 0:
+        yield "quantize.imatrix.chunks_count", chunks
 
 
 if __name__ == "__main__":

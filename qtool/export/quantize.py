@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from qtool.arch.detect import Detection, detect
+from qtool.arch.detect import Detection
 from qtool.arch.prompts import FILE_NAME as RERANK_TEMPLATE
 from qtool.arch.prompts import rerank_template
 from qtool.arch.spec import Task
+from qtool.artefact import CheckpointArtefact
 from qtool.console import human_size, written
 from qtool.export.quantize_plan import (
     Action,
@@ -36,7 +37,7 @@ from qtool.progress import Meter, Progress, ignore
 from qtool.recipe import LoadedRecipe, load_recipe
 from qtool.resources import DEFAULT_RECIPE
 from qtool.results import Result
-from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars, open_checkpoint
+from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars
 from qtool.storage.hashing import sha256_of
 from qtool.storage.hub import Source, resolve
 from qtool.storage.output import WORKERS, check_target, require_space, staged_folder
@@ -99,12 +100,12 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
     recipe = load_recipe(options.recipe)
     backend, reason = _choose(options.backend)
     source = resolve(options.model, options.revision, options.token)
-    checkpoint = open_checkpoint(source.directory)
-    plan = plan_quantization(checkpoint, detect(source.directory, options.task), recipe.recipe)
+    opened = CheckpointArtefact(source, options.task)
+    plan = plan_quantization(opened.checkpoint, opened.detection, recipe.recipe)
     layout = lay_out(plan.outputs, options.max_shard_bytes)
     return QuantizeJob(
         source=source,
-        checkpoint=checkpoint,
+        checkpoint=opened.checkpoint,
         recipe=recipe,
         plan=plan,
         layout=layout,

@@ -5,7 +5,7 @@ Its ids equal those of the transformers tokenizer of the same folder, also for s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class PromptTokenizer:
         except (TypeError, UnicodeError) as error:  # not a str, or with a lone surrogate
             raise UsageError(f"Invalid text {text!a:.80}: expected str without lone surrogates.") from error
         return ids
+
+    def text(self, ids: Iterable[int]) -> str:
+        """The text of ids, special tokens included; ids that it does not have are left out."""
+        size = self._tokenizer.get_vocab_size()
+        return str(self._tokenizer.decode([each for each in ids if each < size], skip_special_tokens=False))
 
     def appends(self, token: str) -> bool:
         """Whether the tokenizer itself appends `token` to every text."""
