@@ -17,8 +17,8 @@ from qtool.errors import ModelError, UsageError
 from qtool.jsonfile import read_json
 from qtool.storage.gguf import Value, array, boolean, float32, int32, string, uint32
 
-# The language model. Keys, types and values are those of llama.cpp's own converter; what config.json declares and GGUF cannot
-# express is an error.
+# The language model. Keys, types and values are those of llama.cpp's own converter; what config.json declares and GGUF
+# cannot express is an error.
 
 _PLAIN_ROPE: Final = ("default", None)
 DEFAULT_ROPE_THETA: Final = 10_000.0  # transformers' default for both Qwen3 configs
@@ -55,7 +55,7 @@ _SAMPLING: Final = {
 
 
 def sampling_metadata(directory: Path) -> dict[str, Value]:
-    """The sampling parameters of generation_config.json: no ranker needs them, but llama.cpp's converter writes them."""
+    """The sampling parameters of generation_config.json, which llama.cpp's converter writes; no ranker needs them."""
     path = directory / "generation_config.json"
     declared = read_json(path) if path.is_file() else {}
     named = {field: make(declared[key]) for key, (field, make) in _SAMPLING.items() if key in declared}
@@ -215,8 +215,8 @@ def _named_templates(directory: Path) -> dict[str, str]:
     return templates
 
 
-# The tokenizer, from tokenizer.json and tokenizer_config.json. A pre-tokenizer other than Qwen2's is refused: llama.cpp would
-# silently split text in another way than in training.
+# The tokenizer, from tokenizer.json and tokenizer_config.json. A pre-tokenizer other than Qwen2's is refused: llama.cpp
+# would silently split text in another way than in training.
 
 QWEN2_SPLIT: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

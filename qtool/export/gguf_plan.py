@@ -228,7 +228,7 @@ def _is_vision(spec: TensorSpec) -> bool:
 
 
 def _is_written(spec: TensorSpec, answers: tuple[int, int] | None) -> bool:
-    """Whether the language file contains it: not the vision tower, a tied head, or a head that the rank head replaces."""
+    """Whether the language file has it: not the vision tower, a tied head, or a head that the rank head replaces."""
     is_replaced = spec.module == "lm_head" and answers is not None
     return not _is_vision(spec) and spec.presence is not Presence.DUPLICATE and not is_replaced
 

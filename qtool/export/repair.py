@@ -49,8 +49,8 @@ from qtool.storage.head_rows import (
 from qtool.storage.hub import resolve
 from qtool.storage.output import check_target_file, manifest_of, require_space, staged_files
 
-# The rank head: added, reordered, or taken from a base. Rows that equal the vocabulary's yes and no keep their bytes; for other
-# rows the labels decide which is yes, and without labels that say so there is no repair.
+# The rank head: added, reordered, or taken from a base. Rows that equal the vocabulary's yes and no keep their bytes;
+# for other rows the labels decide which is yes, and without labels that say so there is no repair.
 
 _EXACT: Final = (F32, F16, BF16)
 _AGAIN: Final = "Convert the original again."
@@ -107,7 +107,7 @@ def repaired_head(gguf: GgufFile, path: Path, base: str | None) -> RepairedHead 
 
 
 def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
-    """For a head that is not the vocabulary's yes and no: other tokens' rows are an error, trained rows are intended."""
+    """For a head other than the vocabulary's yes and no: other tokens' rows are wrong, trained rows are intended."""
     words = _words_of(file, head)
     if any(words):
         return _rebuilt(file, f"held the rows of {' and '.join(map(_named, words))}")
@@ -171,7 +171,7 @@ def _open_base(base: str) -> _Base:
 
 
 def _require_its_base(file: _File, base: _Base) -> None:
-    """Raise ModelError unless width, vocabulary and the rows of yes and no show that the file was made from the base."""
+    """Raise ModelError unless width, vocabulary and the rows of yes and no are those of the base."""
     gguf, width = file.gguf, file.gguf.get(f"{file.gguf.get('general.architecture')}.embedding_length")
     words = [file.tokens[token : token + 1] for token in base.answers]
     if base.inventory.head.shape[1] != width or words != [[YES], [NO]]:
@@ -220,7 +220,8 @@ def _token_row(file: _File, text: str, rows: int) -> int:
     return int(file.tokens.index(text))
 
 
-# The repair. What is missing comes from the file itself, the base or the family's published data; every other byte stays.
+# The repair. What is missing comes from the file itself, the base or the family's published data; every other byte
+# stays.
 
 FAMILIES: Final[Mapping[str, bool]] = {"qwen3": False, "qwen3vl": True}
 """Known architectures, and whether each sees pictures."""
@@ -283,7 +284,7 @@ def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSu
 
 
 def _require_file(path: Path) -> None:
-    """Raise UsageError unless `path` is a local file; its weights are copied, so a remote one must be downloaded first."""
+    """Raise UsageError unless `path` is a local file: its weights are copied."""
     if path.is_file():
         return
     if path.is_dir():
