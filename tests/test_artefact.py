@@ -45,7 +45,11 @@ def parts(builder, tmp_path_factory):
     """The same model in several parts."""
     folder = tmp_path_factory.mktemp("split") / "parts"
     options = ConvertOptions(
-        model=str(builder.reference("reranker")), output=folder, outtypes=("f16",), mmproj="none", split_max_bytes=120_000
+        model=str(builder.reference("reranker")),
+        output=folder,
+        outtypes=("f16",),
+        mmproj="none",
+        split_max_bytes=120_000,
     )
     convert_gguf(options)
     for path, name in zip(sorted(folder.glob("*.gguf")), PARTS, strict=True):
