@@ -379,7 +379,8 @@ def _texts(keywords: Mapping[str, Any]) -> Any:
     for name in ("panel", "dataset", "limit", "shard"):
         if keywords[name] is not None:
             raise UsageError(
-                f"texts cannot be combined with {name}.", "Pass texts, or a panel or dataset with limit and shard."
+                f"Arguments texts and {name} cannot be combined.",
+                "Pass texts, or a panel or dataset with limit and shard.",
             )
     if isinstance(texts, (str, os.PathLike)):
         return Texts(coerce("texts", texts, Path), instruction=keywords["instruction"])
@@ -396,7 +397,8 @@ def _dataset_panel(keywords: Mapping[str, Any]) -> list[str]:
         return []
     if dataset is None or columns is None:
         raise UsageError(
-            "dataset and columns must be given together.", "For example columns='query=COLUMN,positive=COLUMN'."
+            "Arguments dataset and columns must be given together.",
+            "For example columns='query=COLUMN,positive=COLUMN'.",
         )
     return [dataset_panel(dataset, columns)]
 

@@ -13,6 +13,11 @@ from qtool.errors import SetupError
 _ROWS_SHOWN: Final = 20
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: 1 pair, 1,680 pairs."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 class Result(ABC):
     """Base of every result of the public API."""
 
@@ -44,9 +49,8 @@ class Result(ABC):
         """The headline and the first rows, as a notebook shows them."""
         rows = self.records()
         table = _table(rows[:_ROWS_SHOWN]) if rows else ""
-        more = (
-            f"<p>{len(rows) - _ROWS_SHOWN:,} more rows: <code>to_frame()</code></p>" if len(rows) > _ROWS_SHOWN else ""
-        )
+        hidden = len(rows) - _ROWS_SHOWN
+        more = f"<p>{counted(hidden, 'more row')}: <code>to_frame()</code></p>" if hidden > 0 else ""
         return f"<p><b>{escape(self.headline)}</b></p>{table}{more}"
 
 

@@ -63,8 +63,8 @@ code:
 ```
 
 A terminal shows progress as bars. Elsewhere a command that takes long prints a line at the end of each stage and every
-30 seconds, so that the log of a CI job shows that it runs. `-q` prints results and errors only; `-v` also prints details,
-what libraries log, and the traceback of an error. Both may stand before or after the command.
+30 seconds, so that the log of a CI job shows that it runs. `-q` prints results and errors only; `-v` also prints
+details, what libraries log, and the traceback of an error. Both may stand before or after the command.
 
 `qtool --install-completion` completes commands, options and their values in your shell.
 """

@@ -22,7 +22,6 @@ COMMAND = re.compile(r"(^|: |`)(pip install|uv |hf |qtool |llama-|make )")
 # Modules with messages that are still to be rewritten (`python -m tests.test_messages` lists them).
 UNCHECKED = (
     "qtool/checks/",
-    "qtool/cli/",
     "qtool/export/quantize_plan.py",
     "qtool/scoring/ledger.py",
     "qtool/scoring/llama_cpp/model.py",

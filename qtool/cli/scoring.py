@@ -66,6 +66,7 @@ def score(
 ) -> None:
     """Score the pairs of a panel: log-odds and probability of each, as JSON lines."""
     from qtool import api
+    from qtool.results import counted
 
     check_panel(panel, dataset, columns)
     scores = api.score(
@@ -93,7 +94,7 @@ def score(
     if output is None and not json:
         console.show_lines(pair.line for pair in scores.pairs)
     else:
-        show(scores, console.unwrapped(f"Wrote the scores of {len(scores.pairs):,} pairs to {output}."), as_json=json)
+        show(scores, console.unwrapped(f"Wrote {counted(len(scores.pairs), 'score')} to {output}."), as_json=json)
 
 
 def embed(
@@ -131,6 +132,7 @@ def embed(
 ) -> None:
     """Embed a panel's queries and documents, or lines of text: vectors as .npy."""
     from qtool import api
+    from qtool.results import counted
 
     if texts is None:
         check_panel(panel, dataset, columns)
@@ -162,8 +164,8 @@ def embed(
         timeout=timeout,
     )
     count, width = made.vectors.shape
-    vectors = "1 vector" if count == 1 else f"{count:,} vectors"
-    where = f"Wrote {vectors} of {width} dimensions to {output} and the names of the rows to {made.ids}."
+    vectors = f"{counted(count, 'vector')} of {counted(width, 'dimension')}"
+    where = f"Wrote {vectors} to {output} and the names of the rows to {made.ids}."
     show(made, console.unwrapped(where), as_json=json)
 
 

@@ -31,7 +31,7 @@ from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions
 from qtool.options import Options
 from qtool.progress import Meter, Progress, ignore
-from qtool.results import Result
+from qtool.results import Result, counted
 from qtool.storage.checkpoint import TensorInfo
 from qtool.storage.gguf import GgufFile, GgufTensor, Value, array, encode_string, encode_value, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out_encoded
@@ -254,7 +254,7 @@ class RepairSummary(Result):
     @property
     @override
     def headline(self) -> str:
-        return f"{len(self.changes)} changes in a file of {self.nbytes:,} bytes."
+        return f"{counted(len(self.changes), 'change')} in a file of {self.nbytes:,} bytes."
 
     @override
     def records(self) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from qtool.inputs.items import Item
 from qtool.inputs.panels import read_text_bytes
 from qtool.options import Options
 from qtool.progress import StageProgress, ignore
-from qtool.results import Result
+from qtool.results import Result, counted
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.score import PanelChoice, check_output, resumable
 from qtool.scoring.scorer import AnswerCounter, shortened
@@ -93,7 +93,7 @@ class Embeddings(Result):
     @override
     def headline(self) -> str:
         count, dim = self.vectors.shape
-        return f"{count:,} vectors of {dim} dimensions."
+        return f"{counted(count, 'vector')} of {counted(dim, 'dimension')}."
 
     @override
     def records(self) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ def embed(options: EmbedOptions, progress: StageProgress | None = None) -> Embed
     """Embed and write. Raises UsageError for a reranker; answers before an error are kept for the next run."""
     if options.ids is not None and options.output is None:
         raise UsageError(
-            "ids names the rows of an output file, and no output is given.", "Pass output, or leave out ids."
+            "Argument ids names the rows of an output file, and no output is given.", "Pass output, or leave out ids."
         )
     if options.output is not None and options.ids_file is not None:
         check_output(options.output, MAGIC_PREFIX, force=options.force)

@@ -17,7 +17,7 @@ from qtool.inputs.builtin import load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.options import Options
 from qtool.progress import StageProgress, ignore
-from qtool.results import Result
+from qtool.results import Result, counted
 from qtool.scoring.ledger import open_ledger
 from qtool.scoring.remembering import Remembering
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
@@ -129,7 +129,7 @@ class Scores(Result):
     @property
     @override
     def headline(self) -> str:
-        return f"{len(self.pairs):,} scored pairs of panel {self.panel}."
+        return f"{counted(len(self.pairs), 'scored pair')} of panel {self.panel}."
 
     @override
     def records(self) -> list[dict[str, Any]]:

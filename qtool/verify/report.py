@@ -10,7 +10,7 @@ from typing import Any, Final
 from typing_extensions import override
 
 from qtool.checks.stage import RederivedFile, Stage, TensorError
-from qtool.results import Result
+from qtool.results import Result, counted
 from qtool.verify.gates import GateResult, Verdict
 from qtool.verify.metrics import Interval
 
@@ -111,7 +111,7 @@ class Report(Result):
     @override
     def headline(self) -> str:
         pairs = sum(panel.pairs for panel in self.panels)
-        scored = f"{pairs:,} pairs scored" if pairs else "nothing scored"
+        scored = f"{counted(pairs, 'pair')} scored" if pairs else "nothing scored"
         return f"{self.verdict.value.upper()}: {self.artefact.name} against {self.reference.name}, {scored}."
 
     @override
