@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 
 import pytest
 from hypothesis import settings
+
+from qtool import console
 
 settings.register_profile("qtool", deadline=None)  # the first example of many a test compiles a kernel
 settings.load_profile("qtool")
@@ -18,6 +21,15 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_output():
+    """What a command line sets for the whole process (--quiet, --verbose) ends with the test."""
+    before = dict(vars(console.settings))
+    yield
+    vars(console.settings).update(before)
+    logging.disable(logging.NOTSET)
 
 
 # As qtool.scoring does, for tests that import torch before it.

@@ -16,7 +16,7 @@ def test_pictures_are_kept_up_to_a_bound_the_least_recently_used_dropped_first(
     read: list[str] = []
     load = pictures.load_image
     monkeypatch.setattr(pictures, "load_image", lambda source: read.append(Path(source).name) or load(source))
-    monkeypatch.setattr(pictures, "_TOKENS_KEPT", 9)  # a picture of 64x64 is 4 tokens
+    monkeypatch.setattr(pictures, "_MAX_CACHED_TOKENS", 9)  # a picture of 64x64 is 4 tokens
     cache, item = PictureCache(), Item("i")
     for name in ("a", "b", "a", "c", "a", "b", "a"):
         path = tmp_path / f"{name}.png"

@@ -258,7 +258,7 @@ def test_answers_of_several_tokens_are_refused(text_model: Path, tmp_path: Path)
     letters = Tokenizer(models.BPE({"y": 0, "e": 1, "s": 2, "n": 3, "o": 4}, []))
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
     letters.save(str(wrong / "tokenizer.json"))
-    with pytest.raises(ModelError, match="'yes' is 3 tokens"):
+    with pytest.raises(ModelError, match="splits 'yes' into 3 tokens"):
         rerank(wrong).score(TEXT_PAIRS)
 
 

@@ -170,7 +170,7 @@ def test_the_image_panel_has_pages_tables_and_all_charts():
 def test_a_picture_that_is_missing_is_named(made):
     path = lines(IMAGE)[0]["documents"][0]["image"]
     (made / path).rename(made / "elsewhere.png")
-    with pytest.raises(UsageError, match=f"no such file: {path}"):
+    with pytest.raises(UsageError, match=f"No such file: {path}"):
         load_panel(made / f"{IMAGE}.jsonl")
     (made / "elsewhere.png").rename(made / path)
     assert load_panel(made / f"{IMAGE}.jsonl").sha256 == load_panel(find_panel(IMAGE)).sha256
@@ -202,5 +202,5 @@ def test_a_chart_shows_its_numbers(kind):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_scores_it(name):
-    options = qtool.ScoreOptions("qtool-demo-reranker", qtool.PanelChoice(name, limit=1))
+    options = qtool.ScoreOptions(target="qtool-demo-reranker", panel=qtool.PanelChoice(source=name, limit=1))
     assert len(qtool.score(options).pairs) == 8

@@ -115,5 +115,5 @@ def test_a_served_reranker_is_refused_beside_an_embedder_before_anything_is_scor
     options = VerifyOptions(
         artefact=running.listening_address, reference="qtool-demo-embedder", panels=("demo-text",), limit=1
     )
-    with pytest.raises(UsageError, match=r"is a reranker \(llama-server says so\), and vectors are asked of it"):
+    with pytest.raises(UsageError, match=r"serves a reranker \(as llama-server reports\), but the task is embed"):
         verify(options)
