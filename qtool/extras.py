@@ -56,8 +56,9 @@ EXTRAS: Final[Mapping[str, Extra]] = {
 
 
 def is_installed(module: str) -> bool:
-    """Whether a top-level module can be found; it is not imported."""
-    return find_spec(module) is not None
+    """Whether a top-level module can be found, which is not imported; a mere folder `datasets` in the path is none."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def require_extra(name: str, purpose: str, otherwise: str = "") -> None:
@@ -67,10 +68,10 @@ def require_extra(name: str, purpose: str, otherwise: str = "") -> None:
     """
     extra = EXTRAS[name]
     if missing := extra.missing:
-        verb = "is" if len(missing) == 1 else "are"
+        listed = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
         alternative = f", or {otherwise}" if otherwise else ""
         raise SetupError(
-            f"{purpose} needs {' and '.join(missing)}, which {verb} not installed.",
+            f"{purpose} needs {listed}, which {'is' if len(missing) == 1 else 'are'} not installed.",
             f"Run `{extra.command}`{alternative}.",
         )
 
@@ -85,7 +86,8 @@ def import_failure(error: ImportError) -> SetupError:
     if isinstance(error, ModuleNotFoundError):
         package = extra.packages[module] if extra else module
         return SetupError(f"The package {package} is not installed.", f"Run `{command}`.")
+    reason = " ".join(str(error).split()).rstrip(".")
     return SetupError(
-        f"The package {module or 'that was asked for'} cannot be imported: {error}.",
+        f"{f'The package {module}' if module else 'A package'} cannot be imported: {reason}.",
         f"Run `qtool doctor` to compare versions, then `{command} --upgrade`.",
     )

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from qtool.extras import EXTRAS
 from qtool.reporting.write import report_schema
 from tests.docs_pages import COMMANDS, help_of
 from tests.scoring import tiny
@@ -115,6 +116,23 @@ def test_inputs_reach_the_shell_through_the_environment_alone():
     for step in STEPS.values():
         assert "${{" not in step.get("run", "")
     assert all(about.get("description") for about in (*ACTION["inputs"].values(), *ACTION["outputs"].values()))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed"),
+    [("", "{action}[score,llamacpp,datasets,video]"), ("qtool-retrieval==9", "qtool-retrieval==9")],
+)
+def test_pip_installs_the_action_itself_with_all_that_a_verification_can_use(
+    wanted, installed, runner, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GITHUB_ACTION_PATH", "/the action")
+    (tmp_path / "bin" / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > said\n')
+    done, _, _ = runner("Install qtool", qtool=wanted)
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[-2:] == ["/the action/.ci/constraints.txt", installed.format(action="/the action")]
+    extras = re.findall(r"\w+", said[-1].partition("[")[2])
+    assert set(extras) <= set(EXTRAS)
 
 
 def test_what_fails_comes_after_what_must_be_kept():

@@ -12,7 +12,7 @@ from fractions import Fraction
 import pytest
 
 from qtool.errors import SetupError
-from qtool.extras import EXTRAS, import_failure, require_extra
+from qtool.extras import EXTRAS, import_failure, is_installed, require_extra
 from tests.inputs.films import Film
 from tests.pythons.jobs import EMBEDDER, ENVIRONMENT, JOBS, RERANKER
 from tests.scoring.servers import jina, results, serving
@@ -31,6 +31,16 @@ def test_an_extra_is_refused_package_by_package(extra, monkeypatch):
                 require_extra(extra.name, "This", "do without")
         assert caught.value.message == f"This needs {package}, which is not installed."
         assert caught.value.hint == f"Run `pip install 'qtool-retrieval[{extra.name}]'`, or do without."
+
+
+def test_all_that_is_missing_is_listed_and_a_folder_of_that_name_is_no_package(monkeypatch, tmp_path):
+    for module in EXTRAS["modelopt"].packages:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SetupError, match="needs nvidia-modelopt, torch and transformers, which are not installed"):
+        require_extra("modelopt", "This")
+    (tmp_path / "a_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("a_folder")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """llama.cpp as an oracle: its own converter, and the sources that `make engines` compiles its quantizer from.
 
-Rule: one pinned release, checked by its hash, lies unpacked in `.engines`; a checkout named by QTOOL_LLAMA_CPP goes first.
+One pinned release, checked by its hash, is unpacked in `.engines`; a checkout named by QTOOL_LLAMA_CPP takes precedence.
 
 `python -m tests.upstream` fetches it: 77 MB, of which 55 MB stay. The source distribution of llama-cpp-python carries
 llama.cpp with the gguf-py that belongs to it, so PyPI is all that is needed.

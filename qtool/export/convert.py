@@ -247,7 +247,7 @@ def _write(
 def _quantize(
     job: ConvertJob, options: ConvertOptions, quantizer: Quantizer, folder: Path, meter: Meter
 ) -> Mapping[str, str]:
-    """Let llama.cpp write its types from the lossless file, which is then deleted; returns the SHA-256 of each by name."""
+    """Let llama.cpp write its types from the lossless file, and delete that; returns the SHA-256 of each by name."""
     (source,) = (folder / file.layouts[0].file_name for file in job.files if file.role == INTERMEDIATE)
     for type_name, file_name in job.quantized.items():
         quantizer.quantize(source, folder / file_name, type_name, options.imatrix, meter.portion(source.stat().st_size))

@@ -112,7 +112,7 @@ def _run(chunk: TensorChunk, files: OutputFiles, advance: Advance) -> None:
 def float_format_of(info: TensorInfo) -> FloatFormat:
     """The float type of a source tensor; ModelError when it has none."""
     if info.dtype not in FLOAT_FORMATS:
-        raise ModelError(f"{info.hf_name} has the type {info.dtype}; expected {' or '.join(FLOAT_FORMATS)}.")
+        raise ModelError(f"{info.hf_name} has the type {info.dtype}; expected one of {', '.join(FLOAT_FORMATS)}.")
     return FLOAT_FORMATS[info.dtype]
 
 

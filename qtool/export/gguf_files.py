@@ -79,7 +79,7 @@ class PlannedFile:
 
 
 class Namer:
-    """File names as the hub's loaders expect them: `llama-server -hf repo:TAG` looks for `…-TAG.gguf` and `mmproj-…`."""
+    """File names for the Hub's loaders: `llama-server -hf repo:TAG` looks for `…-TAG.gguf` and `mmproj-…`."""
 
     def __init__(self, output: Path | None, source: Source) -> None:
         self._given = output.name if output is not None and output.suffix == SUFFIX else None

@@ -19,8 +19,8 @@ from qtool.errors import ModelError, UsageError
 from qtool.jsonfile import read_json
 from qtool.storage.gguf import Value, array, boolean, float32, int32, string, uint32
 
-# The language model. Keys, types and values are those of llama.cpp's own converter; what config.json declares and GGUF cannot
-# express is an error.
+# The language model. Keys, types and values are those of llama.cpp's own converter; what config.json declares and GGUF
+# cannot express is an error.
 
 _PLAIN_ROPE: Final = ("default", None)
 
@@ -56,7 +56,7 @@ _SAMPLING: Final = {
 
 
 def sampling_metadata(directory: Path) -> dict[str, Value]:
-    """The sampling parameters of generation_config.json: no ranker needs them, but llama.cpp's converter writes them."""
+    """The sampling parameters of generation_config.json, which llama.cpp's converter writes; no ranker needs them."""
     path = directory / "generation_config.json"
     declared = read_json(path) if path.is_file() else {}
     named = {field: make(declared[key]) for key, (field, make) in _SAMPLING.items() if key in declared}

@@ -119,7 +119,7 @@ def _overrides(library: ModuleType, matrix: ImportanceMatrix) -> Iterator[tuple[
 
 
 def read_imatrix(path: Path) -> ImportanceMatrix:
-    """An importance matrix in the current format of `llama-imatrix`, a GGUF file. Raises ModelError for any other file."""
+    """An importance matrix in the current format of `llama-imatrix`, a GGUF file. Raises ModelError for another."""
     try:
         file = open_gguf_file(path)
     except ModelError as error:

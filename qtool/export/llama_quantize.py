@@ -49,9 +49,9 @@ class Quantizer:
     ) -> None:
         """Write `source`, a file of F32, F16 or BF16 tensors, as `target` in one of LLAMA_QUANTIZE_TYPES.
 
-        The rank head keeps its element type, the token embedding becomes Q8_0 in every type, and all metadata but the file
-        type is kept. Raises ModelError for a source that cannot be quantized to the type, and SetupError where llama.cpp
-        fails or its file is not as requested; then no target is left.
+        The rank head keeps its element type, the token embedding becomes Q8_0 in every type, and all metadata but the
+        file type is kept. Raises ModelError for a source that cannot be quantized to the type, and SetupError where
+        llama.cpp fails or its file is not as requested; then no target is left.
         """
         header = read_gguf(source)
         _require_quantizable(header, type_name)

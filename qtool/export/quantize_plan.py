@@ -108,7 +108,7 @@ def plan_quantization(checkpoint: Checkpoint, detection: Detection, recipe: Reci
 def _plan_tensor(spec: TensorSpec, source: TensorInfo, recipe: Recipe) -> PlannedTensor:
     if source.dtype not in FLOAT_FORMATS:
         raise ModelError(
-            f"{source.hf_name} has the type {source.dtype}; expected {' or '.join(FLOAT_FORMATS)}.",
+            f"{source.hf_name} has the type {source.dtype}; expected one of {', '.join(FLOAT_FORMATS)}.",
             "Quantize a checkpoint of floating-point weights.",
         )
     require_shape(spec, source)

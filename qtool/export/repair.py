@@ -57,8 +57,8 @@ from qtool.storage.hub import resolve
 from qtool.storage.output import check_target_file, manifest_of, require_space, staged_files
 from qtool.storage.output_files import FileLayout
 
-# The rank head: added, reordered, or taken from a base. Rows that equal the vocabulary's yes and no keep their bytes; for other
-# rows the labels decide which is yes, and without labels that say so there is no repair.
+# The rank head: added, reordered, or taken from a base. Rows that equal the vocabulary's yes and no keep their bytes;
+# for other rows the labels decide which is yes, and without labels that say so there is no repair.
 
 _EXACT: Final = (F32, F16, BF16)
 _AGAIN: Final = "Convert the original again."
@@ -111,7 +111,7 @@ def repaired_head(model: GgufModel, base: str | None) -> RepairedHead | None:
 
 
 def _of_its_own(file: _File, head: GgufTensor) -> RepairedHead | None:
-    """For a head that is not the vocabulary's yes and no: other tokens' rows are an error, trained rows are intended."""
+    """For a head other than the vocabulary's yes and no: other tokens' rows are wrong, trained rows are intended."""
     words = _words_of(file, head)
     if any(words):
         return _rebuilt(file, f"held the rows of {' and '.join(map(_named, words))}")
@@ -176,11 +176,11 @@ def _open_base(base: str) -> _Base:
 
 
 def _require_its_base(file: _File, base: _Base) -> None:
-    """Raise ModelError unless width, vocabulary and the rows of yes and no show that the file was made from the base."""
+    """Raise ModelError unless width, vocabulary and the rows of yes and no are those of the base."""
     model, width = file.model, file.model.integer(file.model.key("embedding_length"))
     words = [file.tokens[token : token + 1] for token in base.answers]
     if base.inventory.head.shape[1] != width or words != [[YES], [NO]]:
-        raise ModelError(f"{base.name} is not what {model.target} was made from: width or vocabulary differ.")
+        raise ModelError(f"{model.target} was not made from --base {base.name}: width or vocabulary differ.")
     for gguf_name, info in ((TOKEN_EMBEDDING, base.inventory.embedding), (OUTPUT, base.inventory.head)):
         stored = model.tensors.get(gguf_name)
         if stored is not None and not _agree(file, stored, base, info):
@@ -225,7 +225,8 @@ def _token_row(file: _File, text: str, rows: int) -> int:
     return int(file.tokens.index(text))
 
 
-# The repair. What is missing comes from the file itself, the base or the family's published data; every other byte stays.
+# The repair. What is missing comes from the file itself, the base or the family's published data; every other byte
+# stays.
 
 _SCHEMES: Final = ("hf:", "https:", "http:")
 _SHORTEST_ADDRESS: Final = 4  # hf://ORG/NAME/FILE
@@ -295,7 +296,7 @@ def repair_gguf(options: RepairOptions, progress: Progress = ignore) -> RepairSu
 
 
 def _require_file(path: Path) -> None:
-    """Raise UsageError unless `path` is a local file; its weights are copied, so a remote one must be downloaded first."""
+    """Raise UsageError unless `path` is a local file: its weights are copied."""
     if path.is_file():
         return
     if path.is_dir():

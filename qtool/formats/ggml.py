@@ -1,4 +1,4 @@
-"""The element types of ggml, and in NumPy the bytes of those that qtool writes (`ggml_kernels` computes the same, compiled)."""
+"""The element types of ggml, and the bytes of those that qtool writes, in NumPy: what `ggml_kernels` computes."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def encode_reference(values: Float32, target: GgmlType) -> U8:
 def repack_nvfp4_reference(packed: U8, block_scales: U8) -> U8:
     """ModelOpt's `packed` [rows, columns/2] and E4M3 `block_scales` [rows, columns/16] in ggml's blocks of 64.
 
-    A block is four scales without their sign bit, then four groups of 8 bytes in which byte j holds element j in its low
-    nibble and element j + 8 in its high one. Source: llama.cpp `ggml-common.h`, `block_nvfp4`.
+    A block is four scales without their sign bit, then four groups of 8 bytes in which byte j holds element j in its
+    low nibble and element j + 8 in its high one. Source: llama.cpp `ggml-common.h`, `block_nvfp4`.
     """
     codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1, 4, 16)
     groups = codes[..., :8] | codes[..., 8:] << 4

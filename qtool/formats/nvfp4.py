@@ -1,8 +1,8 @@
 """NVFP4: blocks of 16 values, each a 4-bit E2M1 code under an E4M3 block scale and one float32 global scale.
 
-Every rounding is NVIDIA ModelOpt's (0.47, `NVFP4QTensor`), so that our bytes equal its bytes. ModelOpt divides each weight
-by its scale in float32; the quotient grows with the weight, so each code begins at one exact bit pattern. These patterns
-are found once for each of the 126 block scales, so that the kernels only compare integers.
+Every rounding is NVIDIA ModelOpt's (0.47, `NVFP4QTensor`), so that our bytes equal its bytes. ModelOpt divides each
+weight by its scale in float32; the quotient grows with the weight, so each code begins at one exact bit pattern. These
+patterns are found once for each of the 126 block scales, so that the kernels only compare integers.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _thresholds(scale: np.float32, element: FloatFormat) -> Bits:
 
 NEAREST_FROM: Final = np.array([0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32) * np.float32(1 - 1e-5)
 NEAREST_TO: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, np.inf], np.float32) * np.float32(1 + 1e-5)
-"""The quotients for which each magnitude is a nearest one. The largest has no end: its block scale is checked instead."""
+"""The quotients whose nearest magnitude is each one. The largest has no end: its block scale is checked instead."""
 
 # The specification of `nvfp4_kernels`, which tests compare with it bit for bit.
 
@@ -144,7 +144,7 @@ def encode_reference(weights: Float32, scale: np.float32) -> tuple[U8, U8]:
 
 
 def dequantize_reference(packed: U8, block_scales: U8, scale: np.float32) -> Float32:
-    """The float32 weights [n/16, 16] of `packed` [n/2]; the two scales are multiplied first, as ModelOpt and kernels do."""
+    """The float32 weights [n/16, 16] of `packed` [n/2]; as in ModelOpt, the two scales are multiplied first."""
     return E2M1_VALUES[unpack(packed)] * (E4M3_VALUES[block_scales] * scale)[:, None]
 
 

@@ -1,7 +1,7 @@
 """The compiled loops of NVFP4: encoding, decoding, and checking whether blocks are rounded correctly.
 
-What they compute is specified by the references in `nvfp4`. A weight is one flat run of blocks: blocks of 16 never span rows,
-so no loop needs the shape. All loops run without the GIL.
+What they compute is specified by the references in `nvfp4`. A weight is one flat run of blocks: blocks of 16 never span
+rows, so no loop needs the shape. All loops run without the GIL.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from qtool.formats.nvfp4 import (
     block_scale_codes,
 )
 
-# One block as vector instructions: 16 weights in, 8 bytes and 16 running sums out, all in registers. A code is the number
-# of thresholds that a magnitude reaches; nothing is divided or rounded.
+# One block as vector instructions: 16 weights in, 8 bytes and 16 running sums out, all in registers. A code is the
+# number of thresholds that a magnitude reaches; nothing is divided or rounded.
 
 _LANES: Final = 16
 _FLOATS: Final = ir.VectorType(ir.FloatType(), _LANES)
@@ -56,8 +56,8 @@ def block_maximum(_typing, bits, start, mask):
 def encode_blocks(_typing, bits, scales, thresholds, half_factors, packed, sums):
     """Encode `bits` [n * 16] into `packed` [n * 8] under the block scale codes `scales` [n].
 
-    `thresholds` [127, 8, 16] are those of EncodeTables; `half_factors` [256] is half of each block scale times the global
-    scale. `sums` [2, 16] receive the sums of squared errors and squared weights of each lane.
+    `thresholds` [127, 8, 16] are those of EncodeTables; `half_factors` [256] is half of each block scale times the
+    global scale. `sums` [2, 16] receive the sums of squared errors and squared weights of each lane.
     """
 
     def generate(context, builder, signature, arguments):

@@ -277,8 +277,8 @@ def _kind(value: Any) -> str:
     return "empty" if value is None else f"a {type(value).__name__}"
 
 
-# The panel: rows become the lines of a panel file, pictures included, so that its hash covers all that is scored. The same
-# data set, columns, limit and seed give the same lines.
+# The panel: rows become the lines of a panel file, pictures included, so that its hash covers all that is scored. The
+# same data set, columns, limit and seed give the same lines.
 
 ROLES: Final = (
     *("id", "query", "query_image", "positive", "positive_image", "negative", "negative_image"),
@@ -291,10 +291,10 @@ _SPELLING: Final = re.compile(r"(?P<path>[^#]+?)(:(?P<config>[^:#/]+))?(#(?P<spl
 class DatasetSpec:
     """Which rows of a data set make a panel.
 
-    `columns` maps a role (ROLES) to its columns: a query, and either `documents`, optionally with `labels`, or `positive`
-    and optionally `negative`. For a query without negatives, `negatives` of them are drawn from the other queries'
-    positives. A column contains a value or a list of values; rows of equal queries become one query. The default `split`
-    is the first that exists of test, validation and train. `limit` counts queries.
+    `columns` maps a role (ROLES) to its columns: a query, and either `documents`, optionally with `labels`, or
+    `positive` and optionally `negative`. For a query without negatives, `negatives` of them are drawn from the other
+    queries' positives. A column contains a value or a list of values; rows of equal queries become one query. The
+    default `split` is the first that exists of test, validation and train. `limit` counts queries.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""The schema of a panel's lines. It is strict: an unknown field or a value of another type is an error, never coerced."""
+"""The schema of a panel's lines, which is strict: unknown fields and values of other types are errors."""
 
 from __future__ import annotations
 

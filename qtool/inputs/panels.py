@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_text_bytes(path: Path, kind: str) -> bytes:
-    """The content of a UTF-8 file. Raises UsageError, with the line of an error; `kind` is the file's role in messages."""
+    """The content of a UTF-8 file. Raises UsageError with the line of an error; messages call the file `kind`."""
     try:
         content = path.read_bytes()
         content.decode()
@@ -37,7 +37,7 @@ def read_text_bytes(path: Path, kind: str) -> bytes:
 
 @dataclass(frozen=True)
 class PanelShard:
-    """Shard `index` of `count`, counted from 1: every `count`-th query with all its documents, from query `index` on."""
+    """Shard `index` of `count`, from 1: every `count`-th query with all its documents, from query `index` on."""
 
     index: int
     count: int

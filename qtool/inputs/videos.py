@@ -98,8 +98,8 @@ def _frames(stream: Any) -> Iterator[tuple[int, Any]]:
 _LIST_FPS: Final = 2.0
 """The frame rate that qwen_vl_utils assumes for a list of frames."""
 _LIST_FACTOR: Final = 64
-"""The frames of a list are first resized to multiples of it: qwen_vl_utils 0.0.14, the latest release, passes 32 where the
-patch size 16 is meant (fixed in its repository since)."""
+"""The frames of a list are first resized to multiples of it: qwen_vl_utils 0.0.14, the latest release, passes 32 where
+the patch size 16 is meant (fixed in its repository since)."""
 _FILE_TOTAL_PIXELS: Final = 128_000 * 32 * 32 * 0.9
 """The bound for all frames of a file: the official classes pass their own total for lists only."""
 _MIN_FRAMES: Final = 4
@@ -120,7 +120,7 @@ class PatchedVideo:
 
 
 def patchify_video(video: Video, limits: PixelLimits = OFFICIAL_LIMITS) -> PatchedVideo:
-    """Read, sample, resize and patchify a video. Raises UsageError, NetworkError, or SetupError without the package av."""
+    """Read, sample, resize and patchify a video. Raises UsageError, NetworkError, or SetupError without PyAV."""
     limits = replace(limits, fps=video.fps or limits.fps, max_frames=video.max_frames or limits.max_frames)
     if isinstance(video.source, str):
         return _patched(*_of_file(video.source, limits), _FILE_TOTAL_PIXELS, limits)

@@ -44,7 +44,7 @@ class Source:
 
 
 def resolve(model: str, revision: str | None = None, token: str | None = None) -> Source:
-    """The checkpoint `model` (a folder, a built-in demo model, `org/name` or `hf://org/name@revision`), downloaded if needed."""
+    """The checkpoint `model`: a folder, a built-in demo model, `org/name` or `hf://org/name@revision`."""
     if not model.startswith(_SCHEME) and Path(model).is_dir():
         if revision is not None:
             raise UsageError(
@@ -72,7 +72,7 @@ def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def is_path(target: str) -> bool:
-    """Whether a target that does not exist locally must be a mistyped path, since it cannot be an `org/name` on the Hub."""
+    """Whether a target that does not exist locally is a mistyped path: it cannot be an `org/name` on the Hub."""
     if target.startswith(_SCHEME):
         return False
     path = Path(target)
@@ -115,8 +115,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-# Reading by range: `Range` requests over one session. A server that ignores the range and would send a whole weight file
-# is refused.
+# Reading by range: `Range` requests over one session. A server that ignores the range and would send a whole weight
+# file is refused.
 
 _RETRIES: Final = 2
 _TIMEOUT: Final = 30.0
@@ -277,8 +277,9 @@ def _read_at_most(response: httpx.Response, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-# A checkpoint on the Hub as a folder of headers: the small files whole, of each weight file only the header. The rest is a
-# hole in a sparse file of the right size, so that the reader of local checkpoints can check headers, sizes and index.
+# A checkpoint on the Hub as a folder of headers: the small files whole, of each weight file only the header. The rest
+# is a hole in a sparse file of the right size, so that the reader of local checkpoints can check headers, sizes and
+# index.
 
 _SMALL_FILES: Final = (
     "config.json",

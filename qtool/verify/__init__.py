@@ -1,1 +1,1 @@
-"""From two models' answers to a verdict."""
+"""From two models' scores to a verdict."""

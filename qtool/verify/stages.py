@@ -46,7 +46,7 @@ class Checked:
 def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
     """The structure stage and, where they were requested, weights and rederive; a server shows no files."""
     if case.artefact is None:
-        return Checked((skipped(STRUCTURE, "a server shows no files"),))
+        return Checked((skipped(STRUCTURE, "A server shows no files."),))
     options, artefact = case.options, case.artefact
     checked = Checked((check_structure(artefact, case.reference),))
     if options.weights and (options.keep_going or not checked.failed):

@@ -1,6 +1,6 @@
 """`python -m tests.engines`: serve every case with vLLM and write what was measured into docs/serving.md.
 
-Rule: the table comes from a run of what `make test-engines` tests, by the same code.
+The table comes from what `make test-engines` tests, by the same code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def line(case: Case, row: Row) -> str:
 
 
 def measured() -> str:
-    """The rows of all cases, each told as soon as it is known."""
+    """The rows of all cases, each printed as soon as it is known."""
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:

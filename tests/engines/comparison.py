@@ -1,6 +1,6 @@
 """What the engines' tests and the table in the docs compare: one model as vLLM serves it and as qtool scores it itself.
 
-Rule: the artefacts are what `qtool quantize` writes, asked over HTTP through qtool's own runtime.
+The artefacts are what `qtool quantize` writes, scored over HTTP by qtool's own runtime.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A real vLLM on loopback: the program that `make engines` installs, serving one model until the caller is done.
 
-Rule: it gets the flags that qtool tells users to serve with, and beside them only what a machine without a GPU needs.
+It gets the flags that `qtool serve-command` prints, and otherwise only what a machine without a GPU needs.
 """
 
 from __future__ import annotations

@@ -94,11 +94,11 @@ REFUSED = {
         put(UP, torch.ones(3, 64, dtype=torch.bfloat16)),
         r"has shape \[3, 64\]; config\.json implies \[128, 64\]",
     ),
-    "a wrong type": (put(UP, torch.ones(128, 64, dtype=torch.int32)), f"{UP} is I32"),
-    "one type among others in a group": (
-        put(UP, torch.ones(128, 64)),
-        r"have the types BF16 and F32; expected one type",
+    "a wrong type": (
+        put(UP, torch.ones(128, 64, dtype=torch.int32)),
+        f"{UP} has the type I32; expected one of BF16, F16, F32",
     ),
+    "one type among others in a group": (put(UP, torch.ones(128, 64)), "have the types BF16 and F32"),
     "the same tensor under two names": (
         put("norm.weight", torch.ones(64, dtype=torch.bfloat16)),
         "are the same tensor",

@@ -1,4 +1,4 @@
-"""Videos for tests, drawn by number and stored without loss, so that every decoder gives the same pixels. No room is tested here."""
+"""Videos for tests, drawn by number and stored without loss, so that every decoder gives the same pixels."""
 
 from __future__ import annotations
 

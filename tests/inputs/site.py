@@ -1,4 +1,4 @@
-"""A web site on loopback with the habits of bad ones. No room is tested here."""
+"""A web site on loopback with the habits of bad ones."""
 
 from __future__ import annotations
 

@@ -39,10 +39,9 @@ def main() -> int:
         wheel = build_wheel(folder)
         floors = folder / "floors.txt"
         floors.write_text("\n".join(base_floors()))
-        runs = [(version, python, ()) for version, python in found.items()]
-        runs += [
-            (f"{version} with the floors", python, ("-c", str(floors))) for version, python, _ in runs[:1]
-        ]  # of the oldest Python
+        runs: list[tuple[str, Path, Sequence[str]]] = [(version, python, ()) for version, python in found.items()]
+        for version, python in list(found.items())[:1]:
+            runs.append((f"{version} with the floors", python, ("-c", str(floors))))
         failed = sum(not passes(name, python, wheel, pins, folder / name) for name, python, pins in runs)
     print(f"{len(runs) - failed} passed, {failed} failed")
     return 1 if failed or not runs else 0

@@ -29,7 +29,7 @@ DOCUMENTS = [
 QUERIES = [
     Item("q", ("which ball?",)),
     Item("shown", ("like this",), (SHOWN,)),
-    Item("told", ("like this",), (SHOWN, picture(5)), instruction="Find the same object."),
+    Item("instructed", ("like this",), (SHOWN, picture(5)), instruction="Find the same object."),
 ]
 # A text that spells out a picture token is refused beside real pictures.
 PAIRS = [

@@ -1,4 +1,4 @@
-"""Tiny random models of both families, written as real checkpoints. No room is tested here; the tests share it."""
+"""Tiny random models of both families, written as real checkpoints. Shared by tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model cards of the demo models, written from what `evaluate` measured."""
+"""The model cards of the demo models, written from measurements."""
 
 from __future__ import annotations
 

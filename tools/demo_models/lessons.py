@@ -1,7 +1,6 @@
-"""Training data: wishes, graded documents in words and pictures, and dense targets, of scenes that are not held out.
+"""The training examples: wishes, graded documents in words and pictures, and dense targets, of scenes that are not held out.
 
-Match labels alone teach nothing in a thousand steps; asking for a verdict or a word at every token that could know it
-does.
+Match labels alone teach nothing in a thousand steps; a target (a verdict or a word) at every token that could know it does.
 """
 
 from __future__ import annotations

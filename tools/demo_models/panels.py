@@ -1,6 +1,6 @@
 """Write the demo panels and calibration pairs: `python -m tools.demo_models.panels [-o FOLDER]`.
 
-Panels hold only scenes that training never sees; the same seed writes the same bytes.
+Panels contain held-out scenes only; the same seed writes the same bytes.
 """
 
 from __future__ import annotations

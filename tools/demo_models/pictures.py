@@ -1,4 +1,7 @@
-"""The world in pictures: 96x96 palette PNGs of about a kilobyte, which follow from scene and seed alone."""
+"""The world in pictures: 96x96 palette PNGs of a few shapes on speckled ground, about a kilobyte each.
+
+A picture depends on its scene and seed only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The demo tokenizer: byte-level BPE with Qwen's normaliser, pre-tokenizer and added tokens, trained on the small world."""
+"""The demo tokenizer: byte-level BPE trained on the small world.
+
+Normaliser, pre-tokenizer and added tokens are Qwen's, in Qwen's order; only the merges differ.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Train the demo models again: `python -m tools.demo_models.train reranker|embedder|all [-o FOLDER]`.
+"""Train the demo models: `python -m tools.demo_models.train reranker|embedder|all [-o FOLDER]`.
 
-One seed, fixed steps, a CPU; nothing is downloaded, and the reranker starts from random weights.
+One seed, a fixed number of steps, a CPU; nothing is downloaded, and the reranker starts from random weights.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Sockets:
         self._is_shut_down = False
 
     def trace(self, event: str, details: Mapping[str, Any]) -> None:
-        """The trace hook of httpx: keep the socket of a new connection, or shut it down if it comes after `shut_down`."""
+        """The trace hook of httpx: keep the socket of a new connection, or shut it down after `shut_down`."""
         if not event.endswith(_CONNECTED):
             return
         connection = details["return_value"].get_extra_info("socket")
@@ -119,7 +119,7 @@ class HttpClient:
             self._client.close()
 
     def get_json(self, path: str) -> Any:
-        """The JSON at `path`; None where the server has no such endpoint or its answer is not JSON. Raises NetworkError."""
+        """The JSON at `path`; None where there is no such endpoint or its answer is not JSON. Raises NetworkError."""
         response = self._send("GET", path, None)
         if response.is_server_error and response.status_code != HTTPStatus.NOT_IMPLEMENTED:
             hint = "Check that the server is healthy and has loaded its model."

@@ -1,7 +1,7 @@
 """Which engine answers at an address, and for which task.
 
-An engine is recognised by an endpoint that only it has, in this order: /props (llama-server), /info (TEI), /version (vLLM).
-Any other server is assumed to have Jina's /rerank and OpenAI's /v1/embeddings.
+An engine is recognised by an endpoint that only it has, in this order: /props (llama-server), /info (TEI), /version
+(vLLM). Any other server is assumed to have Jina's /rerank and OpenAI's /v1/embeddings.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ENDPOINTS: Final = (
 
 
 def detect_server(client: HttpClient, kind: ServerKind | None, model: str | None, task: Task | None) -> Server:
-    """Detect the server; `kind`, `model` and `task` override what it reports. Raises NetworkError where there is none."""
+    """Detect the server; `kind`, `model` and `task` override what it reports. Raises NetworkError without one."""
     for engine, path, proof, version in _ENDPOINTS:
         found = client.get_json(path) if kind in (None, engine) else None
         page = found if isinstance(found, dict) else {}
@@ -80,7 +80,8 @@ def _refuse_reranker(client: HttpClient, kind: ServerKind, page: Mapping[str, An
 def _task(client: HttpClient, kind: ServerKind, page: Mapping[str, Any]) -> Task:
     """As TEI reports it; the others have a rerank endpoint that embedders lack.
 
-    Of vLLM that is /classify, since its /score compares vectors too. Raises ModelError where there is no known endpoint.
+    Of vLLM that is /classify, since its /score compares vectors too. Raises ModelError where there is no known
+    endpoint.
     """
     if "model_type" in page:
         return Task.RERANK if "reranker" in page["model_type"] else Task.EMBED

@@ -49,7 +49,7 @@ def probabilities_as_log_odds(name: str, scores: Sequence[float]) -> list[float]
 
 
 def vector_of(name: str, answer: Any) -> NDArray[np.float64]:
-    """The one vector of an answer in OpenAI's or TEI's shape, of length 1. Raises ModelError unless it has a direction."""
+    """The one vector of an answer in OpenAI's or TEI's shape, normalised. Raises ModelError where it is zero."""
     entries = answer if isinstance(answer, list) else _entries(name, answer, ("data",))
     if len(entries) != 1:
         raise ModelError(f"{name}: The server returned {len(entries)} vectors for one item.")

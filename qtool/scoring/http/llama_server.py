@@ -1,7 +1,7 @@
 """llama-server over HTTP: /v1/rerank for pairs of texts, /v1/embeddings for items.
 
-The requests are those of the llama.cpp runtime in this process (normalised texts, official prompts as token ids, pictures
-on the official grid), so that both give the same numbers.
+The requests are those of the llama.cpp runtime in this process (normalised texts, official prompts as token ids,
+pictures on the official grid), so that both give the same numbers.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class _ServerTokenizer:
     def __init__(self, client: HttpClient) -> None:
         self._client = client
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> _Encoding:  # noqa: FBT001, FBT002 - as in tokenizers
+    def encode(self, text: str, add_special_tokens: bool = True) -> _Encoding:  # noqa: FBT001, FBT002 - tokenizers' own
         body = {"content": normalized(text), "add_special": add_special_tokens, "parse_special": True}
         answer = self._client.post("", "/tokenize", body)
         ids = answer.get("tokens") if isinstance(answer, dict) else None

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 class HttpOptions:
     """How to use a server.
 
-    `engine`, `model` and `task` override what the server reports. No server reports `family` (as `arch` names it), which
-    decides the official prompt; that is needed to embed, and for empty sides. `concurrency` requests run at once, each for
-    up to `timeout` seconds. A request that fails to connect or is answered with 429 or 502 to 504 is repeated up to
-    `retries` times, with pauses from half a second that double.
+    `engine`, `model` and `task` override what the server reports. No server reports `family` (as `arch` names it),
+    which decides the official prompt; that is needed to embed, and for empty sides. `concurrency` requests run at once,
+    each for up to `timeout` seconds. A request that fails to connect or is answered with 429 or 502 to 504 is repeated
+    up to `retries` times, with pauses from half a second that double.
     """
 
     engine: ServerKind | None = None
@@ -127,7 +127,7 @@ class HttpScorer(Scorer):
 
     @override
     def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
-        """Raises NetworkError or ModelError that names the pair, after `answered` was called for all earlier answers."""
+        """Raises NetworkError or ModelError with the pair's name, after `answered` was called for all earlier answers."""
         if self.task is not Task.RERANK:
             raise UsageError("The model is an embedder and cannot score pairs.", "Pass --task embed.")
         for pair in pairs:
@@ -154,7 +154,7 @@ class HttpScorer(Scorer):
 
     @override
     def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
-        """Raises NetworkError or ModelError that names the item, after `answered` was called for all earlier answers."""
+        """Raises NetworkError or ModelError with the item's name, after `answered` was called for all earlier answers."""
         if self.task is not Task.EMBED:
             raise UsageError("The model is a reranker and cannot embed items.", "Pass --task rerank.")
         for item in items:
@@ -181,7 +181,7 @@ class HttpScorer(Scorer):
         return self._engine.prompt_seen(question)
 
     def _rank(self, pairs: Sequence[Pair]) -> list[float | QtoolError]:
-        """A score or an error for each; if a request for several documents fails, each is sent by itself to find the cause."""
+        """A score or an error for each; if a request for several documents fails, each is sent by itself."""
         try:
             found = self._engine.rank(pairs)
         except ModelError as error:
@@ -200,7 +200,7 @@ class HttpScorer(Scorer):
 
 
 def _read_pictures(item: Item) -> None:
-    """Decode pictures in memory before the threads start: pillow cannot decode one picture in several. Errors name the item."""
+    """Decode pictures in memory before threads start: pillow cannot decode one in several. Errors name the item."""
     try:
         for source in item.image:
             if not isinstance(source, str):

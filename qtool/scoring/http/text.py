@@ -1,7 +1,7 @@
 """Servers that take texts: TEI, and all with Jina's /rerank and OpenAI's /v1/embeddings.
 
-A server that adds nothing to what it is sent (TEI, every embedder) gets the official prompt; one that writes the prompt of
-a pair itself gets query and document as they are.
+A server that adds nothing to what it is sent (TEI, every embedder) gets the official prompt; one that writes the prompt
+of a pair itself gets query and document as they are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """vLLM over HTTP: /score for pairs, /v1/embeddings for items.
 
 The server's own chat template writes the prompt, since that is what its users get; it is sent sides, pictures and the
-instruction as data. Pictures are sent on the official grid. vLLM refuses pixel limits in a request (400), so its own apply,
-which `qtool serve-command` sets.
+instruction as data. Pictures are sent on the official grid. vLLM refuses pixel limits in a request (400), so its own
+apply, which `qtool serve-command` sets.
 
 From vLLM's source (0.32), `entrypoints/pooling`: /score renders messages of the roles query and document with
 --chat-template, or concatenates them without one; `use_activation: false` gives log-odds; texts of one side are joined
@@ -102,7 +102,7 @@ class Vllm(HttpEngine):
 
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
-        """The ids from /tokenize for a prompt with as many tokens as the scored one had; None if no such prompt is found."""
+        """The ids from /tokenize for a prompt with as many tokens as the scored one had; None if there is none."""
         if isinstance(question, Pair):
             name, count = question.name, tokens_read(self._score([question]))
         else:
@@ -156,7 +156,7 @@ class Vllm(HttpEngine):
         return {"messages": [system, {"role": "user", "content": content}], "add_generation_prompt": True}
 
     def _tokenizations(self, question: Pair | Item) -> list[dict[str, Any]]:
-        """Bodies for /tokenize: the served template's rendering, and the bare sides that /score concatenates without one."""
+        """Bodies for /tokenize: rendered by the served template, and the sides as /score concatenates them without one."""
         if isinstance(question, Item):
             body = dict(self._item_body(question))
             return [{"prompt": body["input"]} if "input" in body else body]

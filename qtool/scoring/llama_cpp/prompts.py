@@ -68,7 +68,7 @@ class _FileTokenizer:
     def _ids(self) -> Mapping[str, int]:
         return {token: number for number, token in enumerate(self.tokens)}
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> _Encoding:  # noqa: FBT001, FBT002 - as in tokenizers
+    def encode(self, text: str, add_special_tokens: bool = True) -> _Encoding:  # noqa: FBT001, FBT002 - tokenizers' own
         del add_special_tokens
         return _Encoding(self.token_ids(normalized(text)))
 
@@ -117,8 +117,8 @@ def ranked_text(pair: Pair, model: LlamaCppModel) -> str | None:
 def request_of(prompt: TextPrompt, items: Sequence[Item], marker: str) -> Any:
     """The prompt as /v1/embeddings takes it: ids, or a text with `marker` for each picture, and the pictures.
 
-    llama.cpp itself writes <|vision_start|> and <|vision_end|> around a picture, so the marker replaces both of them and
-    the tokens between; the model then reads the official sequence.
+    llama.cpp itself writes <|vision_start|> and <|vision_end|> around a picture, so the marker replaces both of them
+    and the tokens between; the model then reads the official sequence.
     """
     if not prompt.pictures:
         return list(prompt.token_ids)

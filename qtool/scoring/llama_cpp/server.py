@@ -43,7 +43,7 @@ class Pooling(Enum):
 
 @dataclass(frozen=True)
 class LlamaCppOptions:
-    """How to run a GGUF file. The defaults are for verification; llama-server's own are an f16 cache and flash attention.
+    """How to run a GGUF file. The defaults verify it; llama-server's own are an f16 cache and flash attention.
 
     `context`: pairs shorter than this are ranked as llama-server ranks them; longer prompts get a larger context.
     `threads`: 0 for one per processor.
@@ -75,7 +75,7 @@ def engine_version() -> str:
 
 
 def start_server(gguf: Path, mmproj: Path | None, pooling: Pooling, context: int, options: LlamaCppOptions) -> Any:
-    """An `xllamacpp.Server` for prompts of less than `context` tokens; it stops when the last reference to it is dropped."""
+    """An `xllamacpp.Server` for prompts of less than `context` tokens; it stops with the last reference to it."""
     xllamacpp = import_engine()
     params = xllamacpp.CommonParams()
     params.model.path = str(gguf)

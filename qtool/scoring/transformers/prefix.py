@@ -132,8 +132,8 @@ def _common_pictures(one: PromptSpan, other: PromptSpan) -> int:
 
 
 def _are_equal(one: PatchedImage, other: PatchedImage) -> bool:
-    # A picture in memory is prepared again for each prompt, so equal ones need not be the same object. Blank pictures of
-    # different shapes may have equal patches, but not equal positions.
+    # A picture in memory is prepared again for each prompt, so equal ones need not be the same object. Blank pictures
+    # of different shapes may have equal patches, but not equal positions.
     return one is other or (one.grid_thw == other.grid_thw and np.array_equal(one.pixel_values, other.pixel_values))
 
 
@@ -149,12 +149,13 @@ def _picture_ends(pictures: Sequence[PatchedImage]) -> NDArray[np.int64]:
     return np.cumsum([picture.placeholder_tokens for picture in pictures], dtype=np.int64)
 
 
-# Keys and values of a prefix. A KvPrefix is immutable: reading further gives a new one, or none for a prompt's last span.
+# Keys and values of a prefix. A KvPrefix is immutable: reading further gives a new one, or none for a prompt's last
+# span.
 
 
 @dataclass(frozen=True)
 class KvPrefix:
-    """Keys and values [rows, heads, width, dim] of each layer, and which positions are tokens, not padding [rows, width]."""
+    """Keys and values [rows, heads, width, dim] of each layer, and which positions are not padding [rows, width]."""
 
     is_token: torch.Tensor
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
@@ -212,8 +213,8 @@ class Continuation:
         return KvPrefix(torch.cat([self.prefix.is_token[self.parents], is_token], dim=1), tuple(self._layers))
 
 
-# Forward passes: spans in, the hidden states of their last tokens or a longer prefix out. Each distinct picture of a pass
-# is encoded once.
+# Forward passes: spans in, the hidden states of their last tokens or a longer prefix out. Each distinct picture of a
+# pass is encoded once.
 
 
 @dataclass(frozen=True)
@@ -322,8 +323,8 @@ def _feature_rows(spans: Sequence[PromptSpan]) -> list[int]:
     return rows
 
 
-# Prefix sharing: first the prefix of all prompts (the trunk), then that of each query's (a branch), then the rest of each
-# prompt (a leaf). Prefixes are found by comparing ids; a prompt's `group` only says which to compare.
+# Prefix sharing: first the prefix of all prompts (the trunk), then that of each query's (a branch), then the rest of
+# each prompt (a leaf). Prefixes are found by comparing ids; a prompt's `group` only says which to compare.
 
 
 @dataclass(frozen=True)
@@ -342,7 +343,7 @@ class SharedReader:
     limits: BatchLimits
 
     def last_hidden(self, window: Sequence[Prompt]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Batch by batch the indices of prompts in the window, and the hidden states [n, hidden] of their last tokens."""
+        """By batch, the indices of prompts in the window and the hidden states [n, hidden] of their last tokens."""
         spans = [self.forward.span(prompt) for prompt in window]
         trunk = shared_length(spans)
         prefix = self.forward.extend([spans[0].part(0, trunk)], [0], KvPrefix.empty(self.forward.device))

@@ -1,6 +1,6 @@
 """What vLLM lacks to serve an NVFP4 checkpoint on a CPU; it finds this module by its entry points.
 
-Rule: only the matrix product is ours. Configuration, loader, fusion of layers, prompts and endpoints stay vLLM's own.
+Only the matrix product is ours; configuration, loader, fusion of layers, prompts and endpoints are vLLM's own.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def test_ranking_and_reading_agree_whatever_the_order(reranker, folder):
     pairs = [*TEXT.first(1).pairs, *TEXT.queries[2].pairs[:3], TEXT.pairs[0]]
     ranked = reranker.score(pairs)
     finished: dict[int, float] = {}
-    # Too little room to rank even one of them: all are read, in a context that grows with them.
+    # The context is too small to rank even one of them: all are read, in a context that grows with them.
     with open_llama_cpp(gguf_of(RERANKER, "f32", folder), options=replace(ALONE, context=32)) as reader:
         read = reader.score(pairs, finished.__setitem__)
     np.testing.assert_allclose(ranked, read, rtol=0, atol=1e-4)
