@@ -42,7 +42,7 @@ KEY = "qwen3vl."
         ({KEY + "classifier.output_labels": None}, [], "its labels are missing"),
         ({KEY + "classifier.output_labels": None}, [HEADLESS], r"cannot rank: it has no cls\.output\.weight"),
         ({KEY + "embedding_length": uint32(128)}, [], r"shape \[2, 256\], expected \[2, 128\]"),
-        ({"general.architecture": string("bert")}, [], "architecture 'bert'; known are qwen3, qwen3vl"),
+        ({"general.architecture": string("bert")}, [], "architecture 'bert'; expected qwen3 or qwen3vl"),
     ],
 )
 def test_a_file_that_cannot_rank_is_refused_with_the_reason(folder, tmp_path, metadata, without, message):
