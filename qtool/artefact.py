@@ -34,8 +34,6 @@ from qtool.storage.location import ArtefactLocation, LocalLocation
 
 CONFIG: Final = "config.json"
 
-NONE: Final[Mapping[str, GgufModel]] = {}
-
 T = TypeVar("T")
 
 
@@ -166,13 +164,20 @@ def _language_files(location: LocalLocation, folder: Path) -> Sequence[str]:
         )
     level = min(name.count("/") for name in models)
     models = {name: files for name, files in models.items() if name.count("/") == level}
-    if len(models) > 1:  # a projector may have another name
-        opened = {name: open_gguf_model(location, files) for name, files in models.items()}
-        models = {name: models[name] for name, model in opened.items() if model.architecture != PROJECTOR}
+    if len(models) > 1:
+        models = {name: files for name, files in models.items() if not _holds_projector(location, files)}
     names = [files[0] for files in models.values()]
     return _only(
         list(models.values()), names, f"{folder} holds {{}} language models", f"Name the file: {folder}/….gguf."
     )
+
+
+def _holds_projector(location: ArtefactLocation, files: Sequence[str]) -> bool:
+    """Whether a file that is not named as a projector is one by its architecture."""
+    try:
+        return open_gguf_model(location, files).architecture == PROJECTOR
+    except ModelError:
+        return False
 
 
 def _only(found: Sequence[T], names: Sequence[str], what: str, hint: str) -> T:
@@ -225,7 +230,7 @@ class ProjectorCandidate:
 
 
 def projectors_beside(
-    location: ArtefactLocation, model_name: str, opened: Mapping[str, GgufModel] = NONE
+    location: ArtefactLocation, model_name: str, opened: Mapping[str, GgufModel] | None = None
 ) -> Iterator[ProjectorCandidate]:
     """The files in the model's folder, or in the location's own, that are named as projectors are.
 
@@ -235,7 +240,7 @@ def projectors_beside(
     for name, files in model_files([name for name in location.names if is_projector(name)]).items():
         if name != model_name and PurePosixPath(name).parent in (folder, PurePosixPath()):
             try:
-                yield ProjectorCandidate(name, opened.get(name) or open_gguf_model(location, files))
+                yield ProjectorCandidate(name, (opened or {}).get(name) or open_gguf_model(location, files))
             except ModelError as error:
                 yield ProjectorCandidate(name, None, str(error))
 

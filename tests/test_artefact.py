@@ -174,3 +174,14 @@ def test_a_lost_part_is_found_in_structure_and_not_scored(lost, builder, parts, 
     assert "gguf-missing-part" in [each.code for each in stage.findings]
     with pytest.raises(ModelError, match=f"split into {COUNT} parts, and {parts[lost].name} is missing"):
         open_runtime(artefact)
+
+
+def test_a_folder_with_a_projector_of_another_name_or_a_broken_model(builder, tmp_path):
+    good = builder.good("reranker/gguf-f16")
+    shutil.copy(good / "model.gguf", tmp_path)
+    shutil.copy(good / "mmproj.gguf", tmp_path / "vision.gguf")
+    artefact = open_artefact(str(tmp_path))
+    assert (artefact.path, artefact.projector) == (tmp_path / "model.gguf", None)  # llama.cpp does not find it, either
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match=r"holds 2 language models, not one: model\.gguf, other\.gguf"):
+        open_artefact(str(tmp_path))

@@ -77,7 +77,7 @@ _AROUND: Final = 6
 
 def difference(question: Question, found: Ids, expected: Ids, known: KnownPrompts, target: str) -> Finding:
     """What is wrong with the ids `found`."""
-    name = question.name if isinstance(question, Pair) else f"item {question.id!r}"
+    name = _name(question)
     for code, prompt in known.wrong(question):
         if found == known.seen(question, prompt).token_ids:
             facts = {

@@ -66,12 +66,9 @@ def tensor_classes(tensors: Iterable[ClassedTensor]) -> tuple[TensorClass, ...]:
     """`tensors` by class, empty classes left out."""
     members: dict[str, list[ClassedTensor]] = {name: [] for name in TENSOR_CLASSES}
     for tensor in tensors:
-        members[_class_of(tensor.gguf_name)].append(tensor)
+        purpose = next(name for name, pattern in TENSOR_CLASSES.items() if re.fullmatch(pattern, tensor.gguf_name))
+        members[purpose].append(tensor)
     return tuple(_tensor_class(name, found) for name, found in members.items() if found)
-
-
-def _class_of(gguf_name: str) -> str:
-    return next(name for name, pattern in TENSOR_CLASSES.items() if re.fullmatch(pattern, gguf_name))
 
 
 def _tensor_class(name: str, members: list[ClassedTensor]) -> TensorClass:

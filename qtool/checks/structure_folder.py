@@ -136,11 +136,8 @@ def fact_findings(target: object, found: Facts, expected: Facts) -> Iterator[Fin
     """Each field in which the artefact differs; fields that the reference lacks do not count."""
     for field, value in expected.items():
         if found.get(field) != value:
-            yield finding(_code_of(field), target, field=field, found=_shown(found.get(field)), expected=_shown(value))
-
-
-def _code_of(field: str) -> str:
-    return "other-token-ids" if field in _TOKEN_IDS else _CODES.get(field, "other-size")
+            code = "other-token-ids" if field in _TOKEN_IDS else _CODES.get(field, "other-size")
+            yield finding(code, target, field=field, found=_shown(found.get(field)), expected=_shown(value))
 
 
 def _shown(value: Any) -> str:

@@ -66,12 +66,11 @@ def bound(stored: str, source: str, count: int, norm: float) -> float:
         return float(_RELATIVE[stored] + _SUBNORMAL[stored] * small)
     if stored == "Q8_0":
         return float(_Q8_0 + _Q8_SUBNORMAL * small)
-    return _NVFP4 if stored == "NVFP4" else 3.2 / 2 ** _bits(stored)
-
-
-def _bits(stored: str) -> int:
+    if stored == "NVFP4":
+        return _NVFP4
     match = _BITS.match(stored)
-    return int(next(filter(None, match.groups()))) if match else 1
+    bits = int(next(filter(None, match.groups()))) if match else 1
+    return 3.2 / float(2**bits)
 
 
 def unit(stored: str) -> str:
