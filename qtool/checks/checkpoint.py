@@ -257,7 +257,7 @@ def _excluded_findings(model: CheckpointModel) -> Iterator[Finding]:
 
 
 def _engines_expect_packed(model: CheckpointModel, hf_name: str) -> bool:
-    """Whether an engine that is told nothing takes the module for a quantized one: linears and the head."""
+    """Whether an engine, without a declaration, takes the module for a quantized one: linears and the head."""
     return bool(model.specs[hf_name].fused_group) or model.specs[hf_name].module == model.detection.architecture.head
 
 

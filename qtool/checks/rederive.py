@@ -41,7 +41,7 @@ Made = tuple[list[Finding], list[RederivedFile], str]
 def rederive(
     artefact: Artefact, reference: Reference, workfolder: Path, progress: Progress = ignore
 ) -> tuple[Stage, tuple[RederivedFile, ...]]:
-    """Make the artefact again in `workfolder` (which needs room for it) and compare hashes of files, else of tensors.
+    """Make the artefact again in `workfolder` (which needs the space) and compare hashes of files, else of tensors.
 
     Skipped for what llama.cpp quantized. Raises ModelError if the reference is broken.
     """
