@@ -1,4 +1,4 @@
 """The demo models: a small world, what was trained on it, and how.
 
-Rule: the shipped models are real Qwen3-VL checkpoints; only their world is a toy.
+The shipped models are real Qwen3-VL checkpoints; only their world is a toy.
 """

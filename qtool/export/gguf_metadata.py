@@ -255,10 +255,6 @@ def token_id(tokenizer: Mapping[str, Any], text: str) -> int:
     return int(vocabulary[text])
 
 
-def _has(directory: Path, name: str) -> bool:
-    return (directory / name).is_file()
-
-
 def _require_split(directory: Path, tokenizer: Mapping[str, Any], spec: TokenizerSpec) -> None:
     split = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     patterns = [step.get("pattern", {}).get("Regex") for step in split if step.get("type") == "Split"]

@@ -1,6 +1,6 @@
 """The reference backend: NVIDIA ModelOpt itself, with the whole model in memory, on a GPU where there is one.
 
-Rule: this is the only file that imports modelopt. It gets the recipe's patterns and nothing else to decide.
+The only file that imports modelopt. It gets the recipe's patterns and nothing else to decide.
 """
 
 from __future__ import annotations

@@ -206,8 +206,8 @@ def _checked(reports: Collection[Report]) -> Checked:
     """The stages that need no scores: of each, the worst that any run found; tables from the first run that has them."""
     stages: dict[str, Stage] = {}
     for stage in (stage for report in reports for stage in report.stages if stage.name not in SCORED):
-        best = stages.get(stage.name)
-        if best is None or _badness(stage.outcome) > _badness(best.outcome):
+        worst = stages.get(stage.name)
+        if worst is None or _severity(stage.outcome) > _severity(worst.outcome):
             stages[stage.name] = stage
     return Checked(
         stages=tuple(stages.values()),
@@ -216,5 +216,5 @@ def _checked(reports: Collection[Report]) -> Checked:
     )
 
 
-def _badness(outcome: Outcome) -> int:
+def _severity(outcome: Outcome) -> int:
     return [Outcome.SKIPPED, Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.FAIL].index(outcome)
