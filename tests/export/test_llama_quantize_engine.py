@@ -130,7 +130,7 @@ class TestLlamaCpp:
     def test_an_imatrix_of_another_model(self, reranker, tmp_path, program_by_engines, library_by_engines):
         matrix = write_imatrix(tmp_path / "matrix.gguf", {"blk.0.attn_q.weight": (256, 7)})
         for quantizer in (program_by_engines, library_by_engines):
-            with pytest.raises(UsageError, match="knows nothing of 27 matrices"):
+            with pytest.raises(UsageError, match="matrices without data: 27"):
                 quantizer.quantize(reranker, tmp_path / "out.gguf", "q4_k_m", matrix)
 
     def test_a_broken_imatrix(self, reranker, tmp_path, program_by_engines, library_by_engines):
