@@ -13,7 +13,7 @@ from qtool.arch.families import architectures
 from qtool.arch.prompts import ANSWERS, rerank_template
 from qtool.arch.spec import Presence, Task
 from qtool.artefact import CheckpointArtefact
-from qtool.checks.checkpoint_model import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE, TOKENIZER, CheckpointModel, as_mapping
+from qtool.checks.checkpoint_model import TOKENIZER, CheckpointModel, as_mapping
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.report import ClassedTensor, InspectedArtefact, tensor_classes
 from qtool.formats.floats import FLOAT_FORMATS
@@ -23,6 +23,7 @@ from qtool.progress import StageProgress
 from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
 from qtool.storage.hub import Source
 from qtool.storage.location import ArtefactLocation, LocalLocation
+from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE
 
 # The files beside a checkpoint's weights, and what breaks without each. Presence is judged by name, contents only
 # where they decide how the model pools.

@@ -20,6 +20,7 @@ from qtool.errors import ModelError
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf_model import RANK_HEAD
 from qtool.storage.location import ArtefactLocation, LocalLocation
+from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE, PACKED, WEIGHT
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 _MOST_MISSING: Final = 10_000
 """A config.json that promises many more tensors than there are is not listed to its end."""
 TOKENIZER: Final = "tokenizer.json"
-PACKED: Final = "U8"
-BLOCK_SCALE: Final = ".weight_scale"
-GLOBAL_SCALE: Final = ".weight_scale_2"
-INPUT_SCALE: Final = ".input_scale"
-_WEIGHT: Final = ".weight"
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class CheckpointModel:
     def owner(hf_name: str) -> str:
         """The weight that a scale belongs to."""
         suffix = next((s for s in (GLOBAL_SCALE, BLOCK_SCALE, INPUT_SCALE) if hf_name.endswith(s)), "")
-        return hf_name.removesuffix(suffix) + _WEIGHT if suffix else ""
+        return hf_name.removesuffix(suffix) + WEIGHT if suffix else ""
 
     @cached_property
     def tokenizer(self) -> Mapping[str, Any] | None:

@@ -23,6 +23,7 @@ from qtool.jsonfile import read_json
 from qtool.progress import Advance, Meter, Progress
 from qtool.recipe import Recipe
 from qtool.storage.checkpoint import Checkpoint, read_header
+from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE
 
 _TORCH_DTYPES: Final = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -131,8 +132,8 @@ def _squares(
 ) -> Iterator[tuple[float, float]]:
     """|w - q|² and |w|² of a tensor, chunk by chunk."""
     packed = written.read(tensor.spec.hf_name).reshape(-1)
-    block_scales = written.read(f"{tensor.spec.module}.weight_scale").reshape(-1)
-    scale = np.float32(written.read(f"{tensor.spec.module}.weight_scale_2").item())
+    block_scales = written.read(f"{tensor.spec.module}{BLOCK_SCALE}").reshape(-1)
+    scale = np.float32(written.read(f"{tensor.spec.module}{GLOBAL_SCALE}").item())
     element = float_format_of(tensor.source)
     for start, nbytes in chunk_ranges(tensor.source.nbytes):
         weights = element.widen(read_bits(checkpoint, tensor.source, start, nbytes))

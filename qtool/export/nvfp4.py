@@ -24,6 +24,7 @@ from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables, global_scale
 from qtool.formats.nvfp4_kernels import encode
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
+from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE
 
 
 class Nvfp4Group(TensorSource):
@@ -77,7 +78,7 @@ class Nvfp4Group(TensorSource):
 
     def _encode_global_scales(self, scale: np.float32) -> Sequence[Encoded]:
         data = np.array([scale], "<f4").view(np.uint8)
-        return [Encoded(f"{member.spec.module}.weight_scale_2", 0, data) for member in self._members]
+        return [Encoded(f"{member.spec.module}{GLOBAL_SCALE}", 0, data) for member in self._members]
 
     def _encode(self, tables: EncodeTables, member: PlannedTensor, start: int, nbytes: int) -> Sequence[Encoded]:
         bits = read_bits(self._checkpoint, member.source, start, nbytes)
@@ -86,7 +87,7 @@ class Nvfp4Group(TensorSource):
         first = start // bits.itemsize
         return (
             Encoded(member.spec.hf_name, first // 2, packed),
-            Encoded(f"{member.spec.module}.weight_scale", first // BLOCK, block_scales),
+            Encoded(f"{member.spec.module}{BLOCK_SCALE}", first // BLOCK, block_scales),
         )
 
     def relative_errors(self) -> Mapping[str, float]:

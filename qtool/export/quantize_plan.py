@@ -17,6 +17,7 @@ from qtool.errors import ModelError, UsageError
 from qtool.formats.floats import FLOAT_FORMATS
 from qtool.recipe import Recipe
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
+from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, PACKED
 from qtool.storage.shards import OutputTensor
 
 _TIED_REASON: Final = "tied: engines read the embedding instead, and ModelOpt leaves the copy out"
@@ -54,11 +55,11 @@ class PlannedTensor:
             return (OutputTensor(name, self.source.dtype, self.source.shape, self.source.nbytes),)
         rows, columns = self.source.shape
         return (
-            OutputTensor(name, "U8", (rows, columns // 2), rows * columns // 2),
+            OutputTensor(name, PACKED, (rows, columns // 2), rows * columns // 2),
             OutputTensor(
-                f"{module}.weight_scale", "F8_E4M3", (rows, columns // block_size), rows * columns // block_size
+                f"{module}{BLOCK_SCALE}", "F8_E4M3", (rows, columns // block_size), rows * columns // block_size
             ),
-            OutputTensor(f"{module}.weight_scale_2", "F32", (), 4),
+            OutputTensor(f"{module}{GLOBAL_SCALE}", "F32", (), 4),
         )
 
 

@@ -17,9 +17,13 @@ from qtool.formats.nvfp4 import BLOCK
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 
 ALGORITHM: Final = "W4A16_NVFP4"
-_PACKED: Final = "U8"
-_BLOCK_SCALE: Final = "_scale"
-_GLOBAL_SCALE: Final = "_scale_2"
+PACKED: Final = "U8"
+
+# What follows the module's name in the names of the tensors beside a packed weight.
+WEIGHT: Final = ".weight"
+BLOCK_SCALE: Final = ".weight_scale"
+GLOBAL_SCALE: Final = ".weight_scale_2"
+INPUT_SCALE: Final = ".input_scale"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def is_quantized(config: Mapping[str, Any]) -> bool:
 def packed_weights(checkpoint: Checkpoint) -> dict[str, PackedWeight]:
     """The packed weights of an NVFP4 checkpoint by their names; raises ModelError where one cannot be read."""
     _check_algorithm(checkpoint.config)
-    names = [name for name, info in checkpoint.tensors.items() if info.dtype == _PACKED]
+    names = [name for name, info in checkpoint.tensors.items() if info.dtype == PACKED]
     return {name: _packed_weight(checkpoint, name) for name in names}
 
 
@@ -59,14 +63,15 @@ def _packed_weight(checkpoint: Checkpoint, hf_name: str) -> PackedWeight:
     if len(packed.shape) != 2 or packed.shape[1] * 2 % BLOCK:
         raise ModelError(f"{hf_name} has shape {list(packed.shape)}; packed weights are [out, in / 2].")
     blocks = (packed.shape[0], packed.shape[1] * 2 // BLOCK)
-    block_scales = _scale(checkpoint, hf_name, _BLOCK_SCALE, "F8_E4M3", blocks)
-    return PackedWeight(packed, block_scales, _scale(checkpoint, hf_name, _GLOBAL_SCALE, "F32", ()))
+    block_scales = _scale(checkpoint, hf_name, BLOCK_SCALE, "F8_E4M3", blocks)
+    return PackedWeight(packed, block_scales, _scale(checkpoint, hf_name, GLOBAL_SCALE, "F32", ()))
 
 
 def _scale(checkpoint: Checkpoint, hf_name: str, suffix: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
-    found = checkpoint.tensors.get(hf_name + suffix)
+    name = hf_name.removesuffix(WEIGHT) + suffix
+    found = checkpoint.tensors.get(name)
     if found is None:
-        raise ModelError(f"{hf_name}{suffix} is missing: the packed weight cannot be read without it.")
+        raise ModelError(f"{name} is missing: the packed weight cannot be read without it.")
     if found.dtype != dtype:
         raise ModelError(f"{found.hf_name} is stored as {found.dtype}, expected {dtype}.")
     if found.shape != shape:
