@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _WIDTH_OF_FILES: Final = 160
-"""Columns where the output is no terminal: room for the names of files in tables."""
+"""Columns where the output is no terminal: wide enough for the names of files in tables."""
 
 
 @dataclass

@@ -133,7 +133,7 @@ def _llama_server(artefact: GgufArtefact, engine: ServingEngine) -> ServeCommand
         low, high = _TOKENS_OF_PICTURES
         argv += ["--mmproj", str(projector.path), "--image-min-tokens", low, "--image-max-tokens", high]
     missing = model.prompt.sees_pictures and projector is None
-    notes = (f"No projector that fits lies beside {gguf.name}, so this serves texts only.",) if missing else ()
+    notes = (f"There is no fitting projector beside {gguf.name}, so this serves texts only.",) if missing else ()
     return ServeCommand(tuple(argv), notes)
 
 

@@ -17,23 +17,15 @@ FORBIDDEN = re.compile(
 )
 START = re.compile(r"[A-Z0-9`'\"{<-]|[a-z_]*[._/-][a-z]|[a-z]+_|(fps|limit|qtool|transformers|vLLM) ")
 END = re.compile(r"[.?:`}]$")
-COMMAND = re.compile(r"(^|: |`)(pip install|uv |hf |qtool |llama-|make )")
+COMMAND = re.compile(r"(^|: |`)(pip install|uv |hf |qtool |llama-|make )|: \{repair_command\}")
 
-# Modules with messages that are still to be rewritten (`python -m tests.test_messages` lists them).
-UNCHECKED = (
-    "qtool/checks/",
-    "qtool/export/quantize_plan.py",
-    "qtool/scoring/ledger.py",
-    "qtool/scoring/llama_cpp/model.py",
-    "qtool/scoring/remembering.py",
-    "qtool/scoring/runtime.py",
-    "qtool/serve_command.py",
-    "qtool/storage/checkpoint.py",
-    "qtool/storage/gguf.py",
-    "qtool/storage/location.py",
-    "qtool/verify/",
-)
-CHECKED = [message for message in messages() if not message.module.startswith(UNCHECKED)]
+MESSAGES = list(messages())
+FINDINGS = [(code, text) for code, (sentence, remedy) in findings().items() for text in (sentence, remedy) if text]
+
+
+def as_shown(text: str) -> str:
+    """The text with its values marked as the page marks them, in a log's message too."""
+    return text.replace("%s", "{value}")
 
 
 def name_of(message: Message) -> str:
@@ -44,20 +36,27 @@ def test_the_page_is_fresh():
     assert PAGE.read_text() == page(), "run `make docs`"
 
 
-@pytest.mark.parametrize("message", CHECKED, ids=name_of)
+@pytest.mark.parametrize("message", MESSAGES, ids=name_of)
 def test_a_message_is_a_plain_sentence(message):
-    for text in message.texts:
+    for text in map(as_shown, message.texts):
         assert START.match(text), text
         assert END.search(text), text
         assert not FORBIDDEN.search(text), text
 
 
-@pytest.mark.parametrize("message", [each for each in CHECKED if each.hints], ids=name_of)
+@pytest.mark.parametrize("message", [each for each in MESSAGES if each.hints], ids=name_of)
 def test_a_hint_is_a_plain_sentence_or_a_command(message):
     for hint in message.hints:
         assert START.match(hint) or COMMAND.match(hint), hint
         assert END.search(hint) or COMMAND.search(hint), hint
         assert not FORBIDDEN.search(hint), hint
+
+
+@pytest.mark.parametrize(("code", "text"), FINDINGS)
+def test_a_finding_is_a_plain_sentence_or_a_command(code, text):
+    assert START.match(text) or COMMAND.match(text), code
+    assert END.search(text) or COMMAND.search(text), code
+    assert not FORBIDDEN.search(text), code
 
 
 def test_the_extractor_sees_variants_constants_and_variables():
@@ -66,14 +65,3 @@ def test_the_extractor_sees_variants_constants_and_variables():
     assert {"llama.cpp cannot load {gguf}.", "llama.cpp cannot load {gguf} with {mmproj}."} <= found
     assert "{where}: labels: The header declares '{header.labels}'; the documents are '{found}'." in found
     assert all(sentence for sentence, _ in findings().values())
-
-
-if __name__ == "__main__":  # what is left to rewrite: `python -m tests.test_messages`
-    for each in messages():
-        for text in (*each.texts, *each.hints):
-            is_fine = (START.match(text) or COMMAND.match(text)) and (END.search(text) or COMMAND.search(text))
-            if not is_fine or FORBIDDEN.search(text):
-                print(f"{each.module}: {text}")  # noqa: T201 - the result of the program
-    for code, (sentence, _) in findings().items():
-        if not (START.match(sentence) and END.search(sentence)) or FORBIDDEN.search(sentence):
-            print(f"finding {code}: {sentence}")  # noqa: T201

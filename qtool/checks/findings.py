@@ -179,7 +179,7 @@ _GGUF_POSITIONS: Final[Mapping[str, Code]] = {
     "gguf-deepstack": broken("The deepstack features of pictures are lost: {problem}.", _CONVERT),
 }  # fmt: skip
 _PROJECTOR: Final[Mapping[str, Code]] = {
-    "mmproj-missing": warning("No vision projector lies beside the file: it reads texts, but no pictures.", _CONVERT),
+    "mmproj-missing": warning("There is no vision projector beside the file: it reads texts, but no pictures.", _CONVERT),
     "mmproj-unreadable": broken("The projector {projector} cannot be read: {problem}", _CONVERT),
     "mmproj-type": broken("The projector {projector} is of type {found}, expected {expected}.", _CONVERT),
     "mmproj-width": broken("{projector} gives vectors of {found}; the language model takes {expected}.", _CONVERT),

@@ -63,7 +63,7 @@ def texts_only(target: str | Artefact, options: RuntimeOptions = RuntimeOptions(
     artefact = _opened(target, options)
     if isinstance(artefact, CheckpointArtefact) or artefact.projector is not None:
         return ""
-    return f"no projector that fits lies beside {artefact.path.name}."
+    return f"there is no fitting projector beside {artefact.path.name}."
 
 
 def _opened(target: str | Artefact, options: RuntimeOptions) -> Artefact:

@@ -334,7 +334,7 @@ def _placed(source: ByteSource, entries: list[_Entry], data_start: int, alignmen
     for gguf_name, ggml_type, shape, offset in entries:
         if offset != expected:
             raise ModelError(
-                f"{source.name}: {gguf_name} lies at {offset:,} of the data, expected {expected:,}.",
+                f"{source.name}: {gguf_name} starts at byte {offset:,} of the data; expected {expected:,}.",
                 "Tensors must follow each other; llama.cpp refuses such a file.",
             )
         nbytes = ggml_type.nbytes(prod(shape))

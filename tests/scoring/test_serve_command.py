@@ -86,7 +86,7 @@ def test_llama_server_gets_room_for_a_whole_prompt_and_the_official_pixels(folde
     }  # fmt: skip
     embedder = gguf_of(EMBEDDER, "f16", folder)
     command = serve_command(str(embedder), ServingEngine.LLAMA_SERVER, None, None, None)
-    assert command.notes == ("No projector that fits lies beside model.gguf, so this serves texts only.",)
+    assert command.notes == ("There is no fitting projector beside model.gguf, so this serves texts only.",)
     projector = shutil.copy(projector_of(EMBEDDER, folder), embedder.parent)
     assert options_of(embedder, "llama-server")[1] == {
         "--model": str(embedder), "--ctx-size": "8193", "--embedding": None, "--pooling": "last",

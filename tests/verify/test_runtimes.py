@@ -75,7 +75,7 @@ def test_a_running_server_is_verified_by_its_scores(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("runtime", "why"), [("file", "no projector that fits lies beside model.gguf"), ("server", "takes texts")]
+    ("runtime", "why"), [("file", "there is no fitting projector beside model.gguf"), ("server", "takes texts")]
 )
 def test_without_named_panels_those_that_the_runtime_cannot_read_are_left_out(
     folder: Path, runtime: str, why: str

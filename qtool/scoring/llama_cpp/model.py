@@ -145,7 +145,7 @@ def _score_row(model: LlamaCppModel, hint: str) -> NDArray[np.float64]:
     except NotImplementedError:
         raise ModelError(
             f"{file.target}: {RANK_HEAD} is stored as {tensor.type.name}, which cannot be decoded.",
-            f"{hint} --base MODEL",
+            f"Repair it: {repair_command(file)} --base MODEL",
         ) from None
     if head_order(file, ANSWERS) is HeadOrder.EXCHANGED:
         raise ModelError(
