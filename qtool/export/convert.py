@@ -36,9 +36,7 @@ from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.progress import Meter, Progress, ignore
 from qtool.results import Result
-from qtool.storage.hashing import sha256_of
-from qtool.storage.hub import Source, resolve
-from qtool.storage.output import (
+from qtool.storage.atomic import (
     check_target,
     check_target_file,
     manifest_of,
@@ -46,6 +44,8 @@ from qtool.storage.output import (
     staged_files,
     staged_folder,
 )
+from qtool.storage.hashing import sha256_of
+from qtool.storage.hub import Source, resolve
 
 # Planning: only configs, headers and the tokenizer are read.
 

@@ -290,8 +290,7 @@ def _matrices(inventory: Inventory, file_type: FileType) -> GgmlType:
     """The type of unpacked matrices; those beside NVFP4 weights keep theirs."""
     if file_type.matrices is not NVFP4:
         return file_type.matrices
-    embedding = next(info for spec, info in inventory.tensors.items() if spec.module.endswith("embed_tokens"))
-    return next(each for each in GGML_TYPES.values() if each.name == embedding.dtype)
+    return next(each for each in GGML_TYPES.values() if each.name == inventory.embedding.dtype)
 
 
 def require_rankable(detection: Detection) -> None:

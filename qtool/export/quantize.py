@@ -37,11 +37,12 @@ from qtool.progress import Meter, Progress, ignore
 from qtool.recipe import LoadedRecipe, load_recipe
 from qtool.resources import DEFAULT_RECIPE
 from qtool.results import Result
+from qtool.storage.atomic import check_target, require_space, staged_folder
 from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars
 from qtool.storage.hashing import sha256_of
 from qtool.storage.hub import Source, resolve
-from qtool.storage.output import WORKERS, check_target, require_space, staged_folder
 from qtool.storage.shards import ShardLayout, lay_out
+from qtool.workers import WORKERS
 
 # Options, and the job that is made of them from configs and headers alone.
 

@@ -63,7 +63,7 @@ def write(sources, folder, advance=ignore):
 @pytest.fixture(params=[1, 2, 7])
 def workers(request, monkeypatch):
     """Any number of threads."""
-    monkeypatch.setattr("qtool.storage.output.WORKERS", request.param)
+    monkeypatch.setattr("qtool.workers.WORKERS", request.param)
     monkeypatch.setattr(engine, "WORKERS", request.param)
     return request.param
 

@@ -147,7 +147,7 @@ def test_a_reranker_is_sent_to_score(tmp_path: Path) -> None:
 
 def test_neither_the_vectors_nor_their_ids_are_overwritten(tmp_path: Path) -> None:
     (tmp_path / "v.ids.jsonl").write_text("mine")
-    with pytest.raises(UsageError, match=r"v\.ids\.jsonl exists"):
+    with pytest.raises(UsageError, match=r"v\.ids\.jsonl already exists"):
         embed(options(tmp_path))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from qtool.errors import ModelError
 from qtool.extras import import_failure, require_extra
 from qtool.inputs.items import OFFICIAL_LIMITS
-from qtool.storage.output import WORKERS
+from qtool.workers import WORKERS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
