@@ -14,9 +14,12 @@ from qtool.arch.detect import Detection, detect
 from qtool.arch.families import gguf_families
 from qtool.arch.family import Family
 from qtool.arch.spec import Task
-from qtool.errors import ModelError, UsageError
+from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.jsonfile import read_json
-from qtool.storage.checkpoint import Checkpoint, open_checkpoint
+from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.resources import demo_models
+from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
+from qtool.storage.gguf import read_architecture
 from qtool.storage.gguf_model import (
     PROJECTOR,
     PROJECTOR_NAME,
@@ -25,39 +28,50 @@ from qtool.storage.gguf_model import (
     GgufModel,
     is_gguf,
     is_projector,
+    missing_parts,
     model_files,
     open_gguf_file,
     open_gguf_model,
 )
-from qtool.storage.hub import Source, resolve
-from qtool.storage.location import ArtefactLocation, LocalLocation
+from qtool.storage.hub import SCHEME, Source, by_range, download_files, open_repository, resolve, snapshot
+from qtool.storage.hub_repository import HubRepository
+from qtool.storage.location import ArtefactLocation, HubLocation, LocalLocation, hub_address, local_location
 
 CONFIG: Final = "config.json"
+_FIRST_FIELDS: Final = 64 << 10
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class CheckpointArtefact:
-    """A safetensors checkpoint on this disk; `asked_task` overrides what it declares. Nothing is read before it is needed."""
+    """A safetensors checkpoint; `asked_task` overrides what it declares. Nothing is read before it is needed."""
 
     source: Source
     asked_task: Task | None = None
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """Its folder, which lacks the weights where they are read from the hub."""
         return self.source.directory
+
+    @cached_property
+    def location(self) -> ArtefactLocation:
+        """Where all its files lie."""
+        remote = self.source.remote
+        return HubLocation(remote.repository) if remote else LocalLocation(self.path, revision=self.source.revision)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """Config and headers. Raises ModelError."""
-        return open_checkpoint(self.path)
+        with self.source.named_errors():
+            return open_checkpoint(self.path, self.source.remote.weights if self.source.remote else None)
 
     @cached_property
     def detection(self) -> Detection:
         """Architecture and task. Raises ModelError."""
-        return detect(self.path, self.asked_task)
+        with self.source.named_errors():
+            return detect(self.path, self.asked_task)
 
     @property
     def family(self) -> Family:
@@ -67,8 +81,9 @@ class CheckpointArtefact:
     @cached_property
     def tokenizer(self) -> Mapping[str, Any]:
         """What tokenizer.json says, which is large enough to be read only once. Raises ModelError."""
-        tokenizer: Mapping[str, Any] = read_json(self.path / "tokenizer.json")
-        return tokenizer
+        with self.source.named_errors():
+            tokenizer: Mapping[str, Any] = read_json(self.path / "tokenizer.json")
+            return tokenizer
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,9 @@ class GgufArtefact:
     def candidates(self) -> Sequence[ProjectorCandidate]:
         """The files that may be its projector."""
         if self.mmproj is not None:
-            return [ProjectorCandidate(self.mmproj.name, open_gguf_file(self.mmproj))]
+            name = self._name_of(self.mmproj)
+            chosen = open_gguf_file(self.mmproj) if name is None else open_gguf_model(self.location, [name])
+            return [ProjectorCandidate(self.mmproj.name, chosen)]
         return [*projectors_beside(self.location, self.model.name)]
 
     @cached_property
@@ -117,7 +134,20 @@ class GgufArtefact:
         names = [each.name for each in fitting]
         if not fitting:
             return None
-        return _only(fitting, names, f"{self.path.parent} holds {{}} projectors", "Choose one with --mmproj.")
+        place = self.path.parent if self.location.is_local else self.location.path_of("")
+        return _only(fitting, names, f"{place} holds {{}} projectors", "Choose one with --mmproj.")
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether there is any file that may be its projector; reads nothing."""
+        return self.mmproj is not None or any(map(is_projector, self.location.names))
+
+    def _name_of(self, mmproj: Path) -> str | None:
+        """The file of the repository that `mmproj` names; None of one on this disk."""
+        if self.location.is_local or mmproj.is_file():
+            return None
+        name = str(mmproj).removeprefix(f"{Path(self.location.path_of(''))}/")
+        return name if name in self.location.names else None
 
     @property
     def models(self) -> tuple[GgufModel, ...]:
@@ -135,47 +165,132 @@ def open_artefact(
     mmproj: Path | None = None,
     revision: str | None = None,
     token: str | None = None,
+    headers_only: bool = False,
 ) -> Artefact:
-    """Find `target`: a GGUF file, a folder, a built-in demo model, or a repository on the hub, which is downloaded.
+    """Find `target`: a GGUF file, a folder, a built-in demo model, or on the hub a repository or a GGUF file of one.
 
-    `task` overrides what a checkpoint declares. Raises UsageError for a target that is none of these or several.
+    From the hub come only the model's own files and its projector's, or with `headers_only` just their headers. `task`
+    overrides what a checkpoint declares. Raises UsageError for a target that is none of these or several.
     """
+    location = _located(target, revision, token)
+    if location.selected is None and is_checkpoint(location):
+        if mmproj is not None:
+            raise UsageError(f"{target} is a checkpoint and takes no projector.", "Leave out --mmproj.")
+        return CheckpointArtefact(_source(target, location, headers_only=headers_only), task)
+    opened = GgufArtefact(location, _selected_files(target, location), task, mmproj)
+    if headers_only or not isinstance(location, HubLocation):
+        return opened
+    return _downloaded(opened, location.repository)
+
+
+def artefacts_of(target: str, revision: str | None = None, token: str | None = None) -> list[str]:
+    """The targets of all language models in a folder or repository of GGUF files; else the target itself."""
+    if not target.startswith(SCHEME) and (is_gguf(target) or Path(target).is_file()):
+        return [target]
+    location = _located(target, revision, token)
+    if location.selected is not None or is_checkpoint(location):
+        return [target]
+    models = language_models(location)
+    if len(models) < 2:
+        return [target]
+    place = target if location.is_local else hub_address(target).target
+    return [f"{place.rstrip('/')}/{files[0]}" for files in models.values()]
+
+
+def _located(target: str, revision: str | None, token: str | None) -> LocalLocation | HubLocation:
+    """Where a target lies; in the cache where the hub cannot be reached."""
     path = Path(target)
-    if is_gguf(target):
-        if not path.is_file():
+    if not target.startswith(SCHEME) and (is_gguf(target) or path.exists() or target in demo_models()):
+        if is_gguf(target) and not path.exists():
             raise UsageError(f"There is no file {path}.", "Pass a GGUF file or a folder on this disk.")
-        location = LocalLocation(path.parent, path.name)
-        return GgufArtefact(location, next(iter(model_files(location.names, path.name).values())), task, mmproj)
-    source = resolve(target, revision, token)
-    if not (source.directory / CONFIG).is_file():
-        location = LocalLocation(source.directory)
-        return GgufArtefact(location, _language_files(location, source.directory), task, mmproj)
-    if mmproj is not None:
-        raise UsageError(f"{target} is a checkpoint and takes no projector.", "Leave out --mmproj.")
-    return CheckpointArtefact(source, task)
-
-
-def _language_files(location: LocalLocation, folder: Path) -> Sequence[str]:
-    """The parts of the one language model in a folder: of the highest level that has any."""
-    models = {name: files for name, files in model_files(location.names).items() if not is_projector(name)}
-    if not models:
-        raise ModelError(
-            f"{folder} holds neither {CONFIG} nor GGUF language models.", "Pass a checkpoint's folder or a GGUF file."
+        return local_location(target, revision)
+    address = hub_address(target, revision)
+    repository = open_repository(address.repo, address.revision, token)
+    if repository is not None:
+        return HubLocation(repository, address.file)
+    folder = snapshot(address.repo, address.revision, token, ["*"], only_cached=True)
+    if address.file is not None and not (folder / address.file).is_file():
+        raise NetworkError(
+            f"{target} is not in the cache, and the Hub cannot be reached.", "Download it first, or check the network."
         )
-    level = min(name.count("/") for name in models)
+    return LocalLocation(folder, address.file, folder.name)
+
+
+def is_checkpoint(location: ArtefactLocation) -> bool:
+    """Whether a place holds a checkpoint: many repositories of GGUF files have a config.json beside them."""
+    names = set(location.names)
+    return CONFIG in names and (bool({SINGLE, INDEX} & names) or not any(map(is_gguf, names)))
+
+
+def language_models(location: ArtefactLocation) -> dict[str, list[str]]:
+    """The files of each language model of a place: of the highest level that has any."""
+    models = {name: files for name, files in model_files(location.names).items() if not is_projector(name)}
+    level = min((name.count("/") for name in models), default=0)
     models = {name: files for name, files in models.items() if name.count("/") == level}
     if len(models) > 1:
-        models = {name: files for name, files in models.items() if not _holds_projector(location, files)}
+        models = {name: files for name, files in models.items() if not _holds_projector(location, files[0])}
+    return models
+
+
+def _source(target: str, location: LocalLocation | HubLocation, *, headers_only: bool) -> Source:
+    if isinstance(location, HubLocation):
+        repository = location.repository
+        if headers_only:
+            return by_range(repository)
+        return resolve(repository.repo, repository.asked_revision, repository.token)
+    if location.revision is None:
+        return resolve(target)
+    return Source(Path(location.path_of("")), f"{SCHEME}{hub_address(target).repo}", location.revision)
+
+
+def _selected_files(target: str, location: ArtefactLocation) -> Sequence[str]:
+    """The parts of the language model that a target names, or of the only one that it holds."""
+    if location.selected is not None:
+        if not is_gguf(location.selected):
+            raise UsageError(f"{target} is not a GGUF file.", "Name a .gguf file, or what holds it.")
+        return next(iter(model_files(location.names, location.selected).values()))
+    models = language_models(location)
+    if not models:
+        raise ModelError(
+            f"{target} holds neither {CONFIG} nor GGUF language models.", "Pass a checkpoint or a GGUF file."
+        )
     names = [files[0] for files in models.values()]
+    place = target.rstrip("/") if target.startswith(SCHEME) or location.is_local else f"{SCHEME}{target}"
     return _only(
-        list(models.values()), names, f"{folder} holds {{}} language models", f"Name the file: {folder}/….gguf."
+        list(models.values()), names, f"{target} holds {{}} language models", f"Name the file: {place}/….gguf."
     )
 
 
-def _holds_projector(location: ArtefactLocation, files: Sequence[str]) -> bool:
+def _downloaded(remote: GgufArtefact, repository: HubRepository) -> GgufArtefact:
+    """The artefact once its files, its projector's and its manifest are in huggingface_hub's cache, and nothing else."""
+    if missing := missing_parts(remote.files):
+        raise ModelError(
+            f"{SCHEME}{repository.repo} lacks {missing[0]}, a part of the model.", "Ask its publisher for all parts."
+        )
+    projector = remote.projector if remote.has_candidates else None
+    names = [*remote.files]
+    if projector is not None and projector.location is remote.location:
+        names += projector.parts
+    names += [name for name in manifests_of(remote.files[0]) if name in repository.names]
+    folder = download_files(repository, names)
+    mmproj = remote.mmproj
+    if mmproj is not None and projector is not None and projector.location is remote.location:
+        mmproj = folder / next(iter(projector.parts))
+    location = LocalLocation(folder, remote.files[0], repository.revision, names)
+    return GgufArtefact(location, remote.files, remote.asked_task, mmproj)
+
+
+def manifests_of(file: str) -> list[str]:
+    """Where the manifest of a GGUF file may lie, by names relative to the same place."""
+    path = PurePosixPath(file)
+    return [f"{file}.{MANIFEST}", (path.parent / MANIFEST).as_posix()]
+
+
+def _holds_projector(location: ArtefactLocation, file: str) -> bool:
     """Whether a file that is not named as a projector is one by its architecture."""
     try:
-        return open_gguf_model(location, files).architecture == PROJECTOR
+        with location.open(file, _FIRST_FIELDS) as source:
+            return read_architecture(source) == PROJECTOR
     except ModelError:
         return False
 

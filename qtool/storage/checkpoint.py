@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +55,21 @@ class TensorInfo:
     nbytes: int
 
 
+class WeightBytes(Protocol):
+    """Weight files that lie elsewhere, of which the folder has but the headers."""
+
+    def read_into(self, file: str, offset: int, buffer: NDArray[np.uint8]) -> None:
+        """Fill `buffer` with the bytes of a file from `offset` on; safe from several threads."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's config and the whereabouts of its tensors, in file order."""
+    """A checkpoint's config and the whereabouts of its tensors, in file order; `weights` where the folder lacks them."""
 
     directory: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    weights: WeightBytes | None = None
 
     def read(self, hf_name: str) -> NDArray[Any]:
         """The tensor as an array of its shape; BF16 and FP8 types come as raw bits."""
@@ -72,11 +80,14 @@ class Checkpoint:
 
     def read_into(self, info: TensorInfo, start: int, buffer: NDArray[np.uint8]) -> None:
         """Fill `buffer` with the tensor's bytes from `start` on; safe from several threads."""
-        read_exactly(info.file, info.offset + start, buffer, info.hf_name)
+        if self.weights is not None:
+            self.weights.read_into(info.file.name, info.offset + start, buffer)
+        else:
+            read_exactly(info.file, info.offset + start, buffer, info.hf_name)
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Read config.json and every header in `directory`; reads no weights."""
+def open_checkpoint(directory: Path, weights: WeightBytes | None = None) -> Checkpoint:
+    """Read config.json and every header in `directory`; reads no weights, which are `weights` where they lie elsewhere."""
     config = read_json(directory / "config.json")
     tensors: dict[str, TensorInfo] = {}
     for path in _weight_files(directory):
@@ -85,7 +96,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
                 raise ModelError(f"{info.hf_name} is in both {tensors[info.hf_name].file.name} and {path.name}.")
             tensors[info.hf_name] = info
     _check_index(directory, tensors)
-    return Checkpoint(directory, config, tensors)
+    return Checkpoint(directory, config, tensors, weights)
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -102,6 +102,7 @@ MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 DEFAULT_ALIGNMENT: Final = 32
 ALIGNMENT_KEY: Final = "general.alignment"
+_ARCHITECTURE: Final = "general.architecture"
 
 _AGAIN: Final = "Download or copy it again."
 MAX_HEADER: Final = 128 << 20
@@ -162,6 +163,19 @@ def parse_gguf(source: ByteSource) -> GgufFile:
     data_start = _aligned(cursor.position, alignment)
     tensors = _placed(source, entries, data_start, alignment)
     return GgufFile(source.name, version, metadata, tensors, alignment, data_start, source.size, spans)
+
+
+def read_architecture(source: ByteSource) -> str | None:
+    """`general.architecture` alone; the whole header is read only where it is not the first field."""
+    cursor = _Cursor(source)
+    _read_version(cursor)
+    _, field_count = cursor.unpack("<QQ", "its counts")
+    if field_count and cursor.text("a key", _MAX_KEY) == _ARCHITECTURE:
+        (kind,) = cursor.unpack("<I", "a type")
+        if kind == GGUFValueType.STRING:
+            return cursor.text(_ARCHITECTURE)
+    value = parse_gguf(source).metadata.get(_ARCHITECTURE)
+    return value.data if value is not None and value.kind is GGUFValueType.STRING and not value.is_array else None
 
 
 class _Cursor:

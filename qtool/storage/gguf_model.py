@@ -247,8 +247,12 @@ def open_gguf_model(location: ArtefactLocation, files: Sequence[str]) -> GgufMod
     for file in files:
         with location.open(file) as source:
             parts[file] = parse_gguf(source)
-    missing = tuple(part for part in _expected_parts(files) if part not in parts)
-    return GgufModel(_model_name(files[0]), location, parts, missing)
+    return GgufModel(_model_name(files[0]), location, parts, tuple(missing_parts(files)))
+
+
+def missing_parts(files: Sequence[str]) -> list[str]:
+    """The parts of a split model that are not among its `files`, by their names."""
+    return [part for part in _expected_parts(files) if part not in files]
 
 
 def open_gguf_file(path: Path) -> GgufModel:

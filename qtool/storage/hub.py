@@ -2,65 +2,129 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import quote
+from typing import Final
 
 from qtool import resources
-from qtool.errors import ModelError, NetworkError, QtoolError, UsageError
-from qtool.retries import TRANSIENT_STATUSES, with_retries
-from qtool.storage.checkpoint import INDEX, MAX_HEADER, SIDECAR_PATTERNS, SINGLE
+from qtool.errors import NetworkError, QtoolError, UsageError
+from qtool.storage.hub_folder import CHECKPOINT_FILES, HubFolder, cached_file, weight_files
+from qtool.storage.hub_repository import HubRepository, explained, is_offline
 
-if TYPE_CHECKING:
-    import httpx
+# Whatever the form of a model, the rest of qtool gets a folder.
 
-# Resolving: whatever the form of a model, the rest of qtool gets a folder.
-
-_SCHEME: Final = "hf://"
+SCHEME: Final = "hf://"
 _FILES: Final = (".gguf", ".safetensors", ".json", ".jsonl")
-_WANTED: Final = (
-    "config.json",
-    "*.safetensors",
-    "model.safetensors.index.json",
-    "hf_quant_config.json",
-    "qtool.json",
-    *(pattern.replace("**/", "") for pattern in SIDECAR_PATTERNS),  # the Hub's `*` matches slashes too
-)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on disk. `revision` is the commit of a Hub repository, None for a folder."""
+    """A checkpoint on disk. `revision` is the commit of a Hub repository, None for a folder.
+
+    Of a checkpoint that is read by range, `remote` has the weights, which `directory` lacks.
+    """
 
     directory: Path
     origin: str
     revision: str | None = None
+    remote: HubFolder | None = None
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Errors in the block name the repository where they would name the folder of its headers."""
+        try:
+            yield
+        except QtoolError as error:
+            if self.remote is None or str(self.directory) not in error.message:
+                raise
+            raise type(error)(error.message.replace(str(self.directory), self.origin), error.hint) from error
 
 
 def resolve(model: str, revision: str | None = None, token: str | None = None) -> Source:
-    """The checkpoint `model`: a folder, a built-in demo model, `org/name` or `hf://org/name@revision`."""
-    if not model.startswith(_SCHEME) and Path(model).is_dir():
+    """The checkpoint `model`, whole: a folder, a built-in demo model, `org/name` or `hf://org/name@revision`."""
+    return _local(model, revision) or _downloaded(*_repository(model, revision), token)
+
+
+def resolve_by_range(model: str, revision: str | None = None, token: str | None = None) -> Source:
+    """The same without the weights of a repository; large side files are left to `remote.fetch_large`."""
+    found = _local(model, revision)
+    if found is not None:
+        return found
+    repo, revision = _repository(model, revision)
+    repository = open_repository(repo, revision, token)
+    return by_range(repository) if repository is not None else _downloaded(repo, revision, token)
+
+
+def resolve_for_export(
+    model: str, revision: str | None, token: str | None, *, stream: bool | None, output: Path | None
+) -> Source:
+    """The checkpoint that an artefact is made from: by range with `stream`, downloaded without.
+
+    For None it is downloaded, unless it is not in the cache and the disk is too short for it and what it becomes.
+    """
+    found = _local(model, revision)
+    if found is not None:
+        if stream:
+            raise UsageError(
+                f"{model} is on this disk; --stream applies to Hub repositories only.", "Leave out --stream."
+            )
+        return found
+    repo, revision = _repository(model, revision)
+    if stream is False:
+        return _downloaded(repo, revision, token)
+    repository = open_repository(repo, revision, token, must_answer=bool(stream))
+    if repository is None or not (stream or _is_disk_short(repository, output)):
+        return _downloaded(repo, revision, token)
+    source = by_range(repository)
+    if source.remote is not None:
+        source.remote.fetch_large()
+    return source
+
+
+def by_range(repository: HubRepository) -> Source:
+    """The checkpoint of a repository without its weights, which are read by range."""
+    folder = HubFolder(repository)
+    return Source(folder.path, f"{SCHEME}{repository.repo}", repository.revision, folder)
+
+
+def open_repository(
+    repo: str, revision: str | None, token: str | None, *, must_answer: bool = False
+) -> HubRepository | None:
+    """The repository, or None where the Hub cannot be reached and what the cache holds must do."""
+    if is_offline() and not must_answer:
+        return None
+    try:
+        return HubRepository(repo, revision, token)
+    except NetworkError as error:
+        if must_answer or not _is_unreachable(error):
+            raise
+        return None
+
+
+def _is_unreachable(error: NetworkError) -> bool:
+    import httpx
+
+    return isinstance(error.__cause__, httpx.TransportError)
+
+
+def _local(model: str, revision: str | None) -> Source | None:
+    """A folder or a demo model; None for anything else."""
+    if not model.startswith(SCHEME) and Path(model).is_dir():
         if revision is not None:
             raise UsageError(
                 f"{model} is a local folder; --revision applies to Hub repositories only.",
                 "Remove --revision, or write hf://org/name.",
             )
         return Source(Path(model), Path(model).resolve().name)
-    if model in resources.demo_models():
-        return Source(resources.demo_model(model), model)
-    repo, revision = _repository(model, revision)
-    directory = _download(repo, revision, token)
-    return Source(directory, f"{_SCHEME}{repo}", directory.name)
+    return Source(resources.demo_model(model), model) if model in resources.demo_models() else None
 
 
 def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
-    repo, _, in_name = model.removeprefix(_SCHEME).partition("@")
+    repo, _, in_name = model.removeprefix(SCHEME).partition("@")
     if in_name and revision not in (None, in_name):
         raise UsageError(f"{model} and --revision {revision} name different revisions.", "Remove one of them.")
     parts = repo.split("/")
@@ -73,254 +137,54 @@ def _repository(model: str, revision: str | None) -> tuple[str, str | None]:
 
 def is_path(target: str) -> bool:
     """Whether a target that does not exist locally is a mistyped path: it cannot be an `org/name` on the Hub."""
-    if target.startswith(_SCHEME):
+    if target.startswith(SCHEME):
         return False
     path = Path(target)
     is_local = target.startswith((".", "~", "/")) or (len(path.parts) > 1 and Path(path.parts[0]).exists())
     return is_local or path.suffix in _FILES or target.count("/") != 1
 
 
-def _download(repo: str, revision: str | None, token: str | None) -> Path:
+def _downloaded(repo: str, revision: str | None, token: str | None) -> Source:
+    directory = snapshot(repo, revision, token, CHECKPOINT_FILES)
+    return Source(directory, f"{SCHEME}{repo}", directory.name)
+
+
+def snapshot(
+    repo: str, revision: str | None, token: str | None, patterns: Sequence[str], *, only_cached: bool = False
+) -> Path:
+    """The folder of a commit in huggingface_hub's cache, with the files that `patterns` name. Raises QtoolError."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=list(_WANTED)))
+        return Path(
+            snapshot_download(
+                repo, revision=revision, token=token, allow_patterns=list(patterns), local_files_only=only_cached
+            )
+        )
     except Exception as error:  # the errors of huggingface_hub share no base class below Exception
         raise explained(error, repo, revision) from error
 
 
-def explained(error: Exception, repo: str, revision: str | None) -> QtoolError:
-    """A QtoolError for an error of huggingface_hub."""
-    from huggingface_hub import errors
-
-    at = f" at {revision}" if revision else ""
-    if isinstance(error, errors.GatedRepoError | errors.RepositoryNotFoundError):
-        return NetworkError(
-            f"{repo} is not on the Hub, or it is private or gated.", "Check the name, and set HF_TOKEN or pass --token."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return NetworkError(f"{repo} has no revision {revision}.")
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        hint = "HF_HUB_OFFLINE is set: unset it, or download the model first." if offline else "Check the network."
-        return NetworkError(f"{repo}{at} is not in the cache, and the Hub cannot be reached.", hint)
-    if isinstance(error, errors.HFValidationError):
-        return UsageError(f"Invalid repository name {repo!r}.")
-    if isinstance(error, OSError | errors.HfHubHTTPError):
-        return NetworkError(f"Cannot download {repo}{at}: {_first_line(error)}.")
-    return ModelError(f"Cannot download {repo}{at}: {type(error).__name__}: {_first_line(error)}.")
+def download_files(repository: HubRepository, names: Sequence[str]) -> Path:
+    """The folder in huggingface_hub's cache that holds these files of the repository."""
+    folder = snapshot(repository.repo, repository.asked_revision, repository.token, [escape(name) for name in names])
+    if folder.name != repository.revision:
+        raise repository.changed(names[0])
+    return folder
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
+def _is_disk_short(repository: HubRepository, output: Path | None) -> bool:
+    """Whether the cache's disk cannot hold what is missing of the checkpoint; with the output, too, if it goes there."""
+    from huggingface_hub import constants
+
+    weights = [name for name in repository.names if name.endswith(".safetensors")] or weight_files(repository, Path())
+    sizes = {name: repository.entries[name].size or 0 for name in weights}
+    missing = sum(size for name, size in sizes.items() if cached_file(repository, name) is None)
+    cache = _existing(Path(constants.HF_HUB_CACHE))
+    usage = shutil.disk_usage(cache)
+    beside = output is not None and _existing(output).stat().st_dev == cache.stat().st_dev
+    return missing > 0 and usage.free < missing + (sum(sizes.values()) if beside else 0)
 
 
-# Reading by range: `Range` requests over one session. A server that ignores the range and would send a whole weight
-# file is refused.
-
-_RETRIES: Final = 2
-_TIMEOUT: Final = 30.0
-_MAX_WHOLE: Final = 32 << 20
-"""A file of a checkpoint that is larger contains weights."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class FileRange:
-    """Bytes of a file, and the size of the whole file."""
-
-    data: bytes
-    size: int
-
-
-class HubRepository:
-    """The files of `repo` at the commit that `revision` points to; `fetched` counts the bytes received."""
-
-    def __init__(self, repo: str, revision: str | None = None, token: str | None = None) -> None:
-        from huggingface_hub import HfApi, constants
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # a lazy name
-
-        self.repo = repo
-        self.fetched = 0
-        self._revision_option = revision
-        if constants.is_offline_mode():
-            raise NetworkError(f"{repo} is on the Hub, and HF_HUB_OFFLINE is set.", "Unset it, or pass a local path.")
-        api = HfApi(endpoint=constants.ENDPOINT, token=token)
-        info = self._retried(lambda: api.model_info(repo, revision=revision, timeout=_TIMEOUT))
-        self.revision = str(info.sha)
-        self.names = tuple(sorted(s.rfilename for s in info.siblings or () if _stays_inside(s.rfilename)))
-        self._base = f"{constants.ENDPOINT}/{repo}/resolve/{self.revision}"
-        self._headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
-        self._direct: dict[str, str] = {}
-
-    def open(self, name: str, chunk: int) -> HubFile:
-        """The file `name`, of which the first `chunk` bytes are fetched immediately."""
-        return HubFile(self, name, chunk)
-
-    def read_whole(self, name: str) -> bytes:
-        """All of a small file."""
-        return self._retried(lambda: self._request(name, None)).data
-
-    def read_range(self, name: str, offset: int, nbytes: int) -> FileRange:
-        """`nbytes` bytes of a file from `offset` on; fewer only at its end."""
-        return self._retried(lambda: self._request(name, (offset, nbytes)))
-
-    def _retried(self, request: Callable[[], T]) -> T:
-        try:
-            return with_retries(request, retries=_RETRIES, pause_after=_pause_after)
-        except QtoolError:
-            raise
-        except Exception as error:  # the errors of huggingface_hub share no base class below Exception
-            raise self._failure(error) from error
-
-    def _failure(self, error: Exception) -> QtoolError:
-        import httpx
-
-        if isinstance(error, httpx.TransportError):
-            return NetworkError(f"Cannot read {self.repo}: {error or type(error).__name__}.", "Check the network.")
-        return explained(error, self.repo, self._revision_option)
-
-    def _request(self, name: str, span: tuple[int, int] | None) -> FileRange:
-        from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined] # as above
-
-        headers = self._headers if name not in self._direct else {"Accept-Encoding": "identity"}
-        if span is not None:
-            headers = {**headers, "Range": f"bytes={span[0]}-{span[0] + span[1] - 1}"}
-        address = self._direct.get(name, f"{self._base}/{quote(name)}")
-        with get_session().stream("GET", address, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
-            if response.status_code == 416:  # the range begins behind the end of the file
-                return FileRange(b"", _size_of(response, 0))
-            if response.is_error:
-                response.read()
-                hf_raise_for_status(response)
-            if response.history and response.url.host != response.history[0].url.host:
-                # A signed address in the store of large files: used directly from now on, it needs no token.
-                self._direct[name] = str(response.url)
-            return self._received(name, response, span)
-
-    def _received(self, name: str, response: httpx.Response, span: tuple[int, int] | None) -> FileRange:
-        offset, limit = span or (0, _MAX_WHOLE)
-        length = int(response.headers.get("Content-Length", "-1"))
-        if span is None and length > limit:
-            raise ModelError(f"{name} of {self.repo} has {length:,} bytes; expected at most {limit:,}.")
-        if span is not None and not _has_range(response, offset, length, limit):
-            raise NetworkError(
-                f"The server of {self.repo} does not support range requests.", "Download the model first."
-            )
-        data = _read_at_most(response, limit)
-        size = _size_of(response, len(data))
-        if span is not None and len(data) < min(limit, size - offset):
-            raise NetworkError(
-                f"The server of {self.repo} sent {len(data):,} bytes of {name}; expected {min(limit, size - offset):,}."
-            )
-        self.fetched += len(data)
-        return FileRange(data, size)
-
-
-class HubFile:
-    """One file of a repository as a source of bytes."""
-
-    def __init__(self, repository: HubRepository, name: str, chunk: int) -> None:
-        head = repository.read_range(name, 0, chunk)
-        self.name = f"hf://{repository.repo}/{name}"
-        self.size = head.size
-        self.chunk = chunk
-        self._path = name
-        self._head = head.data
-        self._repository = repository
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Up to `nbytes` bytes from `offset` on; fewer only at the end."""
-        end = min(offset + nbytes, self.size)
-        if end <= len(self._head):
-            return self._head[offset:end]
-        return self._repository.read_range(self._path, offset, end - offset).data
-
-
-def _stays_inside(name: str) -> bool:
-    return not name.startswith("/") and ".." not in name.split("/")
-
-
-def _pause_after(error: Exception) -> float | None:
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        is_transient = error.response is not None and error.response.status_code in TRANSIENT_STATUSES
-    else:
-        is_transient = isinstance(error, httpx.TransportError)
-    return 0.0 if is_transient else None
-
-
-def _has_range(response: httpx.Response, offset: int, length: int, limit: int) -> bool:
-    """Whether the response is the requested range: by its Content-Range, or because the whole file is no larger."""
-    if response.status_code == 206:
-        return str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-")
-    return offset == 0 and 0 <= length <= limit
-
-
-def _size_of(response: httpx.Response, default: int) -> int:
-    """The size of the file, which is after the slash in Content-Range."""
-    match = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else default
-
-
-def _read_at_most(response: httpx.Response, limit: int) -> bytes:
-    chunks = []
-    left = limit
-    for chunk in response.iter_raw():
-        chunks.append(chunk[:left])
-        left -= len(chunks[-1])
-        if left == 0:
-            break
-    return b"".join(chunks)
-
-
-# A checkpoint on the Hub as a folder of headers: the small files whole, of each weight file only the header. The rest
-# is a hole in a sparse file of the right size, so that the reader of local checkpoints can check headers, sizes and
-# index.
-
-_SMALL_FILES: Final = (
-    "config.json",
-    INDEX,
-    "hf_quant_config.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "[0-9]_*/config.json",
-)
-_CHUNK: Final = 256 << 10
-"""Larger than the header of a 2B model, so that one request suffices."""
-
-
-def mirror_headers(repository: HubRepository, folder: Path) -> None:
-    """Write everything but the weights of `repository`'s checkpoint into the empty `folder`."""
-    for name in repository.names:
-        if any(fnmatchcase(name, pattern) for pattern in _SMALL_FILES):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(repository.read_whole(name))
-    for name in _weight_files(repository, folder):
-        _mirror_header(repository, name, folder / name)
-
-
-def _weight_files(repository: HubRepository, folder: Path) -> Iterable[str]:
-    """The weight files that exist; the reader checks that the index names no others."""
-    names = {SINGLE}
-    if (folder / INDEX).is_file():
-        try:
-            weight_map = json.loads((folder / INDEX).read_bytes()).get("weight_map", {})
-            names = {str(name) for name in weight_map.values()}
-        except (ValueError, AttributeError):
-            names = set()  # the reader reports what is wrong with it
-    return sorted(name for name in names.intersection(repository.names) if Path(name).name == name)
-
-
-def _mirror_header(repository: HubRepository, name: str, path: Path) -> None:
-    source = repository.open(name, _CHUNK)
-    prefix = source.read(0, 8)
-    length = int.from_bytes(prefix, "little")
-    with path.open("wb") as file:
-        file.truncate(source.size)
-        file.write(source.read(0, 8 + length) if length <= MAX_HEADER else prefix)
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

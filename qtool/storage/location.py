@@ -6,10 +6,11 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +19,16 @@ from typing_extensions import override
 from qtool import resources
 from qtool.errors import UsageError
 from qtool.storage.byte_source import ByteSource, FileBytes, read_exactly
-from qtool.storage.hub import HubRepository, is_path, mirror_headers
+from qtool.storage.hub import SCHEME, is_path
+from qtool.storage.hub_folder import mirror_configs
+from qtool.storage.hub_repository import HubRepository
 
 ByteSpan = tuple[int, int]
 """Offset and number of bytes."""
 
-_SCHEME: Final = "hf://"
 _DEPTH: Final = 2
 """Files in folders below the first are some other artefact's."""
-_HEADER_CHUNK: Final = 2 << 20
+HEADER_CHUNK: Final = 2 << 20
 _GAP: Final = 256 << 10  # what lies between two parts is fetched with them if it is less
 _MAX_REQUESTS: Final = 16
 _HUB_ADDRESS: Final = re.compile(r"([^/@]+/[^/@]+)(?:@(refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(.+))?")
@@ -54,8 +56,8 @@ class ArtefactLocation(Protocol):
     def path_of(self, name: str) -> str:
         """How to write a file's place on a command line; of the folder itself with the empty name."""
 
-    def open(self, name: str) -> AbstractContextManager[ByteSource]:
-        """A file to read a header from."""
+    def open(self, name: str, chunk: int = HEADER_CHUNK) -> AbstractContextManager[ByteSource]:
+        """A file to read a header from; over the network `chunk` bytes come at once."""
 
     def read_into(self, name: str, offset: int, buffer: NDArray[np.uint8], what: str) -> None:
         """Fill `buffer` with the bytes of a file from `offset` on; errors name `what` was read."""
@@ -68,14 +70,21 @@ class ArtefactLocation(Protocol):
 
 
 class LocalLocation(ArtefactLocation):
-    """A folder of this disk."""
+    """A folder of this disk, or those files of it that `names` lists; `revision` is the commit that it was downloaded from."""
 
-    revision = None
     is_local = True
 
-    def __init__(self, folder: Path, selected: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        selected: str | None = None,
+        revision: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self._folder = folder
+        self._given = names
         self.selected = selected
+        self.revision = revision
 
     @property
     @override
@@ -84,6 +93,8 @@ class LocalLocation(ArtefactLocation):
 
     @cached_property
     def _names(self) -> Sequence[str]:
+        if self._given is not None:
+            return self._given
         found = (path for pattern in ("*", "*/*") for path in self._folder.glob(pattern) if path.is_file())
         return sorted(path.relative_to(self._folder).as_posix() for path in found)
 
@@ -98,7 +109,8 @@ class LocalLocation(ArtefactLocation):
 
     @contextmanager
     @override
-    def open(self, name: str) -> Iterator[ByteSource]:
+    def open(self, name: str, chunk: int = HEADER_CHUNK) -> Iterator[ByteSource]:
+        del chunk
         with FileBytes(self._folder / name) as source:
             yield source
 
@@ -123,7 +135,7 @@ class HubLocation(ArtefactLocation):
     is_local = False
 
     def __init__(self, repository: HubRepository, selected: str | None = None) -> None:
-        self._repository = repository
+        self.repository = repository
         self.revision = repository.revision
         self.selected = selected
         self._names = [name for name in repository.names if name.count("/") < _DEPTH or name == selected]
@@ -138,61 +150,84 @@ class HubLocation(ArtefactLocation):
     @property
     @override
     def fetched(self) -> int:
-        return self._repository.fetched
+        return self.repository.fetched
 
     @override
     def path_of(self, name: str) -> str:
-        return f"{_SCHEME}{self._repository.repo}" + (f"/{name}" if name else "")
+        return f"{SCHEME}{self.repository.repo}" + (f"/{name}" if name else "")
 
     @contextmanager
     @override
-    def open(self, name: str) -> Iterator[ByteSource]:
-        yield self._repository.open(name, _HEADER_CHUNK)
+    def open(self, name: str, chunk: int = HEADER_CHUNK) -> Iterator[ByteSource]:
+        yield self.repository.open(name, chunk)
 
     @override
     def read_into(self, name: str, offset: int, buffer: NDArray[np.uint8], what: str) -> None:
         del what  # the repository's errors name the file
-        buffer[:] = np.frombuffer(self._repository.read_range(name, offset, buffer.nbytes).data, np.uint8)
+        buffer[:] = np.frombuffer(self.repository.read_range(name, offset, buffer.nbytes).data, np.uint8)
 
     @override
     def read_spans(self, name: str, spans: Sequence[ByteSpan]) -> list[bytes] | None:
         runs = _merged(spans)
         if len(runs) > _MAX_REQUESTS:
             return None
-        parts = {start: self._repository.read_range(name, start, end - start).data for start, end in runs}
+        parts = {start: self.repository.read_range(name, start, end - start).data for start, end in runs}
         return [_cut(parts, offset, nbytes) for offset, nbytes in spans]
 
     @contextmanager
     @override
     def checkpoint(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-            mirror_headers(self._repository, Path(folder))
+            mirror_configs(self.repository, Path(folder))
             yield Path(folder)
 
 
 def open_location(target: str, revision: str | None = None, token: str | None = None) -> ArtefactLocation:
     """Find `target`: a file, a folder, a built-in demo model, `org/name` or `hf://org/name[@revision][/file]`."""
+    if not target.startswith(SCHEME) and (Path(target).exists() or target in resources.demo_models()):
+        return local_location(target, revision)
+    address = hub_address(target, revision)
+    return HubLocation(HubRepository(address.repo, address.revision, token), address.file)
+
+
+def local_location(target: str, revision: str | None = None) -> LocalLocation:
+    """A file, a folder or a demo model. Raises UsageError for a revision, which none of them has."""
+    if revision is not None:
+        raise UsageError(f"{target} is on this disk and has no revisions.", "Leave out --revision.")
     path = Path(target)
-    if not target.startswith(_SCHEME) and path.exists():
-        if revision is not None:
-            raise UsageError(f"{target} is on this disk and has no revisions.", "Leave out --revision.")
-        return LocalLocation(path) if path.is_dir() else LocalLocation(path.parent, path.name)
-    if target in resources.demo_models():
+    if not path.exists():
         return LocalLocation(resources.demo_model(target))
-    repo, in_name, name = _hub_address(target)
-    if in_name and revision not in (None, in_name):
-        raise UsageError(f"{target} names the revision {in_name}; --revision asks for {revision}.")
-    return HubLocation(HubRepository(repo, in_name or revision, token), name)
+    return LocalLocation(path) if path.is_dir() else LocalLocation(path.parent, path.name)
 
 
-def _hub_address(target: str) -> tuple[str, str | None, str | None]:
-    match = _HUB_ADDRESS.fullmatch(target.removeprefix(_SCHEME))
+@dataclass(frozen=True)
+class HubAddress:
+    """What `hf://org/name[@revision][/file]` says."""
+
+    repo: str
+    revision: str | None
+    file: str | None
+
+    @property
+    def target(self) -> str:
+        """As it is written, without the file."""
+        return f"{SCHEME}{self.repo}" + (f"@{quote(self.revision, safe='/')}" if self.revision else "")
+
+
+def hub_address(target: str, revision: str | None = None) -> HubAddress:
+    """The parts of a target that is not on this disk. Raises UsageError for what is no address or names two revisions."""
+    match = _HUB_ADDRESS.fullmatch(target.removeprefix(SCHEME))
     if match is None or is_path(target):
         raise UsageError(
             f"Not a local file, a local folder or a Hub repository: {target!r}.",
             "Pass a file, a folder, org/name or hf://org/name[@revision][/file].",
         )
-    return match[1], unquote(match[2]) if match[2] else None, match[3]
+    in_name = unquote(match[2]) if match[2] else None
+    if in_name and revision not in (None, in_name):
+        raise UsageError(
+            f"{target} names the revision {in_name}; --revision asks for {revision}.", "Leave one of them out."
+        )
+    return HubAddress(match[1], in_name or revision, match[3])
 
 
 def _merged(spans: Sequence[ByteSpan]) -> list[tuple[int, int]]:
