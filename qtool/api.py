@@ -257,6 +257,7 @@ def verify(
     device: str = "auto",
     mmproj: StrPath | None = None,
     revision: str | None = None,
+    reference_revision: str | None = None,
     token: str | None = None,
     engine: str | None = None,
     served_model: str | None = None,

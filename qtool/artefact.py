@@ -17,7 +17,6 @@ from qtool.arch.spec import Task
 from qtool.errors import ModelError, NetworkError, UsageError
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
-from qtool.resources import demo_models
 from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, open_checkpoint
 from qtool.storage.gguf import read_architecture
 from qtool.storage.gguf_model import (
@@ -35,7 +34,14 @@ from qtool.storage.gguf_model import (
 )
 from qtool.storage.hub import SCHEME, Source, by_range, download_files, open_repository, resolve, snapshot
 from qtool.storage.hub_repository import HubRepository
-from qtool.storage.location import ArtefactLocation, HubLocation, LocalLocation, hub_address, local_location
+from qtool.storage.location import (
+    ArtefactLocation,
+    HubLocation,
+    LocalLocation,
+    hub_address,
+    is_on_this_disk,
+    local_location,
+)
 
 CONFIG: Final = "config.json"
 _FIRST_FIELDS: Final = 64 << 10
@@ -54,6 +60,16 @@ class CheckpointArtefact:
     def path(self) -> Path:
         """Its folder, which lacks the weights where they are read from the hub."""
         return self.source.directory
+
+    @property
+    def target(self) -> str:
+        """How messages name it."""
+        return self.source.origin if self.source.remote else str(self.path)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a repository on the hub."""
+        return self.source.revision
 
     @cached_property
     def location(self) -> ArtefactLocation:
@@ -102,6 +118,16 @@ class GgufArtefact:
     def path(self) -> Path:
         """The language model's file, of a split one the first part."""
         return Path(self.location.path_of(self.files[0]))
+
+    @property
+    def target(self) -> str:
+        """How messages name it."""
+        return self.location.path_of(self.files[0])
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a repository on the hub."""
+        return self.location.revision
 
     @cached_property
     def model(self) -> GgufModel:
@@ -183,6 +209,15 @@ def open_artefact(
     return _downloaded(opened, location.repository)
 
 
+def fetch_large_files(artefact: Artefact, reference: CheckpointArtefact) -> None:
+    """Give checkpoints that are read by range the large side files in which they differ: a tokenizer has up to 11 MB."""
+    sides = [each for each in (artefact, reference) if isinstance(each, CheckpointArtefact)]
+    for side in sides:
+        other = next((each for each in sides if each is not side), None)
+        if side.source.remote is not None:
+            side.source.remote.fetch_large((other.source.remote or other.path) if other else None)
+
+
 def artefacts_of(target: str, revision: str | None = None, token: str | None = None) -> list[str]:
     """The targets of all language models in a folder or repository of GGUF files; else the target itself."""
     if not target.startswith(SCHEME) and (is_gguf(target) or Path(target).is_file()):
@@ -199,11 +234,10 @@ def artefacts_of(target: str, revision: str | None = None, token: str | None = N
 
 def _located(target: str, revision: str | None, token: str | None) -> LocalLocation | HubLocation:
     """Where a target lies; in the cache where the hub cannot be reached."""
-    path = Path(target)
-    if not target.startswith(SCHEME) and (is_gguf(target) or path.exists() or target in demo_models()):
-        if is_gguf(target) and not path.exists():
-            raise UsageError(f"There is no file {path}.", "Pass a GGUF file or a folder on this disk.")
+    if is_on_this_disk(target):
         return local_location(target, revision)
+    if is_gguf(target) and not target.startswith(SCHEME):
+        raise UsageError(f"There is no file {target}.", "Pass a GGUF file or a folder on this disk.")
     address = hub_address(target, revision)
     repository = open_repository(address.repo, address.revision, token)
     if repository is not None:

@@ -13,17 +13,24 @@ from qtool.errors import ModelError
 def read_json(path: Path, kind: type = dict) -> Any:
     """The JSON object (or list) in `path`. Raises ModelError with the file and the position."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{path.name} is missing from {path.parent}.") from None
     except OSError as error:
         raise ModelError(f"Cannot read {path}: {error.strerror}.") from None
+    return parse_json(data, path, kind)
+
+
+def parse_json(data: bytes, name: object, kind: type = dict) -> Any:
+    """The JSON object (or list) in the bytes of the file `name`. Raises ModelError."""
+    try:
+        value = json.loads(data.decode())
     except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+        raise ModelError(f"{name} is not UTF-8: {error.reason} at byte {error.start}.") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from None
+        raise ModelError(f"{name} is not valid JSON: {error}.") from None
     if not isinstance(value, kind):
-        raise ModelError(f"{path} contains a JSON {type(value).__name__}; expected a {kind.__name__}.")
+        raise ModelError(f"{name} contains a JSON {type(value).__name__}; expected a {kind.__name__}.")
     return value
 
 

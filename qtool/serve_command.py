@@ -17,12 +17,10 @@ from qtool.arch.detect import Detection
 from qtool.arch.families import SEEN_IN
 from qtool.arch.prompts import FILE_NAME, Truncation, rerank_template
 from qtool.arch.spec import Task
-from qtool.artefact import CONFIG, CheckpointArtefact, GgufArtefact, open_artefact, require_fit
+from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact, require_fit
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import OFFICIAL_LIMITS
 from qtool.scoring.llama_cpp.model import LlamaCppModel, repair_command, scoring_model
-from qtool.storage.gguf_model import is_gguf
-from qtool.storage.location import LocalLocation
 
 _PIXELS: Final = {"min_pixels": OFFICIAL_LIMITS.min_pixels, "max_pixels": OFFICIAL_LIMITS.max_pixels}
 _LM_HEAD: Final = "lm_head"
@@ -58,7 +56,7 @@ class ServeCommand:
 
 
 def serve_command(
-    artefact: str,
+    artefact: str | Artefact,
     engine: ServingEngine,
     port: int | None,
     task: Task | None,
@@ -67,14 +65,10 @@ def serve_command(
 ) -> ServeCommand:
     """How `engine` serves `artefact`; a reranker's chat template is looked for at `template`, by default beside its weights.
 
-    `mmproj` is a GGUF embedder's projector, by default the fitting one beside it.
+    `mmproj` is a GGUF embedder's projector, by default the fitting one beside it. What lies on the hub is downloaded, and the
+    command names it where it then lies.
     """
-    path = Path(artefact)
-    if not (path.is_file() or (path / CONFIG).is_file() or any(map(is_gguf, LocalLocation(path).names))):
-        raise UsageError(
-            f"{artefact} is neither a checkpoint's folder nor a GGUF file.", "Download it first: hf download."
-        )
-    opened = open_artefact(artefact, task=task, mmproj=mmproj)
+    opened = open_artefact(artefact, task=task, mmproj=mmproj) if isinstance(artefact, str) else artefact
     if isinstance(opened, GgufArtefact):
         made = _llama_server(opened, engine)
     else:

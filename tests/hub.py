@@ -23,6 +23,9 @@ from socket import socket
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 SHA = "0123456789abcdef0123456789abcdef01234567"
 OTHER_SHA = "89abcdef0123456789abcdef0123456789abcdef"
 _LARGE = (".safetensors", ".gguf", "tokenizer.json", ".npy", ".bin")
@@ -69,7 +72,8 @@ class Hub:
     requests for files the first `failures` are answered with 503, the first `busy` with 429 and Retry-After; of those for
     ranges the first `cuts` end after half of the bytes, the first `shorts` promise and send half. `flipped` names a file
     of which one byte arrives changed, `moved_after` is the number of requests for files after which another commit answers.
-    `tells` is what the Hub says of files: their hashes, only sizes, or nothing. `rate` is bytes a second.
+    `tells` is what the Hub says of files: their hashes, only sizes, or nothing; files of more than `hashed_bytes` have a
+    hash of zeros. `rate` is bytes a second.
     """
 
     folder: Path
@@ -90,6 +94,7 @@ class Hub:
     flipped: str = ""
     moved_after: int | None = None
     tells: str = "hashes"
+    hashed_bytes: int = 1 << 40
     rate: float | None = None
     tokens_in_store: list[str] = field(default_factory=list)
 
@@ -177,7 +182,7 @@ class Hub:
         size = path.stat().st_size
         if self.tells == "sizes":
             return {"size": size}
-        sha256, blob = hashes(path, path.stat().st_mtime_ns)
+        sha256, blob = hashes(path, path.stat().st_mtime_ns) if size <= self.hashed_bytes else ("0" * 64, "0" * 40)
         lfs = {"sha256": sha256, "size": size, "pointerSize": 134}
         return {"size": size, "blobId": blob, **({"lfs": lfs} if path.name.endswith(_LARGE) else {})}
 
@@ -294,6 +299,22 @@ def serve(folder: Path, token: str | None = None, port: int = 0, **options: Any)
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def as_the_hub(folder: Path, patch: pytest.MonkeyPatch, cache: Path, **options: Any) -> Iterator[Hub]:
+    """Serve a folder and let huggingface_hub, in this process, take the server for the hub and `cache` for its cache."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+        patch.delenv(name, raising=False)
+    patch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr("qtool.retries.FIRST_PAUSE", 0.01)
+    with serve(folder, **options) as hub:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        yield hub
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from qtool.jsonfile import read_json
 from qtool.progress import StageProgress
 from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
 from qtool.storage.hub import Source
-from qtool.storage.location import ArtefactLocation, LocalLocation
+from qtool.storage.location import ArtefactLocation
 from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE
 
 # The files beside a checkpoint's weights, and what breaks without each. Presence is judged by name, contents only
@@ -338,8 +338,8 @@ def inspect_checkpoint(
 
 
 def checkpoint_findings(artefact: CheckpointArtefact) -> list[Finding]:
-    """What is wrong with an opened checkpoint of this disk by itself."""
-    return list(_inspected(artefact, LocalLocation(artefact.path)).findings)
+    """What is wrong with an opened checkpoint by itself."""
+    return list(_inspected(artefact, artefact.location).findings)
 
 
 def _inspected(artefact: CheckpointArtefact, location: ArtefactLocation) -> InspectedArtefact:

@@ -19,7 +19,7 @@ from qtool.checks.report import ClassedTensor
 from qtool.errors import ModelError
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf_model import RANK_HEAD
-from qtool.storage.location import ArtefactLocation, LocalLocation
+from qtool.storage.location import ArtefactLocation
 from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE, PACKED, WEIGHT
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class CheckpointModel:
 
     @classmethod
     def of(cls, artefact: CheckpointArtefact) -> Self:
-        """The model in a folder of this disk."""
-        return cls(artefact, LocalLocation(artefact.path))
+        """The model where it lies."""
+        return cls(artefact, artefact.location)
 
     @property
     def target(self) -> str:

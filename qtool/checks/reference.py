@@ -18,7 +18,7 @@ from qtool.export.gguf_files import Namer, PlannedFile, projector_file
 from qtool.export.gguf_plan import NO_PROJECTOR, ConvertOptions, take_inventory
 from qtool.storage.byte_source import ByteSource
 from qtool.storage.gguf import Value, parse_gguf
-from qtool.storage.hub import Source, resolve
+from qtool.storage.hub import Source, resolve, resolve_by_range
 from qtool.storage.packed import is_quantized
 
 _PLANNED_TYPE: Final = "q8_0"
@@ -40,7 +40,7 @@ class Reference(CheckpointArtefact):
     def require_unquantized(self) -> None:
         """Raise UsageError if it is quantized itself, ModelError if it cannot be read."""
         if is_quantized(self.checkpoint.config):
-            raise UsageError(f"The reference {self.path} is quantized.", "Name the model that it was made from.")
+            raise UsageError(f"The reference {self.target} is quantized.", "Name the model that it was made from.")
 
     @cached_property
     def language(self) -> Planned:
@@ -59,10 +59,18 @@ class Reference(CheckpointArtefact):
 
 
 def open_reference(
-    target: str, task: Task | None = None, revision: str | None = None, token: str | None = None
+    target: str,
+    task: Task | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    *,
+    headers_only: bool = False,
 ) -> Reference:
-    """Find the reference: a folder, a built-in demo model, or a repository on the hub, which is downloaded."""
-    return Reference(resolve(target, revision, token), task)
+    """Find the reference: a folder, a built-in demo model, or a repository on the hub.
+
+    A repository is downloaded, or with `headers_only` read by range.
+    """
+    return Reference((resolve_by_range if headers_only else resolve)(target, revision, token), task)
 
 
 def reference_in(folder: Path, task: Task | None = None) -> Reference:

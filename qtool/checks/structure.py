@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final
 
 from gguf.constants import TokenType
 
 from qtool.arch.prompts import PromptSpec
 from qtool.arch.spec import Task
-from qtool.artefact import Artefact, GgufArtefact
+from qtool.artefact import Artefact, GgufArtefact, manifests_of
 from qtool.checks.checkpoint import checkpoint_findings
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.gguf import gguf_findings
@@ -21,9 +21,7 @@ from qtool.checks.structure_folder import fact_findings, folder_findings, nbytes
 from qtool.errors import ModelError
 from qtool.export.gguf_metadata import DEFAULT_KEY, NAMES_KEY
 from qtool.formats.ggml import FLOAT_TYPES
-from qtool.jsonfile import read_json
-from qtool.manifest import FILE_NAME as MANIFEST
-from qtool.storage.atomic import manifest_of
+from qtool.jsonfile import parse_json
 from qtool.storage.gguf import Value
 from qtool.storage.gguf_model import PROJECTOR, RERANK_KEY, GgufModel
 
@@ -110,14 +108,17 @@ def _instruction_findings(side: GgufModel, official: PromptSpec) -> Iterator[Fin
     """Another instruction in the official prompt, unless the file's manifest says that it was asked for."""
     template = side.text(RERANK_KEY) or ""
     instruction = official.instruction_in(template)
-    if instruction not in (None, official.default_instruction) and template != _declared_template(side.path):
+    if instruction not in (None, official.default_instruction) and template != _declared_template(side):
         yield finding("other-instruction", side.path, instruction=instruction)
 
 
-def _declared_template(path: Path) -> Any:
-    for manifest in (manifest_of(path), path.with_name(MANIFEST)):
-        if manifest.is_file():
-            prompt = read_json(manifest).get("prompt")
+def _declared_template(side: GgufModel) -> Any:
+    """The prompt in the manifest beside the file; the first of two places that has one counts."""
+    for name in manifests_of(next(iter(side.parts))):
+        if name in side.location.names:
+            with side.location.open(name) as source:
+                facts = parse_json(source.read(0, source.size), name)
+            prompt = facts.get("prompt")
             return prompt.get("template") if isinstance(prompt, dict) else None
     return None
 
@@ -166,7 +167,17 @@ def check_structure(artefact: Artefact, reference: Reference) -> Stage:
         ratio = nbytes / max(nbytes_of(reference.checkpoint), 1)
     except ModelError as error:
         findings.append(finding("unreadable", artefact.path, problem=str(error)))
+    findings = [_named(each, artefact) for each in findings]
     return concluded(STRUCTURE, started, findings, f"Matches the reference in structure, at {ratio:.2f} of its size.")
+
+
+def _named(found: Finding, artefact: Artefact) -> Finding:
+    """The finding by the repository's name where only headers were read, not by the folder that they lie in."""
+    path = str(artefact.path)
+    if path == artefact.target:
+        return found
+    sentence, remedy = (text.replace(path, artefact.target) for text in (found.sentence, found.remedy))
+    return replace(found, sentence=sentence, remedy=remedy)
 
 
 def _gguf_findings(artefact: GgufArtefact, reference: Reference) -> Iterator[Finding]:

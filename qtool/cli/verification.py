@@ -20,7 +20,6 @@ from qtool.cli.options import (
     Json,
     Limit,
     Mmproj,
-    Revision,
     ServedModel,
     ShardOption,
     TaskOption,
@@ -79,12 +78,17 @@ def verify(
     dtype: Dtype = "float32",
     device: Device = "auto",
     mmproj: Mmproj = None,
-    structure_only: Annotated[bool, typer.Option("--structure-only", help="Check headers and stop.")] = False,
+    structure_only: Annotated[
+        bool, typer.Option("--structure-only", help="Check headers and stop; downloads no weights.")
+    ] = False,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Compare each dequantized weight with its source.")
+        bool, typer.Option("--weights", help="Compare each dequantized weight with its source; needs all weights.")
     ] = False,
     rederive: Annotated[
-        bool, typer.Option("--rederive", help="Make the artefact again by its own recipe and compare the bytes.")
+        bool,
+        typer.Option(
+            "--rederive", help="Make the artefact again by its own recipe and compare the bytes; needs all weights."
+        ),
     ] = False,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Score even what an earlier stage found broken.")
@@ -102,7 +106,12 @@ def verify(
     strict: Strict = False,
     force: Force = False,
     task: TaskOption = None,
-    revision: Revision = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the artefact on the hub.", show_default=False)
+    ] = None,
+    reference_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the reference on the hub.", show_default=False)
+    ] = None,
     token: Token = None,
     json: Json = False,
 ) -> None:
@@ -125,6 +134,7 @@ def verify(
         device=device,
         mmproj=mmproj,
         revision=revision,
+        reference_revision=reference_revision,
         token=token,
         engine=engine,
         served_model=served_model,

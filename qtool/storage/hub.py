@@ -152,7 +152,10 @@ def _downloaded(repo: str, revision: str | None, token: str | None) -> Source:
 def snapshot(
     repo: str, revision: str | None, token: str | None, patterns: Sequence[str], *, only_cached: bool = False
 ) -> Path:
-    """The folder of a commit in huggingface_hub's cache, with the files that `patterns` name. Raises QtoolError."""
+    """The folder of a commit in huggingface_hub's cache, with the files that `patterns` name, if need be downloaded.
+
+    With `only_cached` some of them may be missing. Raises QtoolError.
+    """
     from huggingface_hub import snapshot_download
 
     try:
@@ -162,6 +165,9 @@ def snapshot(
             )
         )
     except Exception as error:  # the errors of huggingface_hub share no base class below Exception
+        incomplete = getattr(error, "snapshot_path", None)
+        if only_cached and incomplete is not None:
+            return Path(incomplete)
         raise explained(error, repo, revision) from error
 
 

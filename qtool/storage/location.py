@@ -184,10 +184,15 @@ class HubLocation(ArtefactLocation):
 
 def open_location(target: str, revision: str | None = None, token: str | None = None) -> ArtefactLocation:
     """Find `target`: a file, a folder, a built-in demo model, `org/name` or `hf://org/name[@revision][/file]`."""
-    if not target.startswith(SCHEME) and (Path(target).exists() or target in resources.demo_models()):
+    if is_on_this_disk(target):
         return local_location(target, revision)
     address = hub_address(target, revision)
     return HubLocation(HubRepository(address.repo, address.revision, token), address.file)
+
+
+def is_on_this_disk(target: str) -> bool:
+    """Whether a target is a file, a folder or a demo model, and no repository."""
+    return not target.startswith(SCHEME) and (Path(target).exists() or target in resources.demo_models())
 
 
 def local_location(target: str, revision: str | None = None) -> LocalLocation:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from qtool.arch.detect import Detection
 from qtool.arch.spec import Task
-from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
+from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, fetch_large_files, open_artefact
 from qtool.checks.reference import Reference, open_reference
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.extras import require_extra
@@ -28,6 +28,7 @@ from qtool.resources import DEFAULT_RECIPE
 from qtool.scoring.ledger import may_be_ledger
 from qtool.scoring.runtime import RuntimeOptions, texts_only
 from qtool.storage.atomic import named_write_errors
+from qtool.storage.location import is_on_this_disk
 from qtool.verify.gates import check_names
 
 # The folder of a verification: the answers as they come, then the reports. A folder without a report.json is resumed; one
@@ -136,7 +137,7 @@ class VerifyOptions(Options):
     `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server. `panels` are files or
     built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of each,
     `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of each panel
-    in bf16, too. With `output` every answer is kept in that folder as it comes, and an interrupted run is resumed;
+    in bf16, too. `revision` and `reference_revision` are of repositories on the hub. With `output` every answer is kept in that folder as it comes, and an interrupted run is resumed;
     `force` replaces a finished one and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
     """
 
@@ -151,6 +152,7 @@ class VerifyOptions(Options):
     shard: PanelShard | None = None
     mmproj: Path | None = None
     revision: str | None = None
+    reference_revision: str | None = None
     token: str | None = None
     engine: str | None = None
     served_model: str | None = None
@@ -165,6 +167,11 @@ class VerifyOptions(Options):
     output: Path | None = None
     force: bool = False
 
+    @property
+    def reads_headers_only(self) -> bool:
+        """Whether no stage needs weights: of repositories on the hub only headers and small files are fetched."""
+        return self.structure_only and not (self.weights or self.rederive)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -176,6 +183,8 @@ class Case:
     query_instruction: str | None
     recipe: LoadedRecipe
     panels: tuple[Panel, ...]
+    artefact_revision: str | None = None
+    reference_revision: str | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -210,11 +219,20 @@ class LocatedCase(Case):
 
 def open_case(options: VerifyOptions) -> LocatedCase:
     """Open the models, read what they declare, check recipe and panels."""
+    _check_revisions(options)
     if not options.structure_only:
         require_extra("score", "Scoring the reference", "pass --structure-only (and --weights, --rederive)")
-    reference = open_reference(options.reference, options.task, options.revision, options.token)
-    declared = reference.detection
+    reference = open_reference(
+        options.reference,
+        options.task,
+        options.reference_revision,
+        options.token,
+        headers_only=options.reads_headers_only,
+    )
     artefact = _artefact(options)
+    if artefact is not None and options.reads_headers_only:
+        fetch_large_files(artefact, reference)
+    declared = reference.detection
     if isinstance(artefact, GgufArtefact) and not options.structure_only:
         require_extra("llamacpp", "Scoring a GGUF file", "pass --structure-only (and --weights, --rederive)")
     task, task_source = _task(declared, artefact)
@@ -237,6 +255,8 @@ def open_case(options: VerifyOptions) -> LocatedCase:
         panels=panels,
         reference=reference,
         artefact=artefact,
+        artefact_revision=artefact.revision if artefact else None,
+        reference_revision=reference.revision,
         left_out=left_out,
     )
 
@@ -257,6 +277,20 @@ def artefact_runtime(options: VerifyOptions, artefact: Artefact | None, task: Ta
     return RuntimeOptions(task=task, dtype=options.dtype, device=options.device, mmproj=options.mmproj)
 
 
+def _check_revisions(options: VerifyOptions) -> None:
+    """Raise UsageError for a revision of what has none: --revision is easily taken for the reference's."""
+    named = {
+        "--revision": ("artefact", options.artefact, options.revision),
+        "--reference-revision": ("reference", options.reference, options.reference_revision),
+    }
+    for option, (side, target, revision) in named.items():
+        if revision is not None and (target.startswith(_URL) or is_on_this_disk(target)):
+            raise UsageError(
+                f"{option} names the {side}'s revision, and {target} is not a Hub repository.",
+                "--revision is for the artefact, --reference-revision for the reference.",
+            )
+
+
 def _artefact(options: VerifyOptions) -> Artefact | None:
     if options.artefact.startswith(_URL):
         if options.structure_only:
@@ -265,7 +299,14 @@ def _artefact(options: VerifyOptions) -> Artefact | None:
                 "Leave out --structure-only.",
             )
         return None
-    return open_artefact(options.artefact, task=options.task, mmproj=options.mmproj, token=options.token)
+    return open_artefact(
+        options.artefact,
+        task=options.task,
+        mmproj=options.mmproj,
+        revision=options.revision,
+        token=options.token,
+        headers_only=options.reads_headers_only,
+    )
 
 
 def _task(reference: Detection, artefact: Artefact | None) -> tuple[Task, str]:

@@ -40,8 +40,8 @@ def conclude(
     scored = _scored_stages(case, scores, noise, metrics, gates) if metrics else _unscored_stages(checked)
     stages = (*checked.stages, *scored)
     return Report(
-        artefact=_side(case.options.artefact, scores.get(Role.ARTEFACT)),
-        reference=_side(case.options.reference, scores.get(Role.REFERENCE)),
+        artefact=_side(case.options.artefact, case.artefact_revision, scores.get(Role.ARTEFACT)),
+        reference=_side(case.options.reference, case.reference_revision, scores.get(Role.REFERENCE)),
         task=case.task.value,
         task_source=case.task_source,
         recipe=case.recipe.recipe.name,
@@ -58,8 +58,10 @@ def conclude(
     )
 
 
-def _side(name: str, scores: RoleScores | None) -> Side:
-    return scores.side if scores else Side(name=name, engine="", numbers="", sha256=None, prompt_sha256="")
+def _side(name: str, revision: str | None, scores: RoleScores | None) -> Side:
+    if scores:
+        return replace(scores.side, revision=revision)
+    return Side(name=name, engine="", numbers="", sha256=None, prompt_sha256="", revision=revision)
 
 
 # The noise floor: how far the reference in bf16 is from itself in float32. A server that computes in bf16 cannot tell

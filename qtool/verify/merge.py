@@ -142,6 +142,8 @@ def _case(report: Report, output: Path) -> Case:
         query_instruction=settings["query_instruction"],
         recipe=parse_recipe(settings["recipe_text"], report.recipe),
         panels=tuple(panels),
+        artefact_revision=report.artefact.revision,
+        reference_revision=report.reference.revision,
     )
 
 

@@ -21,13 +21,17 @@ _OLDER: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two models: its name as the user gave it, and what its scores depend on (`sha256` is None for a server)."""
+    """One of the two models: its name as the user gave it, and what its scores depend on (`sha256` is None for a server).
+
+    `revision` is the commit of a repository on the Hub.
+    """
 
     name: str
     engine: str
     numbers: str
     sha256: str | None
     prompt_sha256: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from qtool.arch.detect import architecture_of
-from qtool.storage.shards import OutputTensor, lay_out
+from qtool.storage.shards import OutputTensor, ShardLayout, lay_out
 from tests.bench.vocabulary import write_tokenizer
 
 _VISION = {
@@ -44,8 +45,8 @@ def config_of(shape: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def make_checkpoint(folder: Path, shape: str) -> None:
-    """Write a checkpoint of random BF16 weights (a 32 MiB sample of a normal distribution, repeated)."""
+def make_headers(folder: Path, shape: str) -> ShardLayout:
+    """Write a checkpoint whose weights are all holes."""
     folder.mkdir(parents=True)
     config = config_of(shape)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -53,13 +54,22 @@ def make_checkpoint(folder: Path, shape: str) -> None:
     specs = [s for s in architecture_of(config).tensors(config) if shape != "2B" or s.hf_name != "lm_head.weight"]
     tensors = [OutputTensor(s.hf_name, "BF16", s.shape, 2 * int(np.prod(s.shape))) for s in specs]
     layout = lay_out(tensors, _SHARD_BYTES)
+    for shard in layout.shards:
+        (folder / shard.file_name).write_bytes(shard.header)
+        os.truncate(folder / shard.file_name, shard.nbytes)
+    if layout.index:
+        (folder / "model.safetensors.index.json").write_bytes(layout.index)
+    return layout
+
+
+def make_checkpoint(folder: Path, shape: str) -> None:
+    """Write a checkpoint of random BF16 weights (a 32 MiB sample of a normal distribution, repeated)."""
+    layout = make_headers(folder, shape)
     sample = (np.random.default_rng(0).standard_normal(1 << 24, np.float32) * 0.02).view(np.uint32) >> 16
     block = memoryview(sample.astype("<u2").tobytes())
     for shard in layout.shards:
-        with (folder / shard.file_name).open("wb") as file:
-            file.write(shard.header)
+        with (folder / shard.file_name).open("r+b") as file:
+            file.seek(len(shard.header))
             left = shard.nbytes - len(shard.header)
             while left:
                 left -= file.write(block[: min(left, len(block))])
-    if layout.index:
-        (folder / "model.safetensors.index.json").write_bytes(layout.index)

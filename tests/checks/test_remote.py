@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -20,32 +21,18 @@ from qtool.storage.gguf import array, read_gguf, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from tests.checks.rewriting import codes, rewrite_gguf, rewrite_safetensors
 from tests.checks.test_checkpoint import QUERY, scale_of
-from tests.hub import SHA, serve
+from tests.hub import SHA, as_the_hub, serve
 
 CODES = {"nvfp4-scales-unread"}
 MB = 1 << 20
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, tmp_path_factory):
     """Serve a folder and let huggingface_hub, in this process, take the server for the hub."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("qtool.retries.FIRST_PAUSE", 0.01)
-    running = []
-
-    def start(folder, **options):
-        server = serve(folder, **options)
-        running.append(server)
-        started = server.__enter__()
-        monkeypatch.setattr(constants, "ENDPOINT", started.url)
-        return started
-
-    yield start
-    for server in running:
-        server.__exit__(None, None, None)
+    with ExitStack() as running:
+        cache = tmp_path_factory.mktemp("hub-cache")
+        yield lambda folder, **options: running.enter_context(as_the_hub(folder, monkeypatch, cache, **options))
 
 
 def without_places(report):

@@ -160,10 +160,11 @@ def test_engines_that_cannot_serve_an_artefact_say_why(folder, artefact, tmp_pat
         (gguf_of(RERANKER, "f16", folder), ServingEngine.VLLM, "is a GGUF file, which vllm does not serve"),
         (artefact, ServingEngine.LLAMA_SERVER, "llama-server needs a GGUF file"),
         (headed, ServingEngine.SGLANG, "gives such models no prompt"),
-        (tmp_path, ServingEngine.VLLM, "neither a checkpoint's folder nor a GGUF file"),
     ):
         with pytest.raises(UsageError, match=message):
             serve_command(str(path), engine, None, None, None)
+    with pytest.raises(ModelError, match=r"holds neither config\.json nor GGUF"):
+        serve_command(str(tmp_path), ServingEngine.VLLM, None, None, None)
     with pytest.raises(UsageError, match="Unknown engine 'ollama'"):
         parse_engine("ollama")
     with pytest.raises(UsageError, match="does not say whether it is a reranker"):
