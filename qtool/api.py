@@ -54,6 +54,7 @@ def quantize(
     revision: str | None = None,
     token: str | None = None,
     max_shard_size: int | str = "512MiB",
+    stream: bool | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | Bar | None = "bar",
@@ -61,7 +62,8 @@ def quantize(
     """Quantize a checkpoint to NVFP4 by a recipe, into the folder `output`.
 
     `model` is a folder, `org/name`, `hf://org/name@revision` or a demo model. With `dry_run`, or without `output`, the
-    result says what would be written. `progress` may be a callable, called with the bytes done and the bytes in all.
+    result says what would be written. With `stream` the weights of a repository are read by range and not stored; by
+    default that is done where the disk is too short. `progress` may be a callable, called with the bytes done and in all.
     """
     keywords = dict(locals())
     from qtool.export.quantize import QuantizeOptions
@@ -84,6 +86,7 @@ def convert_gguf(
     prompt: PromptChoice = "official",
     split_max_size: int | str | None = None,
     imatrix: StrPath | None = None,
+    stream: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
     force: bool = False,
@@ -93,7 +96,8 @@ def convert_gguf(
     """Convert a checkpoint to GGUF files in `output`, a folder or one file that ends in .gguf.
 
     `outtypes` are auto (which loses nothing), f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m or iq4_xs; `mmproj` is
-    the type of the vision projector, or none. With `dry_run`, or without `output`, the result says what would be written.
+    the type of the vision projector, or none; `stream` is `quantize`'s. With `dry_run`, or without `output`, the result
+    says what would be written.
     """
     keywords = dict(locals())
     from qtool.export.convert import convert_gguf as run

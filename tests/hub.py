@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -101,6 +102,7 @@ class Hub:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._uses: dict[str, int] = {}
+        self._signatures = count()
         self.bucket = Bucket(self.rate) if self.rate else None
 
     def answer(self, path: str, headers: Mapping[str, str]) -> Answer:
@@ -164,7 +166,9 @@ class Hub:
         moved = self.moved_after is not None and len(self.served) >= self.moved_after
         commit = OTHER_SHA if moved else SHA
         if self.has_store and name.endswith(_LARGE):
-            store = f"{self.url.replace('127.0.0.1', 'localhost')}/store/{repo}/{name}?signature={len(self._uses)}"
+            store = (
+                f"{self.url.replace('127.0.0.1', 'localhost')}/store/{repo}/{name}?signature={next(self._signatures)}"
+            )
             return 302, {"Location": store, "X-Repo-Commit": commit}, b""
         status, headers, body = self._file(folder, name, span)
         return status, {**headers, "X-Repo-Commit": commit}, body

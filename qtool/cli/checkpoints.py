@@ -16,6 +16,7 @@ from qtool.cli.options import (
     Model,
     Recipe,
     Revision,
+    Stream,
     TaskOption,
     Token,
     complete_recipe,
@@ -35,6 +36,7 @@ def quantize(
     recipe: Recipe = DEFAULT_RECIPE,
     backend: Annotated[BackendChoice, typer.Option(help="What quantizes; both write the same bytes.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "512MiB",
+    stream: Stream = None,
     dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
@@ -56,6 +58,7 @@ def quantize(
         revision=revision,
         token=token,
         max_shard_size=max_shard_size,
+        stream=stream,
         force=force,
         dry_run=dry_run,
     )

@@ -18,6 +18,7 @@ from qtool.cli.options import (
     ProjectorChoice,
     PromptChoice,
     Revision,
+    Stream,
     TaskChoice,
     TaskOption,
     Token,
@@ -55,6 +56,7 @@ def convert_gguf(
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix for the K- and I-quants.", show_default=False)
     ] = None,
+    stream: Stream = None,
     dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
@@ -78,6 +80,7 @@ def convert_gguf(
         prompt=prompt,
         split_max_size=split_max_size,
         imatrix=imatrix,
+        stream=stream,
         revision=revision,
         token=token,
         force=force,

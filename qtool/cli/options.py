@@ -85,6 +85,14 @@ Target = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)]
 Token = Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub access token.", show_default=False)]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read a repository's weights by range, or store them in the cache.",
+        show_default="stored, unless the disk is too short",
+    ),
+]
 TaskOption = Annotated[
     TaskChoice | None,
     typer.Option("--task", help="Task of the model, instead of the one that it declares.", show_default=False),

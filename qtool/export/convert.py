@@ -19,8 +19,14 @@ from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.console import human_size, written
 from qtool.errors import UsageError
-from qtool.export.engine import write_tensors
-from qtool.export.gguf_files import INTERMEDIATE, Namer, PlannedFile, language_files, projector_file
+from qtool.export.gguf_files import (
+    INTERMEDIATE,
+    Namer,
+    PlannedFile,
+    language_files,
+    projector_file,
+    write_planned_files,
+)
 from qtool.export.gguf_metadata import rank_prompt
 from qtool.export.gguf_plan import (
     LLAMA_QUANTIZE_TYPES,
@@ -45,7 +51,8 @@ from qtool.storage.atomic import (
     staged_folder,
 )
 from qtool.storage.hashing import sha256_of
-from qtool.storage.hub import Source, resolve
+from qtool.storage.hub import Source, resolve_for_export
+from qtool.storage.hub_weights import WINDOW_BYTES
 
 # Planning: only configs, headers and the tokenizer are read.
 
@@ -65,7 +72,9 @@ class ConvertJob:
 def prepare_conversion(options: ConvertOptions) -> ConvertJob:
     """Resolve and open the model, and plan its files. Raises QtoolError."""
     options.check()
-    source = resolve(options.model, options.revision, options.token)
+    source = resolve_for_export(
+        options.model, options.revision, options.token, stream=options.stream, output=options.output
+    )
     return plan_conversion(options, CheckpointArtefact(source, options.task))
 
 
@@ -127,6 +136,7 @@ class ConversionSummary(Result):
     files: tuple[FileSummary, ...]
     rank_template: str | None
     warnings: tuple[str, ...]
+    streamed: bool = False
 
     @property
     @override
@@ -154,7 +164,13 @@ def summarize_conversion(job: ConvertJob, made: Mapping[str, int] | None = None)
     detection = job.inventory.detection
     files = (*own, *theirs)
     return ConversionSummary(
-        detection.architecture.name, job.task.value, detection.task_source, files, job.rank_template, _warnings(job)
+        detection.architecture.name,
+        job.task.value,
+        detection.task_source,
+        files,
+        job.rank_template,
+        _warnings(job),
+        job.source.remote is not None,
     )
 
 
@@ -183,6 +199,8 @@ def conversion_table(summary: ConversionSummary, output: Path | None, *, dry_run
     for file in summary.files:
         table.add_row(file.name, file.type, *_numbers(file))
     lines = [f"{summary.architecture}, task {summary.task} ({summary.task_source})"]
+    if summary.streamed:
+        lines.append("weights read from the Hub by range, not stored")
     if summary.rank_template is not None:
         lines.append(f"rank head: yes and no rows; prompt in the file: {summary.rank_template!r}")
     lines += [f"WARNING: {warning}" for warning in summary.warnings]
@@ -216,7 +234,7 @@ def convert_gguf(options: ConvertOptions, progress: Progress = ignore) -> Conver
     if options.dry_run or output is None:
         return summarize_conversion(job)
     quantizer = find_quantizer() if job.quantized else None
-    require_space(output, sum(file.nbytes for file in job.files))
+    require_space(output, sum(file.nbytes for file in job.files) + (WINDOW_BYTES if job.source.remote else 0))
     with _staged(output, options) as folder:
         sizes = _write(job, options, quantizer, folder, progress)
     return summarize_conversion(job, sizes)
@@ -233,10 +251,7 @@ def _write(
     source_bytes = sum(file.nbytes for file in job.files if file.role == INTERMEDIATE)
     work = sum(file.work_bytes for file in job.files) + source_bytes * len(job.quantized)
     meter = Meter(work, progress)
-    hashes = [
-        write_tensors(file.layouts, [t.source for t in file.tensors], folder, meter.advance, hash_tensors=True)
-        for file in job.files
-    ]
+    hashes = write_planned_files(job.inventory.checkpoint, job.files, folder, meter.advance)
     made = _quantize(job, options, quantizer, folder, meter) if quantizer else {}
     kept = [_file_facts(file, own) for file, own in zip(job.files, hashes, strict=True) if file.role != INTERMEDIATE]
     manifest_name = manifest_of(options.output).name if options.is_file and options.output else FILE_NAME

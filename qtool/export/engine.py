@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Semaphore
@@ -18,6 +19,7 @@ from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
 from qtool.formats.nvfp4_kernels import largest_magnitude
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
+from qtool.storage.hub_weights import HubWeights, WeightRead
 from qtool.storage.output_files import FileLayout, OutputFiles, open_files
 from qtool.workers import WORKERS, worker_pool
 
@@ -50,12 +52,35 @@ def chunk_ranges(nbytes: int) -> Iterator[tuple[int, int]]:
         yield start, min(CHUNK_BYTES, nbytes - start)
 
 
+@dataclass(frozen=True)
+class TensorRead:
+    """`nbytes` bytes of a tensor from `start` on, read once."""
+
+    info: TensorInfo
+    start: int
+    nbytes: int
+
+    @classmethod
+    def whole(cls, info: TensorInfo) -> TensorRead:
+        """All of a tensor."""
+        return cls(info, 0, info.nbytes)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where it begins in the checkpoint's files, which are in the order of their names."""
+        return self.info.file.name, self.info.offset + self.start
+
+
 class TensorSource(Protocol):
     """Where the bytes of one or more output tensors come from."""
 
     @property
     def work_bytes(self) -> int:
         """The sum of `nbytes` over all its chunks."""
+
+    def reads(self) -> Iterator[TensorRead]:
+        """What its chunks will read of a checkpoint, each range as often as it is read."""
+        return iter(())
 
     def measurements(self) -> Iterator[TensorChunk]:
         """Chunks that all must be done before the first of `chunks` is asked for; most sources have none."""
@@ -104,6 +129,20 @@ def _run(chunk: TensorChunk, files: OutputFiles, advance: Advance) -> None:
     for name, start, data in chunk.encode():
         files.write(name, start, data)
     advance(chunk.nbytes)
+
+
+def weights_ahead(
+    checkpoint: Checkpoint, sources: Sequence[TensorSource], folder: Path
+) -> AbstractContextManager[None]:
+    """While the block runs, weights that lie on the hub are fetched ahead of `sources`, and checked when it ends.
+
+    `sources` must read the files about in order. What has arrived waits in `folder`.
+    """
+    if not isinstance(checkpoint.weights, HubWeights):
+        return nullcontext()
+    files = list(dict.fromkeys(info.file.name for info in checkpoint.tensors.values()))
+    reads = [WeightRead(*read.place, read.nbytes) for source in sources for read in source.reads()]
+    return checkpoint.weights.streamed(files, reads, folder)
 
 
 # Weights as sources read them: a chunk at a time, and checked.

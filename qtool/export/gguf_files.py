@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 from gguf.constants import GGUFValueType
+from typing_extensions import override
 
 from qtool.arch.prompts import NO, YES
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
+from qtool.export.engine import Encoded, TensorChunk, TensorRead, TensorSource, weights_ahead, write_tensors
 from qtool.export.gguf_metadata import (
     Origin,
     decoder_metadata,
@@ -40,11 +43,13 @@ from qtool.export.gguf_plan import (
     plan_projector,
 )
 from qtool.formats.ggml import NVFP4
+from qtool.progress import Advance
+from qtool.storage.checkpoint import Checkpoint
 from qtool.storage.gguf import Value, array
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from qtool.storage.gguf_model import PROJECTOR
 from qtool.storage.hub import Source
-from qtool.storage.output_files import FileLayout
+from qtool.storage.output_files import HEADER, FileLayout
 
 MODEL: Final = "model"
 INTERMEDIATE: Final = "intermediate"
@@ -187,3 +192,64 @@ def _precision_metadata(tensors: list[PlannedGgufTensor]) -> dict[str, Value]:
         "general.tensor_extra.name": array(GGUFValueType.STRING, names),
         "general.tensor_extra.prec_a4": array(GGUFValueType.BOOL, [False] * len(names)),
     }
+
+
+# Writing. All files are written in one pass over the checkpoint, in the order in which its tensors lie: so each weight is
+# read, or fetched, once for all types.
+
+
+def write_planned_files(
+    checkpoint: Checkpoint, files: Sequence[PlannedFile], folder: Path, advance: Advance
+) -> list[Mapping[str, str]]:
+    """Write the files into `folder`; of each the SHA-256 of its header and tensors by name."""
+    layouts = [_numbered(layout, number) for number, file in enumerate(files) for layout in file.layouts]
+    sources = [_Numbered(each.source, number) for number, file in enumerate(files) for each in file.tensors]
+    sources.sort(key=lambda source: source.place)
+    with weights_ahead(checkpoint, sources, folder):
+        hashes = write_tensors(layouts, sources, folder, advance, hash_tensors=True)
+    return [dict(_hashes_of(file, number, hashes)) for number, file in enumerate(files)]
+
+
+def _hashes_of(file: PlannedFile, number: int, hashes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for layout in file.layouts:
+        header = HEADER.format(layout.file_name)
+        yield header, hashes[header]
+        yield from ((name, hashes[_output_name(number, name)]) for name in layout.ranges)
+
+
+def _output_name(number: int, gguf_name: str) -> str:
+    """The name of a tensor among those of several files."""
+    return f"{number}/{gguf_name}"
+
+
+def _numbered(layout: FileLayout, number: int) -> FileLayout:
+    return replace(layout, ranges={_output_name(number, name): each for name, each in layout.ranges.items()})
+
+
+@dataclass(frozen=True)
+class _Numbered(TensorSource):
+    """The source of a tensor of file `number`."""
+
+    source: TensorSource
+    number: int
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where the first of what it reads lies."""
+        return min((read.place for read in self.source.reads()), default=("", 0))
+
+    @property
+    @override
+    def work_bytes(self) -> int:
+        return self.source.work_bytes
+
+    @override
+    def reads(self) -> Iterator[TensorRead]:
+        return self.source.reads()
+
+    @override
+    def chunks(self) -> Iterator[TensorChunk]:
+        return (TensorChunk(chunk.nbytes, partial(self._encode, chunk)) for chunk in self.source.chunks())
+
+    def _encode(self, chunk: TensorChunk) -> Sequence[Encoded]:
+        return [Encoded(_output_name(self.number, name), start, data) for name, start, data in chunk.encode()]

@@ -76,7 +76,7 @@ SUFFIX: Final = ".gguf"
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """The options of `qtool convert-gguf`; `output` is a folder, or a file if it ends in .gguf."""
+    """The options of `qtool convert-gguf`; `output` is a folder, or a file if it ends in .gguf; `stream` is quantize's."""
 
     model: str
     output: Path | None = None
@@ -89,6 +89,7 @@ class ConvertOptions(Options):
     imatrix: Path | None = None
     revision: str | None = None
     token: str | None = None
+    stream: bool | None = None
     force: bool = False
     dry_run: bool = False
 

@@ -13,6 +13,7 @@ from qtool.errors import ModelError
 from qtool.export.engine import (
     Encoded,
     TensorChunk,
+    TensorRead,
     TensorSource,
     checked_largest,
     chunk_ranges,
@@ -43,6 +44,10 @@ class Nvfp4Group(TensorSource):
     @override
     def work_bytes(self) -> int:
         return 2 * sum(member.source.nbytes for member in self._members)
+
+    @override
+    def reads(self) -> Iterator[TensorRead]:
+        return (TensorRead.whole(member.source) for member in (*self._members, *self._members))
 
     @override
     def measurements(self) -> Iterator[TensorChunk]:
@@ -115,6 +120,10 @@ class CopiedTensor(TensorSource):
     @override
     def work_bytes(self) -> int:
         return self.info.nbytes
+
+    @override
+    def reads(self) -> Iterator[TensorRead]:
+        yield TensorRead.whole(self.info)
 
     @override
     def chunks(self) -> Iterator[TensorChunk]:

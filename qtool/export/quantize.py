@@ -20,6 +20,7 @@ from qtool.arch.prompts import rerank_template
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.console import human_size, written
+from qtool.errors import UsageError
 from qtool.export.quantize_plan import (
     Action,
     PlannedTensor,
@@ -40,7 +41,8 @@ from qtool.results import Result
 from qtool.storage.atomic import check_target, require_space, staged_folder
 from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars
 from qtool.storage.hashing import sha256_of
-from qtool.storage.hub import Source, resolve
+from qtool.storage.hub import Source, resolve_for_export
+from qtool.storage.hub_weights import WINDOW_BYTES
 from qtool.storage.shards import ShardLayout, lay_out
 from qtool.workers import WORKERS
 
@@ -55,7 +57,10 @@ DEFAULT_MAX_SHARD_BYTES: Final = 1 << 29
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions(Options):
-    """The options of `qtool quantize`; `model` is a folder, a Hub repository or a demo model."""
+    """The options of `qtool quantize`; `model` is a folder, a Hub repository or a demo model.
+
+    With `stream` a repository's weights are read by range and never stored; None does so where the disk is too short.
+    """
 
     model: str
     output: Path | None = None
@@ -65,6 +70,7 @@ class QuantizeOptions(Options):
     revision: str | None = None
     token: str | None = None
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
+    stream: bool | None = None
     force: bool = False
     dry_run: bool = False
 
@@ -100,7 +106,9 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
         check_target(options.output, force=options.force)
     recipe = load_recipe(options.recipe)
     backend, reason = _choose(options.backend)
-    source = resolve(options.model, options.revision, options.token)
+    source = resolve_for_export(
+        options.model, options.revision, options.token, stream=_may_stream(options, backend), output=options.output
+    )
     opened = CheckpointArtefact(source, options.task)
     plan = plan_quantization(opened.checkpoint, opened.detection, recipe.recipe)
     layout = lay_out(plan.outputs, options.max_shard_bytes)
@@ -122,6 +130,15 @@ def _choose(backend: Backend) -> tuple[Literal["streaming", "modelopt"], str]:
     if backend == "modelopt":
         require_extra("modelopt", "--backend modelopt", "use --backend streaming, which writes the same bytes")
     return backend, "--backend"
+
+
+def _may_stream(options: QuantizeOptions, backend: str) -> bool | None:
+    """What `stream` comes to: ModelOpt loads the model from a folder."""
+    if backend == "streaming":
+        return options.stream
+    if options.stream:
+        raise UsageError("--stream applies to --backend streaming only.", "Leave out --stream or --backend modelopt.")
+    return False
 
 
 def _small_files(plan: QuantizationPlan, layout: ShardLayout) -> Mapping[str, bytes]:
@@ -147,6 +164,7 @@ SCHEMA_VERSION: Final = 1
 
 _STREAMING_BASE: Final = 180 << 20  # Python, numpy, numba: 188 MB were measured with two threads, whatever the size
 _STREAMING_PER_THREAD: Final = 6 << 20  # a chunk, its codes and scales
+_FETCHING: Final = 40 << 20  # the connections to the hub and what they have just received
 _MODELOPT_BASE: Final = 1 << 30  # Python, torch, transformers, ModelOpt
 _MODELOPT_FACTOR: Final = 1.2
 
@@ -180,6 +198,7 @@ class QuantizationSummary(Result):
     source_bytes: int
     output_bytes: int
     peak_memory_bytes: int
+    streamed: bool = False
 
     @property
     @override
@@ -236,6 +255,7 @@ def summarize_quantization(
         source_bytes=source_bytes,
         output_bytes=_size(written) if written else job.output_bytes,
         peak_memory_bytes=_peak_memory(job, source_bytes),
+        streamed=job.source.remote is not None,
     )
 
 
@@ -247,7 +267,7 @@ def _peak_memory(job: QuantizeJob, source_bytes: int) -> int:
     """An estimate from measured runs: constant for streaming, in proportion to the model for ModelOpt."""
     if job.backend == "modelopt":
         return int(_MODELOPT_BASE + _MODELOPT_FACTOR * source_bytes)
-    return _STREAMING_BASE + WORKERS * _STREAMING_PER_THREAD
+    return _STREAMING_BASE + WORKERS * _STREAMING_PER_THREAD + (_FETCHING if job.source.remote else 0)
 
 
 # The summary as a table.
@@ -284,8 +304,9 @@ def _row(each: SummaryRow) -> tuple[str, ...]:
 
 def _totals(summary: QuantizationSummary) -> str:
     ratio = summary.output_bytes / summary.source_bytes
+    streamed = "weights read from the Hub by range, not stored\n" if summary.streamed else ""
     return (
-        f"{summary.architecture}, task {summary.task} ({summary.task_source})\n"
+        f"{summary.architecture}, task {summary.task} ({summary.task_source})\n{streamed}"
         f"recipe {summary.recipe}, backend {summary.backend} ({summary.backend_reason})\n"
         f"{human_size(summary.source_bytes)} of weights -> {summary.output_bytes:,} bytes on disk ({ratio:.0%}), "
         f"{summary.bits_per_weight:.2f} bits per weight, about {human_size(summary.peak_memory_bytes)} of memory"
@@ -306,7 +327,7 @@ def quantize(options: QuantizeOptions, progress: Progress = ignore) -> Quantizat
     job = prepare_quantization(options)
     if options.dry_run or options.output is None:
         return summarize_quantization(job)
-    require_space(options.output, job.output_bytes)
+    require_space(options.output, job.output_bytes + (WINDOW_BYTES if job.source.remote else 0))
     with staged_folder(options.output, force=options.force) as folder:
         errors = _write(job, options, folder, progress)
     return summarize_quantization(job, errors, options.output)
@@ -329,12 +350,13 @@ def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: P
 def _write_streaming(
     job: QuantizeJob, folder: Path, progress: Progress
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
-    from qtool.export.engine import write_tensors
+    from qtool.export.engine import weights_ahead, write_tensors
     from qtool.export.nvfp4 import quantization_sources, relative_errors
 
     sources = quantization_sources(job.checkpoint, job.plan)
     meter = Meter(sum(source.work_bytes for source in sources), progress)
-    hashes = write_tensors(job.layout.shards, sources, folder, meter.advance)
+    with weights_ahead(job.checkpoint, sources, folder):
+        hashes = write_tensors(job.layout.shards, sources, folder, meter.advance)
     for name, data in job.small_files.items():
         (folder / name).write_bytes(data)
     return hashes, relative_errors(sources)

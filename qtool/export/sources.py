@@ -14,6 +14,7 @@ from qtool.errors import ModelError
 from qtool.export.engine import (
     Encoded,
     TensorChunk,
+    TensorRead,
     TensorSource,
     checked_largest,
     chunk_ranges,
@@ -64,6 +65,10 @@ class Whole(TensorSource):
         return self.info.nbytes
 
     @override
+    def reads(self) -> Iterator[TensorRead]:
+        yield TensorRead.whole(self.info)
+
+    @override
     def chunks(self) -> Iterator[TensorChunk]:
         for start, nbytes in chunk_ranges(self.info.nbytes):
             yield TensorChunk(nbytes, partial(self._encode, start, nbytes))
@@ -104,6 +109,11 @@ class Rows(_SmallTensor):
     target: GgmlType
 
     @override
+    def reads(self) -> Iterator[TensorRead]:
+        width = self.info.nbytes // self.info.shape[0]
+        return (TensorRead(self.info, row * width, width) for row in sorted(self.rows))
+
+    @override
     def _encode(self) -> U8:
         return encode_rows(self.checkpoint, self.info, self.rows, self.target)
 
@@ -119,6 +129,10 @@ class Frame(_SmallTensor):
     target: GgmlType
 
     @override
+    def reads(self) -> Iterator[TensorRead]:
+        yield TensorRead.whole(self.info)
+
+    @override
     def _encode(self) -> U8:
         weights = self.checkpoint.read(self.info.hf_name).view(float_format_of(self.info).bits_dtype)
         return encode_checked(self.checkpoint, self.info, weights[:, :, self.frame].reshape(-1), self.target)
@@ -131,6 +145,10 @@ class GlobalScale(_SmallTensor):
     checkpoint: Checkpoint
     weight: PackedWeight
     output: str
+
+    @override
+    def reads(self) -> Iterator[TensorRead]:
+        yield TensorRead.whole(self.weight.global_scale)
 
     @override
     def _encode(self) -> U8:
@@ -149,6 +167,11 @@ class Repacked(TensorSource):
     @override
     def work_bytes(self) -> int:
         return self.weight.packed.nbytes
+
+    @override
+    def reads(self) -> Iterator[TensorRead]:
+        yield TensorRead.whole(self.weight.packed)
+        yield TensorRead.whole(self.weight.block_scales)
 
     @override
     def chunks(self) -> Iterator[TensorChunk]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+from shutil import disk_usage
 from typing import Final
 
 from qtool import resources
@@ -187,7 +187,7 @@ def _is_disk_short(repository: HubRepository, output: Path | None) -> bool:
     sizes = {name: repository.entries[name].size or 0 for name in weights}
     missing = sum(size for name, size in sizes.items() if cached_file(repository, name) is None)
     cache = _existing(Path(constants.HF_HUB_CACHE))
-    usage = shutil.disk_usage(cache)
+    usage = disk_usage(cache)
     beside = output is not None and _existing(output).stat().st_dev == cache.stat().st_dev
     return missing > 0 and usage.free < missing + (sum(sizes.values()) if beside else 0)
 

@@ -95,7 +95,7 @@ class _Stream:
         for read in reads:
             for index, start, end in self._parts(read.file, read.offset, read.nbytes):
                 self._unread[index] += end - start
-        self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by its last user, who may be a thread
+        self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by its last user, which may be a thread
         self._free: list[int] = []
         self._slots = 0
         self._slot: dict[int, int] = {}  # of blocks that are on their way or have arrived and are still needed
@@ -107,8 +107,9 @@ class _Stream:
         self._error: BaseException | None = None
         self._is_stopped = False
         self._changed = threading.Condition()
-        workers = [self._fetch_blocks] * min(CONNECTIONS, max(len(self._blocks), 1))
-        for work in (*workers, self._hash_blocks):
+        threads = [self._hash_blocks, *[self._fetch_blocks] * min(CONNECTIONS, len(self._blocks))]
+        self._running = len(threads)
+        for work in threads:
             threading.Thread(target=self._guarded, args=(work,), daemon=True).start()
 
     # Readers.
@@ -180,7 +181,16 @@ class _Stream:
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the weights are read
             with self._changed:
                 self._error = self._error or error
+        finally:
+            with self._changed:
+                self._running -= 1
                 self._changed.notify_all()
+                self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        """Close the spool once nobody can touch it: a thread may wait for the network long after the run has ended."""
+        if self._is_stopped and not self._running:
+            self._spool.close()
 
     def _fetch_blocks(self) -> None:
         while (taken := self._taken()) is not None:
@@ -267,7 +277,8 @@ class _Stream:
                 raise self._error
 
     def stop(self) -> None:
-        """Let the threads end after what they are at; the spool goes with the last of them."""
+        """Let the threads end after what they are at."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
+            self._close_if_unused()
