@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qtool.api import repair_gguf as repair_gguf
     from qtool.api import score as score
     from qtool.api import verify as verify
+    from qtool.api import verify_all as verify_all
     from qtool.arch.spec import Task as Task
     from qtool.checks.report import InspectionReport as InspectionReport
     from qtool.errors import ModelError as ModelError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from qtool.inputs.items import Item as Item
     from qtool.inputs.items import Pair as Pair
     from qtool.inputs.panels import PanelShard as PanelShard
+    from qtool.reporting.several import Reports as Reports
     from qtool.scoring.embed import Embeddings as Embeddings
     from qtool.scoring.embed import EmbedOptions as EmbedOptions
     from qtool.scoring.embed import Texts as Texts
@@ -65,6 +67,7 @@ _MODULES: Final = {
         "repair_gguf",
         "score",
         "verify",
+        "verify_all",
     ),
     "qtool.arch.spec": ("Task",),
     "qtool.checks.report": ("InspectionReport",),
@@ -75,6 +78,7 @@ _MODULES: Final = {
     "qtool.export.repair": ("RepairOptions", "RepairSummary"),
     "qtool.inputs.items": ("Item", "Pair"),
     "qtool.inputs.panels": ("PanelShard",),
+    "qtool.reporting.several": ("Reports",),
     "qtool.scoring.embed": ("EmbedOptions", "Embeddings", "Texts"),
     "qtool.scoring.llama_cpp.server": ("LlamaCppOptions",),
     "qtool.scoring.runtime": ("RuntimeOptions",),

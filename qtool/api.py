@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qtool.export.quantize import Backend, QuantizationSummary, QuantizeOptions
     from qtool.export.repair import RepairOptions, RepairSummary
     from qtool.inputs.panels import PanelShard
+    from qtool.reporting.several import Reports
     from qtool.scoring.embed import Embeddings, EmbedOptions
     from qtool.scoring.llama_cpp.server import LlamaCppOptions
     from qtool.scoring.runtime import RuntimeOptions
@@ -291,6 +292,26 @@ def verify(
     options = _options(verify, VerifyOptions, keywords)
     with _stages("items", progress) as shown:
         return run(options, shown, status=_show_finished_stage)
+
+
+def verify_all(artefacts: StrPath | Sequence[StrPath], **keywords: Any) -> Reports:
+    """Verify several artefacts against one reference, which is scored once; the keywords are those of `verify`.
+
+    A folder or repository of several GGUF models counts as all of them. With `output` each has a folder of its own in it.
+    """
+    from qtool.reporting.several import verify_each
+    from qtool.verify.case import VerifyOptions
+
+    known = {name: each.default for name, each in signature(verify).parameters.items() if name != "artefact"}
+    for name in keywords.keys() - known.keys():
+        raise TypeError(f"verify_all() got an unexpected keyword argument {name!r}")
+    keywords = {**known, **keywords}
+    targets = coerce("artefacts", artefacts, tuple[str, ...])
+    keywords["artefact"] = targets[0] if targets else ""
+    keywords["panels"] = (*coerce("panels", keywords["panels"], tuple[str, ...]), *_dataset_panel(keywords))
+    options = _options(verify, VerifyOptions, keywords)
+    with _stages("items", keywords["progress"]) as shown:
+        return verify_each(targets, options, shown, status=_show_finished_stage)
 
 
 def merge_reports(folders: Sequence[StrPath], *, output: StrPath, force: bool = False) -> Report:

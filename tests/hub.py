@@ -331,6 +331,8 @@ def main() -> None:
     parser.add_argument("--other", action="append", default=[], metavar="ORG/NAME=FOLDER")
     options = parser.parse_args()
     others = {name: Path(folder) for name, folder in (each.split("=", 1) for each in options.other)}
+    for path in (each for folder in (options.folder, *others.values()) for each in folder.rglob("*") if each.is_file()):
+        hashes(path, path.stat().st_mtime_ns)
     with serve(options.folder, options.token, options.port, rate=options.rate, others=others) as hub:
         sys.stdout.write(f"{hub.url}\n")
         sys.stdout.flush()

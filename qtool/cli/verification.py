@@ -33,6 +33,7 @@ from qtool.cli.options import (
 from qtool.errors import EXIT_GATE_FAILED
 
 if TYPE_CHECKING:
+    from qtool.verify.gates import Verdict
     from qtool.verify.report import Report
 
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 for an inconclusive verdict, too.")]
@@ -40,7 +41,11 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 for an incon
 
 def verify(
     artefact: Annotated[
-        str, typer.Argument(metavar="ARTEFACT", help="A folder, a GGUF file, org/name, or the URL of a running server.")
+        list[str],
+        typer.Argument(
+            metavar="ARTEFACT...",
+            help="A folder, a GGUF file, org/name, hf://org/name/file.gguf, or a server's URL; one or several.",
+        ),
     ],
     *,
     reference: Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint that it was made from.")],
@@ -117,9 +122,10 @@ def verify(
 ) -> None:
     """Prove that an artefact scores as its reference does. Checks structure, prompt, scores and ranking."""
     from qtool import api
+    from qtool.reporting.several import render_reports
 
     check_dataset(dataset, columns)
-    report = api.verify(
+    reports = api.verify_all(
         artefact,
         reference=reference,
         panels=panel or (),
@@ -148,7 +154,14 @@ def verify(
         use_cache=cache,
         force=force,
     )
-    _finish(report, output, strict=strict, as_json=json)
+    if len(reports.artefacts) == 1:
+        _finish(reports.reports[0], output, strict=strict, as_json=json)
+        return
+    show(reports, render_reports(reports, output), as_json=json)
+    if reports.verdict in _failing(strict=strict):
+        raise typer.Exit(EXIT_GATE_FAILED)
+    for error in reports.errors:
+        raise typer.Exit(error.exit_code)
 
 
 def merge_reports(
@@ -169,10 +182,14 @@ def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool)
     from rich.console import Group
 
     from qtool.reporting.console import render_console
-    from qtool.verify.gates import Verdict
 
     where = [console.unwrapped(f"Report: {output / 'report.html'}")] if output else []
     show(report, Group(render_console(report), *where), as_json=as_json)
-    failing = {Verdict.FAIL, Verdict.INCONCLUSIVE} if strict else {Verdict.FAIL}
-    if report.verdict in failing:
+    if report.verdict in _failing(strict=strict):
         raise typer.Exit(EXIT_GATE_FAILED)
+
+
+def _failing(*, strict: bool) -> set[Verdict | None]:
+    from qtool.verify.gates import Verdict
+
+    return {Verdict.FAIL, Verdict.INCONCLUSIVE} if strict else {Verdict.FAIL}

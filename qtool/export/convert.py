@@ -75,7 +75,8 @@ def prepare_conversion(options: ConvertOptions) -> ConvertJob:
     source = resolve_for_export(
         options.model, options.revision, options.token, stream=options.stream, output=options.output
     )
-    return plan_conversion(options, CheckpointArtefact(source, options.task))
+    with source.named_errors():
+        return plan_conversion(options, CheckpointArtefact(source, options.task))
 
 
 def plan_conversion(options: ConvertOptions, opened: CheckpointArtefact) -> ConvertJob:

@@ -110,7 +110,8 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
         options.model, options.revision, options.token, stream=_may_stream(options, backend), output=options.output
     )
     opened = CheckpointArtefact(source, options.task)
-    plan = plan_quantization(opened.checkpoint, opened.detection, recipe.recipe)
+    with source.named_errors():
+        plan = plan_quantization(opened.checkpoint, opened.detection, recipe.recipe)
     layout = lay_out(plan.outputs, options.max_shard_bytes)
     return QuantizeJob(
         source=source,

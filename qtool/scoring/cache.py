@@ -26,6 +26,30 @@ _BROKEN: Final = ".broken"
 log = logging.getLogger("qtool.scoring")
 
 
+class AnswersInMemory(AnswerStore):
+    """Answers that are kept as long as this process runs."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Answer] = {}
+
+    @override
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    @override
+    def __getitem__(self, key: str) -> Answer:
+        return self._known[key]
+
+    @override
+    def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
+        del question
+        self._known[key] = answer
+
+    @override
+    def close(self) -> None:
+        """Keep them: others of this process will ask again."""
+
+
 def cache_folder() -> Path:
     """`$QTOOL_CACHE`, or `qtool` in `$XDG_CACHE_HOME` or `~/.cache`."""
     own = os.environ.get("QTOOL_CACHE")

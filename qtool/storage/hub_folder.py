@@ -72,7 +72,8 @@ class HubFolder:
 
         What a folder of this disk has is linked to; what another repository has is fetched for neither of both.
         """
-        wanted = [name for name in side_files(self.repository) if _is_large(self.repository, name)]
+        large = [name for name in side_files(self.repository) if _is_large(self.repository, name)]
+        wanted = [name for name in large if not (self.path / name).exists()]
         if isinstance(other, Path):
             wanted = [name for name in wanted if not self._linked(name, other / name)]
         elif other is not None:

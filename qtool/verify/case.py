@@ -16,6 +16,7 @@ from qtool.arch.detect import Detection
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, fetch_large_files, open_artefact
 from qtool.checks.reference import Reference, open_reference
+from qtool.checks.stage import REDERIVE, WEIGHTS
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.extras import require_extra
 from qtool.inputs.builtin import default_panels, load_panels
@@ -25,11 +26,14 @@ from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.options import Options
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
 from qtool.resources import DEFAULT_RECIPE
-from qtool.scoring.ledger import may_be_ledger
+from qtool.scoring.cache import AnswersInMemory
+from qtool.scoring.ledger import AnswerStore, may_be_ledger
 from qtool.scoring.runtime import RuntimeOptions, texts_only
+from qtool.scoring.scorer import Identity
 from qtool.storage.atomic import named_write_errors
 from qtool.storage.location import is_on_this_disk
 from qtool.verify.gates import check_names
+from qtool.verify.report import Report
 
 # The folder of a verification: the answers as they come, then the reports. A folder without a report.json is resumed; one
 # with it is replaced only with `force`. Nothing is removed before everything that can be refused was checked:
@@ -185,6 +189,7 @@ class Case:
     panels: tuple[Panel, ...]
     artefact_revision: str | None = None
     reference_revision: str | None = None
+    shared: SharedReference | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -217,18 +222,33 @@ class LocatedCase(Case):
     left_out: str = ""
 
 
-def open_case(options: VerifyOptions) -> LocatedCase:
+class SharedReference:
+    """What the verifications of several artefacts against one reference have in common: it is opened and scored once."""
+
+    def __init__(self) -> None:
+        self.reference: Reference | None = None
+        self._answers: dict[str, AnswerStore] = {}
+
+    def answers(self, identity: Identity) -> AnswerStore:
+        """What the reference of that identity has answered so far."""
+        return self._answers.setdefault(identity.key, AnswersInMemory())
+
+    def is_of(self, report: Report, options: VerifyOptions) -> bool:
+        """Whether a finished report is what verifying by `options` would give."""
+        case = open_case(options, self)
+        stages = {stage.name for stage in report.stages}
+        wanted = {WEIGHTS} if options.weights else set()
+        wanted |= {REDERIVE} if options.rederive else set()
+        same = json.loads(json.dumps(case.settings)) == json.loads(json.dumps(dict(report.settings)))
+        return same and report.artefact.revision == case.artefact_revision and wanted <= stages
+
+
+def open_case(options: VerifyOptions, shared: SharedReference | None = None) -> LocatedCase:
     """Open the models, read what they declare, check recipe and panels."""
     _check_revisions(options)
     if not options.structure_only:
         require_extra("score", "Scoring the reference", "pass --structure-only (and --weights, --rederive)")
-    reference = open_reference(
-        options.reference,
-        options.task,
-        options.reference_revision,
-        options.token,
-        headers_only=options.reads_headers_only,
-    )
+    reference = _reference(options, shared)
     artefact = _artefact(options)
     if artefact is not None and options.reads_headers_only:
         fetch_large_files(artefact, reference)
@@ -256,6 +276,7 @@ def open_case(options: VerifyOptions) -> LocatedCase:
         reference=reference,
         artefact=artefact,
         artefact_revision=artefact.revision if artefact else None,
+        shared=shared,
         reference_revision=reference.revision,
         left_out=left_out,
     )
@@ -277,6 +298,28 @@ def artefact_runtime(options: VerifyOptions, artefact: Artefact | None, task: Ta
     return RuntimeOptions(task=task, dtype=options.dtype, device=options.device, mmproj=options.mmproj)
 
 
+def _reference(options: VerifyOptions, shared: SharedReference | None) -> Reference:
+    """The reference, opened, or as another verification has opened it."""
+    if shared is not None and shared.reference is not None:
+        return shared.reference
+    reference = open_reference(
+        options.reference,
+        options.task,
+        options.reference_revision,
+        options.token,
+        headers_only=options.reads_headers_only,
+    )
+    if shared is not None:
+        _ = reference.checkpoint, reference.detection  # what is wrong with it is wrong for all
+        shared.reference = reference
+    return reference
+
+
+def is_server(target: str) -> bool:
+    """Whether a target is the address of a server."""
+    return target.startswith(_URL)
+
+
 def _check_revisions(options: VerifyOptions) -> None:
     """Raise UsageError for a revision of what has none: --revision is easily taken for the reference's."""
     named = {
@@ -284,7 +327,7 @@ def _check_revisions(options: VerifyOptions) -> None:
         "--reference-revision": ("reference", options.reference, options.reference_revision),
     }
     for option, (side, target, revision) in named.items():
-        if revision is not None and (target.startswith(_URL) or is_on_this_disk(target)):
+        if revision is not None and (is_server(target) or is_on_this_disk(target)):
             raise UsageError(
                 f"{option} names the {side}'s revision, and {target} is not a Hub repository.",
                 "--revision is for the artefact, --reference-revision for the reference.",
@@ -292,7 +335,7 @@ def _check_revisions(options: VerifyOptions) -> None:
 
 
 def _artefact(options: VerifyOptions) -> Artefact | None:
-    if options.artefact.startswith(_URL):
+    if is_server(options.artefact):
         if options.structure_only:
             raise UsageError(
                 f"--structure-only cannot check {options.artefact}: a server shows no files.",

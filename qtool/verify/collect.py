@@ -139,6 +139,8 @@ def _questions(case: Case, panel: Panel) -> int:
 def _stores(case: Case, role: Role, identity: Identity) -> Iterator[AnswerStore]:
     if case.options.use_cache and (cache := open_cache(identity)) is not None:
         yield cache
+    if case.shared is not None and role is not Role.ARTEFACT:
+        yield case.shared.answers(identity)
     if case.options.output is not None:
         yield open_ledger(answer_file(case.options.output, role), identity)
 

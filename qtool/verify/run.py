@@ -10,7 +10,7 @@ from typing import Final
 from qtool.errors import QtoolError
 from qtool.manifest import versions
 from qtool.progress import StageProgress, ignore
-from qtool.verify.case import LocatedCase, Role, VerifyOptions, check_output, open_case, prepare_folder
+from qtool.verify.case import LocatedCase, Role, SharedReference, VerifyOptions, check_output, open_case, prepare_folder
 from qtool.verify.collect import NOISE_DTYPE, RoleScores, collect_scores, open_role, role_panels
 from qtool.verify.conclude import conclude
 from qtool.verify.report import Report
@@ -20,14 +20,18 @@ PACKAGES: Final = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pil
 
 
 def run_verification(
-    options: VerifyOptions, progress: StageProgress = ignore, status: Callable[[str], None] = ignore
+    options: VerifyOptions,
+    progress: StageProgress = ignore,
+    status: Callable[[str], None] = ignore,
+    shared: SharedReference | None = None,
 ) -> Report:
     """Prove, or disprove, that an artefact scores as its reference does; answers are kept in `options.output`.
 
     Where an error ends the run, and so no report is written, `status` gets a line for each stage that was finished.
+    Verifications of several artefacts pass the same `shared`.
     """
     started = time.monotonic()
-    case = _open(options)
+    case = _open(options, shared)
     checked = check_files(case, progress)
     scores: dict[Role, RoleScores] = {}
     try:
@@ -52,12 +56,12 @@ def run_verification(
     return conclude(case, checked, scores, round(time.monotonic() - started, 3), versions(*PACKAGES))
 
 
-def _open(options: VerifyOptions) -> LocatedCase:
+def _open(options: VerifyOptions, shared: SharedReference | None) -> LocatedCase:
     """Refuse the output before a model is fetched, and clear it only once there is something to put there."""
     if options.output is None:
-        return open_case(options)
+        return open_case(options, shared)
     check_output(options.output, force=options.force)
-    case = open_case(options)
+    case = open_case(options, shared)
     prepare_folder(options.output, force=options.force)
     return case
 

@@ -172,7 +172,7 @@ def test_a_disk_that_is_too_short_makes_it_stream(model, tmp_path, hub, monkeypa
     assert not qtool.quantize("org/model", output=tmp_path / "out", force=True, progress=None).streamed  # cached now
 
 
-def test_streaming_needs_a_repository_a_network_and_the_streaming_backend(model, tmp_path, hub, monkeypatch):
+def test_streaming_needs_a_repository_a_network_and_the_streaming_backend(model, hub, monkeypatch):
     with pytest.raises(UsageError, match="--stream applies to Hub repositories only"):
         qtool.quantize(model, stream=True, progress=None)
     hub(model)
