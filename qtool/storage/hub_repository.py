@@ -340,14 +340,16 @@ class HubRepository:
         import httpx
 
         left = expected
+        is_longer = int(response.headers.get("Content-Length", "-1")) != expected
         if response.status_code != 416:
             for chunk in response.iter_raw():
                 piece = chunk if left < 0 else chunk[:left]
                 left -= len(piece) if left >= 0 else 0
                 with self._lock:
                     self.fetched += len(piece)
-                yield piece
-                if left == 0:
+                if piece:
+                    yield piece
+                if left == 0 and is_longer:  # else the end is read too, so that the connection serves the next request
                     break
         if left > 0:
             raise httpx.ReadError(f"the answer ended {left:,} bytes early")

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from qtool.storage.hub_repository import HubRepository
 
-BLOCK: Final = 4 << 20
-"""Bytes of a request: a hundredth of a second of a link of 3 Gbit/s, and small enough to be asked for again."""
+BLOCK: Final = 8 << 20
+"""Bytes of a request: much more than what a connection carries while the next request is on its way."""
 CONNECTIONS: Final = 8
-WINDOW: Final = 64
+WINDOW: Final = 32
 """Blocks that are on their way or wait on the disk, a quarter of a gigabyte, unless a reader needs more at once."""
 WINDOW_BYTES: Final = BLOCK * WINDOW
 _RUN: Final = 1 << 20
@@ -225,7 +225,9 @@ class _Stream:
         def write() -> None:
             nonlocal place, nbytes
             if waiting and not self._is_stopped:
-                os.pwrite(self._spool.fileno(), b"".join(waiting), place)
+                written = os.pwritev(self._spool.fileno(), waiting, place)
+                if written < nbytes:
+                    os.pwrite(self._spool.fileno(), b"".join(waiting)[written:], place + written)
                 place += nbytes
             waiting.clear()
             nbytes = 0
