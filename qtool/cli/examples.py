@@ -9,6 +9,7 @@ EXAMPLES: Final = {
         qtool quantize Qwen/Qwen3-Reranker-0.6B -o reranker-nvfp4
         qtool quantize ./my-embedder --task embed -o my-embedder-nvfp4
         qtool quantize Qwen/Qwen3-VL-Reranker-2B --dry-run
+        qtool quantize Qwen/Qwen3-VL-Reranker-2B -o reranker-nvfp4 --stream
     """,
     "convert-gguf": """
         qtool convert-gguf Qwen/Qwen3-Reranker-0.6B -o reranker.gguf --outtype q8_0
@@ -26,7 +27,7 @@ EXAMPLES: Final = {
     """,
     "score": """
         qtool score qtool-demo-reranker --panel demo-text --limit 2
-        qtool score model.gguf --panel panel.jsonl -o scores.jsonl
+        qtool score hf://org/name/model-Q8_0.gguf --panel panel.jsonl -o scores.jsonl
         qtool score http://localhost:8000 --panel panel.jsonl --engine vllm -o scores.jsonl
     """,
     "embed": """
@@ -36,6 +37,7 @@ EXAMPLES: Final = {
     "verify": """
         qtool verify ./reranker-nvfp4 --reference Qwen/Qwen3-Reranker-0.6B -o report
         qtool verify model.gguf --reference ./my-model --panel panel.jsonl -o report
+        qtool verify ./quants --reference Qwen/Qwen3-Reranker-0.6B -o reports
         qtool verify http://localhost:8000 --reference ./my-model --engine vllm -o report
         qtool verify ./reranker-nvfp4 --reference ./my-model --structure-only --weights
     """,
@@ -61,8 +63,8 @@ EXAMPLES: Final = {
 }
 
 DOCS: Final = {
-    "quantize": "docs/recipes.md, docs/serving.md",
-    "convert-gguf": "docs/gguf.md",
+    "quantize": "docs/recipes.md, docs/hub.md",
+    "convert-gguf": "docs/gguf.md, docs/hub.md",
     "inspect": "docs/findings.md",
     "repair-gguf": "docs/broken-gguf.md",
     "score": "docs/scoring.md",

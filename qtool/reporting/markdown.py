@@ -159,7 +159,8 @@ def _side(role: str, side: Side) -> tuple[str, ...]:
         code(side.sha256) if side.sha256 else "not known",
         code(side.prompt_sha256) if side.prompt_sha256 else "not known",
     )
-    return (role, escaped(side.name), escaped(side.engine), escaped(side.numbers), *hashes)
+    name = f"{side.name} at {side.revision}" if side.revision else side.name
+    return (role, escaped(name), escaped(side.engine), escaped(side.numbers), *hashes)
 
 
 def _marked(outcome: str) -> str:
