@@ -16,7 +16,6 @@ from typing_extensions import override
 from qtool.arch.prompts import NO, YES
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
-from qtool.export.engine import Encoded, TensorChunk, TensorRead, TensorSource, weights_ahead, write_tensors
 from qtool.export.gguf_metadata import (
     Origin,
     decoder_metadata,
@@ -42,6 +41,7 @@ from qtool.export.gguf_plan import (
     plan_language,
     plan_projector,
 )
+from qtool.export.tensor_writer import Encoded, TensorChunk, TensorRead, TensorSource, weights_ahead, write_tensors
 from qtool.formats.ggml import NVFP4
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint
