@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +73,12 @@ def prepare_conversion(options: ConvertOptions) -> ConvertJob:
     """Resolve and open the model, and plan its files. Raises QtoolError."""
     options.check()
     source = resolve_for_export(
-        options.model, options.revision, options.token, stream=options.stream, output=options.output
+        options.model,
+        options.revision,
+        options.token,
+        stream=options.stream,
+        dry_run=options.dry_run or options.output is None,
+        output=options.output,
     )
     with source.named_errors():
         return plan_conversion(options, CheckpointArtefact(source, options.task))
@@ -233,7 +238,7 @@ def convert_gguf(options: ConvertOptions, progress: Progress = ignore) -> Conver
         (check_target_file if options.is_file else check_target)(output, force=options.force)
     job = prepare_conversion(options)
     if options.dry_run or output is None:
-        return summarize_conversion(job)
+        return replace(summarize_conversion(job), streamed=bool(options.stream))
     quantizer = find_quantizer() if job.quantized else None
     require_space(output, sum(file.nbytes for file in job.files) + (WINDOW_BYTES if job.source.remote else 0))
     with _staged(output, options) as folder:

@@ -41,7 +41,7 @@ from qtool.export.gguf_plan import (
     plan_language,
     plan_projector,
 )
-from qtool.export.tensor_writer import Encoded, TensorChunk, TensorRead, TensorSource, weights_ahead, write_tensors
+from qtool.export.tensor_writer import Encoded, TensorChunk, TensorRead, TensorSource, reads_of, write_tensors
 from qtool.formats.ggml import NVFP4
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint
@@ -49,6 +49,7 @@ from qtool.storage.gguf import Value, array
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out
 from qtool.storage.gguf_model import PROJECTOR
 from qtool.storage.hub import Source
+from qtool.storage.hub_weights import weights_ahead
 from qtool.storage.output_files import HEADER, FileLayout
 
 MODEL: Final = "model"
@@ -205,7 +206,8 @@ def write_planned_files(
     layouts = [_numbered(layout, number) for number, file in enumerate(files) for layout in file.layouts]
     sources = [_Numbered(each.source, number) for number, file in enumerate(files) for each in file.tensors]
     sources.sort(key=lambda source: source.place)
-    with weights_ahead(checkpoint, sources, folder):
+    with weights_ahead(checkpoint, folder) as expect:
+        expect(reads_of(sources))
         hashes = write_tensors(layouts, sources, folder, advance, hash_tensors=True)
     return [dict(_hashes_of(file, number, hashes)) for number, file in enumerate(files)]
 

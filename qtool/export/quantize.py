@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -42,7 +42,7 @@ from qtool.storage.atomic import check_target, require_space, staged_folder
 from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars
 from qtool.storage.hashing import sha256_of
 from qtool.storage.hub import Source, resolve_for_export
-from qtool.storage.hub_weights import WINDOW_BYTES
+from qtool.storage.hub_weights import WINDOW_BYTES, weights_ahead
 from qtool.storage.shards import ShardLayout, lay_out
 from qtool.workers import WORKERS
 
@@ -73,6 +73,11 @@ class QuantizeOptions(Options):
     stream: bool | None = None
     force: bool = False
     dry_run: bool = False
+
+    @property
+    def writes_nothing(self) -> bool:
+        """Whether only the plan is wanted."""
+        return self.dry_run or self.output is None
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,12 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
     recipe = load_recipe(options.recipe)
     backend, reason = _choose(options.backend)
     source = resolve_for_export(
-        options.model, options.revision, options.token, stream=_may_stream(options, backend), output=options.output
+        options.model,
+        options.revision,
+        options.token,
+        stream=_may_stream(options, backend),
+        dry_run=options.writes_nothing,
+        output=options.output,
     )
     opened = CheckpointArtefact(source, options.task)
     with source.named_errors():
@@ -327,7 +337,7 @@ def quantize(options: QuantizeOptions, progress: Progress = ignore) -> Quantizat
     """Quantize `options.model` into the folder `options.output`; with `dry_run`, only plan it."""
     job = prepare_quantization(options)
     if options.dry_run or options.output is None:
-        return summarize_quantization(job)
+        return replace(summarize_quantization(job), streamed=bool(options.stream))
     require_space(options.output, job.output_bytes + (WINDOW_BYTES if job.source.remote else 0))
     with staged_folder(options.output, force=options.force) as folder:
         errors = _write(job, options, folder, progress)
@@ -351,12 +361,14 @@ def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: P
 def _write_streaming(
     job: QuantizeJob, folder: Path, progress: Progress
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
-    from qtool.export.nvfp4 import quantization_sources, relative_errors
-    from qtool.export.tensor_writer import weights_ahead, write_tensors
+    with weights_ahead(job.checkpoint, folder) as expect:
+        # Half a second for numba, in which the first weights arrive.
+        from qtool.export.nvfp4 import quantization_sources, relative_errors
+        from qtool.export.tensor_writer import reads_of, write_tensors
 
-    sources = quantization_sources(job.checkpoint, job.plan)
-    meter = Meter(sum(source.work_bytes for source in sources), progress)
-    with weights_ahead(job.checkpoint, sources, folder):
+        sources = quantization_sources(job.checkpoint, job.plan)
+        expect(reads_of(sources))
+        meter = Meter(sum(source.work_bytes for source in sources), progress)
         hashes = write_tensors(job.layout.shards, sources, folder, meter.advance)
     for name, data in job.small_files.items():
         (folder / name).write_bytes(data)

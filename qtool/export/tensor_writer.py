@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Semaphore
@@ -19,7 +18,7 @@ from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
 from qtool.formats.nvfp4_kernels import largest_magnitude
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
-from qtool.storage.hub_weights import HubWeights, WeightRead
+from qtool.storage.hub_weights import WeightRead
 from qtool.storage.output_files import FileLayout, OutputFiles, open_files
 from qtool.workers import WORKERS, worker_pool
 
@@ -131,18 +130,9 @@ def _run(chunk: TensorChunk, files: OutputFiles, advance: Advance) -> None:
     advance(chunk.nbytes)
 
 
-def weights_ahead(
-    checkpoint: Checkpoint, sources: Sequence[TensorSource], folder: Path
-) -> AbstractContextManager[None]:
-    """While the block runs, weights that lie on the hub are fetched ahead of `sources`, and checked when it ends.
-
-    `sources` must read the files about in order. What has arrived waits in `folder`.
-    """
-    if not isinstance(checkpoint.weights, HubWeights):
-        return nullcontext()
-    files = list(dict.fromkeys(info.file.name for info in checkpoint.tensors.values()))
-    reads = [WeightRead(*read.place, read.nbytes) for source in sources for read in source.reads()]
-    return checkpoint.weights.streamed(files, reads, folder)
+def reads_of(sources: Iterable[TensorSource]) -> Iterator[WeightRead]:
+    """Everything that the sources will read of a checkpoint, by its files."""
+    return (WeightRead(*read.place, read.nbytes) for source in sources for read in source.reads())
 
 
 # Weights as sources read them: a chunk at a time, and checked.

@@ -60,11 +60,12 @@ def resolve_by_range(model: str, revision: str | None = None, token: str | None 
 
 
 def resolve_for_export(
-    model: str, revision: str | None, token: str | None, *, stream: bool | None, output: Path | None
+    model: str, revision: str | None, token: str | None, *, stream: bool | None, dry_run: bool, output: Path | None
 ) -> Source:
     """The checkpoint that an artefact is made from: by range with `stream`, downloaded without.
 
-    For None it is downloaded, unless it is not in the cache and the disk is too short for it and what it becomes.
+    For None it is downloaded, unless it is not in the cache and the disk is too short for it and what it becomes. A dry
+    run needs no weights.
     """
     found = _local(model, revision)
     if found is not None:
@@ -74,10 +75,10 @@ def resolve_for_export(
             )
         return found
     repo, revision = _repository(model, revision)
-    if stream is False:
+    if stream is False and not dry_run:
         return _downloaded(repo, revision, token)
     repository = open_repository(repo, revision, token, must_answer=bool(stream))
-    if repository is None or not (stream or _is_disk_short(repository, output)):
+    if repository is None or not (stream or dry_run or _is_disk_short(repository, output)):
         return _downloaded(repo, revision, token)
     source = by_range(repository)
     if source.remote is not None:

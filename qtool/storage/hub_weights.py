@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qtool.progress import ignore
+from qtool.storage.checkpoint import Checkpoint
 from qtool.storage.hub_repository import HubRepository
 
 BLOCK: Final = 8 << 20
@@ -52,20 +54,32 @@ class HubWeights:
         buffer[:] = np.frombuffer(data, np.uint8)
 
     @contextmanager
-    def streamed(self, files: Sequence[str], reads: Iterable[WeightRead], folder: Path) -> Iterator[None]:
+    def streamed(self, files: Sequence[str], folder: Path) -> Iterator[Callable[[Iterable[WeightRead]], None]]:
         """Fetch `files` whole, in their order, each checked against the hash that the Hub tells when the block ends well.
 
-        `reads` says what will be read, and how often, about in the order of the files. What has arrived waits for its
-        readers in an unnamed file in `folder`, which is no larger than WINDOW_BYTES unless they need more at once.
+        The block gets a function that it must tell what it will read, and how often, about in the order of the files.
+        What has arrived waits for its readers in an unnamed file in `folder`, which is no larger than WINDOW_BYTES unless
+        they need more at once.
         """
-        stream = _Stream(self.repository, files, reads, folder)
+        stream = _Stream(self.repository, files, folder)
         self._stream = stream
         try:
-            yield
+            yield stream.expect
             stream.finish()
         finally:
             self._stream = None
             stream.stop()
+
+
+@contextmanager
+def weights_ahead(checkpoint: Checkpoint, folder: Path) -> Iterator[Callable[[Iterable[WeightRead]], None]]:
+    """While the block runs, weights that lie on the hub are fetched ahead of their readers: see `HubWeights.streamed`."""
+    if not isinstance(checkpoint.weights, HubWeights):
+        yield ignore
+        return
+    files = list(dict.fromkeys(info.file.name for info in checkpoint.tensors.values()))
+    with checkpoint.weights.streamed(files, folder) as expect:
+        yield expect
 
 
 @dataclass(frozen=True)
@@ -78,9 +92,7 @@ class _Block:
 class _Stream:
     """Blocks of the files, fetched by several threads in order, hashed by one, and dropped after their last reader."""
 
-    def __init__(
-        self, repository: HubRepository, files: Sequence[str], reads: Iterable[WeightRead], folder: Path
-    ) -> None:
+    def __init__(self, repository: HubRepository, files: Sequence[str], folder: Path) -> None:
         self._repository = repository
         self._files = files
         self._blocks: list[_Block] = []
@@ -92,9 +104,7 @@ class _Stream:
             self._of_file[file] = range(len(self._blocks), len(self._blocks) + len(added))
             self._blocks += added
         self._unread = [0] * len(self._blocks)
-        for read in reads:
-            for index, start, end in self._parts(read.file, read.offset, read.nbytes):
-                self._unread[index] += end - start
+        self._is_expecting = False  # until then each block is kept
         self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by its last user, which may be a thread
         self._free: list[int] = []
         self._slots = 0
@@ -113,6 +123,16 @@ class _Stream:
             threading.Thread(target=self._guarded, args=(work,), daemon=True).start()
 
     # Readers.
+
+    def expect(self, reads: Iterable[WeightRead]) -> None:
+        """Take down what will be read; all else may be dropped as soon as it is hashed."""
+        with self._changed:
+            for read in reads:
+                for index, start, end in self._parts(read.file, read.offset, read.nbytes):
+                    self._unread[index] += end - start
+            self._is_expecting = True
+            for index in list(self._slot):
+                self._drop_unneeded(index)
 
     def read_into(self, file: str, offset: int, buffer: NDArray[np.uint8]) -> bool:
         """Fill `buffer`, waiting until the bytes have arrived; False where they have been dropped."""
@@ -159,7 +179,8 @@ class _Stream:
             self._drop_unneeded(index)
 
     def _drop_unneeded(self, index: int) -> None:
-        if self._unread[index] <= 0 and index < self._hashed and index in self._slot:
+        is_needed = self._unread[index] > 0 or not self._is_expecting or index >= self._hashed
+        if index in self._slot and not is_needed:
             self._free.append(self._slot.pop(index))
             self._arrived.discard(index)
             self._changed.notify_all()

@@ -54,6 +54,14 @@ def model(tmp_path_factory):
     return write_reference(tmp_path_factory.mktemp("models") / "reranker", "vl", shards=3)
 
 
+@pytest.fixture(scope="module")
+def from_disk(model, tmp_path_factory):
+    """The artefact that quantizing it from disk gives."""
+    output = tmp_path_factory.mktemp("made") / "disk"
+    qtool.quantize(model, output=output, progress=None)
+    return output
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file but the manifest, which names the origin."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "qtool.json"]
@@ -69,13 +77,12 @@ def hashes(folder: Path) -> object:
 
 
 @pytest.mark.parametrize("fault", ["none", *FAULTS])
-def test_quantizing_from_the_hub_gives_the_bytes_of_quantizing_from_disk(fault, model, tmp_path, hub):
+def test_quantizing_from_the_hub_gives_the_bytes_of_quantizing_from_disk(fault, model, from_disk, tmp_path, hub):
     hub(model, **FAULTS.get(fault, {}))
-    qtool.quantize(model, output=tmp_path / "disk", progress=None)
     summary = qtool.quantize("org/model", output=tmp_path / "hub", stream=True, progress=None)
     assert summary.streamed
-    assert contents(tmp_path / "hub") == contents(tmp_path / "disk")
-    assert hashes(tmp_path / "hub") == hashes(tmp_path / "disk")
+    assert contents(tmp_path / "hub") == contents(from_disk)
+    assert hashes(tmp_path / "hub") == hashes(from_disk)
     assert json.loads((tmp_path / "hub" / "qtool.json").read_text())["source"]["revision"] == SHA
     assert cached_weights() == []
 
@@ -170,6 +177,17 @@ def test_a_disk_that_is_too_short_makes_it_stream(model, tmp_path, hub, monkeypa
     assert not qtool.quantize("org/model", output=tmp_path / "out", stream=False, force=True, progress=None).streamed
     assert len(cached_weights()) == 3
     assert not qtool.quantize("org/model", output=tmp_path / "out", force=True, progress=None).streamed  # cached now
+
+
+def test_a_dry_run_fetches_no_weights(model, hub, monkeypatch):
+    monkeypatch.setattr("qtool.storage.hub_folder._CHUNK", 10_000)
+    server = hub(model)
+    plan = qtool.quantize("org/model", dry_run=True, progress=None)
+    files = qtool.convert_gguf("org/model", dry_run=True, progress=None)
+    assert (plan.streamed, files.streamed) == (False, False)
+    assert plan.output_bytes == qtool.quantize(model, dry_run=True, progress=None).output_bytes
+    assert cached_weights() == []
+    assert server.sent_bytes < sum(path.stat().st_size for path in model.glob("*.safetensors"))
 
 
 def test_streaming_needs_a_repository_a_network_and_the_streaming_backend(model, hub, monkeypatch):
