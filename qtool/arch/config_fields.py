@@ -37,8 +37,9 @@ _CHECKS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "a list of layers": lambda value: isinstance(value, list) and all(map(_is_int, value)),
     "an object": lambda value: isinstance(value, Mapping),
     "anything": lambda _: True,
+    "a token id or several": lambda value: all(map(_is_int, value if isinstance(value, list) else [value])),
 }
-COUNT, ID, NUMBER, FLAG, WORD, WORDS, LAYERS, OBJECT, ANY = _CHECKS
+COUNT, ID, NUMBER, FLAG, WORD, WORDS, LAYERS, OBJECT, ANY, IDS = _CHECKS
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class ConfigField:
 ConfigFields = Mapping[str, ConfigField]
 
 DECODER: Final[ConfigFields] = MappingProxyType({
+    "model_type": ConfigField(WORD),
     "vocab_size": ConfigField(COUNT),
     "hidden_size": ConfigField(COUNT),
     "intermediate_size": ConfigField(COUNT),
@@ -81,6 +83,7 @@ DECODER: Final[ConfigFields] = MappingProxyType({
     "dual_chunk_attention_config": ConfigField(OBJECT),
 })  # fmt: skip
 VISION: Final[ConfigFields] = MappingProxyType({
+    "model_type": ConfigField(WORD),
     "depth": ConfigField(COUNT),
     "hidden_size": ConfigField(COUNT),
     "intermediate_size": ConfigField(COUNT),
@@ -121,13 +124,18 @@ ELSEWHERE: Final = frozenset({
 })  # fmt: skip
 """Fields that matter, but that are judged with the weights and files they are about."""
 
-UNREAD: Final = frozenset({
-    "_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "_attn_implementation", "attn_implementation",
-    "use_cache", "initializer_range", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id",
-    "output_attentions", "output_hidden_states", "return_dict", "torchscript", "problem_type", "chunk_size_feed_forward",
-    "is_encoder_decoder", "finetuning_task", "task_specific_params", "keys_to_ignore_at_inference", "license",
+UNREAD: Final[ConfigFields] = MappingProxyType({
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), ConfigField(IDS)),
+    **dict.fromkeys(("initializer_range", "attention_dropout"), ConfigField(NUMBER)),
+    **dict.fromkeys(("use_cache", "output_attentions", "output_hidden_states", "return_dict", "torchscript"), ConfigField(FLAG)),
+    **dict.fromkeys(
+        ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "_attn_implementation",
+         "attn_implementation", "problem_type", "chunk_size_feed_forward", "is_encoder_decoder", "finetuning_task",
+         "task_specific_params", "keys_to_ignore_at_inference", "license"),
+        ConfigField(ANY),
+    ),
 })  # fmt: skip
-"""Fields that no score depends on."""
+"""Fields that no score depends on, but of which transformers refuses some with a value of the wrong kind."""
 
 # What the image and video processors of the families with pictures take where their files say nothing: the class
 # attributes of transformers 5.14 (models/qwen2_vl/image_processing_qwen2_vl.py, qwen3_vl/video_processing_qwen3_vl.py).

@@ -117,10 +117,11 @@ def _contradictions(model: CheckpointModel, stated: Any) -> Iterator[Finding]:
     if stated is not None and not _is_known(stated):
         stored = "as ModelOpt's NVFP4" if model.packed else "unquantized"
         yield model.found("nvfp4-declaration", found=_described(stated), stored=stored)
-    elif as_mapping(stated).get("quant_algo") == ALGORITHMS[1] and model.packed:
-        lacking = [n for n in model.packed if n.removesuffix(WEIGHT) + INPUT_SCALE not in model.companions]
-        if lacking:
-            stored = "without the input_scale of quantized activations"
+    elif model.packed and stated is not None:
+        scaled = sum(name.removesuffix(WEIGHT) + INPUT_SCALE in model.companions for name in model.packed)
+        needed = len(model.packed) if as_mapping(stated).get("quant_algo") == ALGORITHMS[1] else 0
+        if scaled != needed:
+            stored = f"with the input_scale of {scaled} of {len(model.packed)} quantized activations"
             yield model.found("nvfp4-declaration", found=_described(stated), stored=stored)
     cache = declared(model).get("kv_cache_scheme") or _hf_quant_config(model).get("kv_cache_quant_algo")
     if cache and not any(name.endswith(_KV_SCALES) for name in model.checkpoint.tensors):
@@ -144,7 +145,9 @@ def _scheme_findings(model: CheckpointModel) -> Iterator[Finding]:
         if activations is not None and stated.get("quant_algo") == ALGORITHMS[0]:
             field_name = f"config_groups.{name}.input_activations"
             yield model.found("nvfp4-scheme", field=field_name, found=_short(activations), expected="null")
-    if groups is not None and not (isinstance(groups, Mapping) and all(isinstance(e, Mapping) for e in groups.values())):
+    if groups is not None and not (
+        isinstance(groups, Mapping) and all(isinstance(e, Mapping) for e in groups.values())
+    ):
         yield model.found("nvfp4-scheme", field="config_groups", found=_short(groups), expected="an object of groups")
     if "ignore" in stated and not _is_list_of_names(stated["ignore"]):
         yield model.found("nvfp4-scheme", field="ignore", found=_short(stated["ignore"]), expected="a list of names")

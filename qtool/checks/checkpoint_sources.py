@@ -8,9 +8,11 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from qtool.arch.config_fields import DECODER, TOP, VISION, ConfigFields
+from qtool.arch.config_fields import DECODER, TOP, UNREAD, VISION, ConfigFields
 from qtool.checks.checkpoint_model import CheckpointModel, as_mapping
+from qtool.checks.comparable import agree
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.loaders import (
     ADAPTER,
@@ -28,7 +30,6 @@ from qtool.checks.loaders import (
     things_of,
     weight_files,
 )
-from qtool.checks.comparable import agree
 from qtool.formats.floats import FLOAT_FORMATS
 from qtool.storage.checkpoint import SINGLE, TensorInfo
 
@@ -100,7 +101,9 @@ def _rope_findings(model: CheckpointModel) -> Iterator[Finding]:
     present = [as_mapping(model.detection.text.get(place)) for place in ROPE_PLACES]
     theta = model.detection.text.get("rope_theta")
     if all(present) and present[0] != present[1]:
-        yield model.found("safetensors-two-sources", thing="rotary embedding", first=ROPE_PLACES[0], second=ROPE_PLACES[1])
+        yield model.found(
+            "safetensors-two-sources", thing="rotary embedding", first=ROPE_PLACES[0], second=ROPE_PLACES[1]
+        )
         return
     inner = next((rope["rope_theta"] for rope in present if "rope_theta" in rope), None)
     if None not in (theta, inner) and theta != inner:
@@ -133,13 +136,13 @@ def _is_same_tensor(model: CheckpointModel, first: TensorInfo, second: TensorInf
     elements = first.nbytes // formats[0].itemsize
     for start in range(0, elements, _PIECE):
         count = min(_PIECE, elements - start)
-        values = []
+        values: list[NDArray[Any]] = []
         for info, element in zip((first, second), formats, strict=True):
             buffer = np.empty(count * element.itemsize, np.uint8)
             model.checkpoint.read_into(info, start * element.itemsize, buffer)
             bits = buffer.view(element.bits_dtype)
             values.append(bits if formats[0] == formats[1] else element.widen(bits))
-        if not np.array_equal(*values):
+        if not np.array_equal(values[0], values[1]):
             return False
     return True
 
@@ -173,9 +176,9 @@ def field_findings(config: Mapping[str, Any], target: object, *, is_vision: bool
             ("vision_config.", config.get("vision_config"), VISION),
         ]
     else:
-        sections.append(("", config, DECODER))
+        sections[0] = ("", config, {**TOP, **DECODER})
     for prefix, section, fields in sections:
-        for name, field in fields.items():
+        for name, field in {**fields, **UNREAD}.items():
             value = as_mapping(section).get(name)
             if not field.accepts(value):
                 facts = {"field": prefix + name, "found": repr(value), "expected": field.kind}
@@ -190,6 +193,8 @@ def _rope_kinds(text: Mapping[str, Any], target: object) -> Iterator[Finding]:
         problems = [(f, DECODER[kind].kind) for f, kind in kinds.items() if not DECODER[kind].accepts(rope.get(f))]
         if not VISION["deepstack_visual_indexes"].accepts(rope.get("mrope_section")):
             problems.append(("mrope_section", "a list of numbers"))
+        if not isinstance(rope.get("rope_type", rope.get("type", "")), str):
+            problems.append(("rope_type", "a string"))
         for field, expected in problems:
-            facts = {"field": f"{place}.{field}", "found": repr(rope[field]), "expected": expected}
+            facts = {"field": f"{place}.{field}", "found": repr(rope.get(field)), "expected": expected}
             yield finding("safetensors-field-type", target, **facts)

@@ -17,7 +17,14 @@ from qtool.checks.loaders import (
     Thing,
 )
 
-_UNREAD_BY_PROCESSORS: Final = ("processor_class", "_processor_class", "auto_map", "data_format", "device", "input_data_format")
+_UNREAD_BY_PROCESSORS: Final = (
+    "processor_class",
+    "_processor_class",
+    "auto_map",
+    "data_format",
+    "device",
+    "input_data_format",
+)
 _TYPES: Final = ("image_processor_type", "video_processor_type", "feature_extractor_type")
 _SUFFIXES: Final = ("Fast", "Pil")
 
@@ -26,7 +33,9 @@ def agree(thing: Thing, first: Any, second: Any) -> bool:
     """Whether engines take the same from both values of `thing`, whatever version of transformers wrote them."""
     forms = [_FORMS[thing.name](value) for value in (first, second)]
     if not all(isinstance(each, Mapping) and each.get("type") for each in forms):
-        forms = [{k: v for k, v in each.items() if k != "type"} if isinstance(each, Mapping) else each for each in forms]
+        forms = [
+            {k: v for k, v in each.items() if k != "type"} if isinstance(each, Mapping) else each for each in forms
+        ]
     return bool(forms[0] == forms[1])
 
 
@@ -120,7 +129,11 @@ def pooling(value: Any) -> Any:
     """A pooling module's config: sentence-transformers 6 writes one mode, earlier versions a flag for each."""
     if not isinstance(value, Mapping):
         return value
-    flags = [key.removeprefix("pooling_mode_") for key, flag in value.items() if key.startswith("pooling_mode_") and flag is True]
+    flags = [
+        key.removeprefix("pooling_mode_")
+        for key, flag in value.items()
+        if key.startswith("pooling_mode_") and flag is True
+    ]
     modes = sorted(flags) if flags else [value.get("pooling_mode")]
     return {
         "modes": [_MODES.get(str(mode), mode) for mode in modes],

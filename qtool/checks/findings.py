@@ -269,8 +269,8 @@ _CHECKPOINT: Final[Mapping[str, Code]] = {
     ),
     "safetensors-unread-weights": note("{names} not read by any engine, since there are safetensors files."),
     "safetensors-untied-head": broken(
-        "The head is tied, but lm_head.weight is stored and differs from the embedding: transformers takes it, vLLM, SGLang "
-        "and llama.cpp do not."
+        "The head is tied, but lm_head.weight is stored and differs from the embedding: transformers and vLLM take it, "
+        "SGLang and llama.cpp do not."
     ),
     "safetensors-two-sources": warning(
         "The {thing} is in both {first} and {second}, which differ: which one counts depends on the engine and its version."

@@ -176,7 +176,9 @@ QUANTIZATION: Final = Thing(
     "engines read the weights by it",
     (
         Reading(
-            (TRANSFORMERS, SENTENCE_TRANSFORMERS), ("config.json#quantization_config",), "transformers/quantizers/auto.py"
+            (TRANSFORMERS, SENTENCE_TRANSFORMERS),
+            ("config.json#quantization_config",),
+            "transformers/quantizers/auto.py",
         ),
         Reading(
             (VLLM,),
@@ -200,14 +202,15 @@ TYING: Final = Thing(
     "the head is the embedding, or a matrix of its own",
     (
         Reading(
-            (TRANSFORMERS, SENTENCE_TRANSFORMERS, SGLANG),
+            (TRANSFORMERS, SENTENCE_TRANSFORMERS, VLLM, SGLANG),
             ("config.json#tie_word_embeddings",),
-            "transformers/modeling_utils.py, get_expanded_tied_weights_keys; the family's file in sglang/srt/models",
+            "transformers/modeling_utils.py, get_expanded_tied_weights_keys; vllm/config/vllm.py, with_hf_config (earlier "
+            "versions went by the inner field); the family's file in sglang/srt/models",
         ),
         Reading(
-            (VLLM, LLAMA_CPP),
+            (LLAMA_CPP,),
             ("config.json#text_config.tie_word_embeddings", "config.json#tie_word_embeddings"),
-            "the family's language model in vllm/model_executor/models; conversion/base.py, TextModel.__init__",
+            "conversion/base.py, TextModel.__init__",
         ),
     ),
     vision=True,

@@ -51,13 +51,13 @@ _ROPE_UNREAD: Final = ("rope_theta", "mrope_section", "mrope_interleaved", "type
 def config_facts(detection: Detection) -> Facts:
     """Everything in config.json that a score depends on and that has a name of its own."""
     config, text = detection.config, detection.text
-    facts = {key: value.data for key, value in _decoder_facts(detection).items()}
+    facts: dict[str, Any] = {key: value.data for key, value in _decoder_facts(detection).items()}
     facts |= {
         "hidden_act": _value(text, DECODER, "hidden_act"),
         "attention_bias": _value(text, DECODER, "attention_bias"),
         "vocab_size": text.get("vocab_size"),
-        # transformers and SGLang go by the outer field; vLLM and llama.cpp by the inner one, where there is one.
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings"))),
+        # llama.cpp's converter goes by the inner field, where there is one, other engines by the outer (loaders.TYING).
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
         "text_config.tie_word_embeddings": bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings"))),
         "rope": _rope(text),
         **_window_facts(text),
@@ -101,11 +101,11 @@ def _window_facts(text: Mapping[str, Any]) -> Facts:
     return {"use_sliding_window": bool(window), "sliding_window": window, "layer_types": layers or _FULL}
 
 
-def _vision_facts(detection: Detection) -> Facts:
+def _vision_facts(detection: Detection) -> dict[str, Any]:
     rope = next((as_mapping(detection.text[p]) for p in reversed(ROPE_PLACES) if detection.text.get(p)), {})
     return {
-        "mrope_interleaved": bool(rope.get("mrope_interleaved", True)),
-        **{f"vision.{field}": _value(detection.vision, VISION, field) for field in VISION},
+        "mrope_interleaved": bool(rope.get("mrope_interleaved")),
+        **{f"vision.{field}": _value(detection.vision, VISION, field) for field in VISION if field != "model_type"},
         **{field: detection.config.get(field) for field in _TOKEN_IDS},
     }
 
@@ -159,7 +159,9 @@ def _other_fields(
 def _judged(prefix: str) -> set[str]:
     """What is compared under another name, elsewhere or not at all."""
     named = {*_ROPE_FIELDS, *_SLIDING, *UNREAD, *ELSEWHERE, "tie_word_embeddings", "vocab_size", *_SIZES, *_TOKEN_IDS}
-    named |= {"text_config", "vision_config", "hidden_act", "attention_bias"} | set(VISION if "vision" in prefix else ())
+    named |= {"text_config", "vision_config", "hidden_act", "attention_bias"} | set(
+        VISION if "vision" in prefix else ()
+    )
     return named | ({"model_type"} if prefix else {"architectures", "tokenizer_class"})
 
 

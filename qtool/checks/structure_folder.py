@@ -230,7 +230,9 @@ def _is_promised(folder: Path) -> bool:
     """Whether the manifest lists the template, or a link to it leads nowhere."""
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     listed_files = manifest.get("files")
-    return (folder / RERANK_TEMPLATE).is_symlink() or (isinstance(listed_files, Mapping) and RERANK_TEMPLATE in listed_files)
+    return (folder / RERANK_TEMPLATE).is_symlink() or (
+        isinstance(listed_files, Mapping) and RERANK_TEMPLATE in listed_files
+    )
 
 
 def _has_official_template(mine: CheckpointModel, official: str) -> bool:

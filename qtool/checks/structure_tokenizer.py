@@ -7,6 +7,7 @@ tokenizer.json, and the class, the added tokens and the rest from tokenizer_conf
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any, Final
 
@@ -179,7 +180,7 @@ def _limit(value: Any) -> int:
     """The longest text in tokens. Raises ModelError for what is not a number; absent is unlimited."""
     if value is None:
         return _LARGEST
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and isnan(value)):
         raise ModelError(f"{_CONFIG}: model_max_length is {value!r:.80}, expected a number.")
     return int(min(max(value, 0), _LARGEST))
 
@@ -189,7 +190,9 @@ def _class_findings(
 ) -> Iterator[Finding]:
     """A class whose tokenizers are not the family's; those that take tokenizer.json as it is are as good."""
     sides = ((found, artefact), (expected, reference))
-    names = [str(each.get("tokenizer_class") or side.detection.config.get("tokenizer_class") or "") for each, side in sides]
+    names = [
+        str(each.get("tokenizer_class") or side.detection.config.get("tokenizer_class") or "") for each, side in sides
+    ]
     known = {*artefact.family.tokenizer.classes, "", names[1]}
     if names[0] not in known:
         yield finding("other-tokenizer-class", artefact.path, found=names[0], expected=names[1] or "none", name=_CONFIG)
@@ -202,14 +205,14 @@ def _list_findings(folder: Path, found: Mapping[str, Any], tokenizer: Mapping[st
         return
     if not isinstance(declared, Mapping):
         raise ModelError(f"{_CONFIG}: added_tokens_decoder is not an object.")
-    added = {marks["id"]: (text, marks) for text, marks in _added(tokenizer).items()}
+    added = {str(marks["id"]): (text, marks) for text, marks in _added(tokenizer).items()}
     for number, token in declared.items():
         entry = as_mapping(token)
-        text, marks = added.get(int(number) if number.isdecimal() else None, ("", {}))
+        text, marks = added.get(number, ("", {}))
         if entry.get("content") != text or any(bool(entry.get(mark)) != bool(marks.get(mark)) for mark in _MARKS):
             yield finding("other-token-list", folder, token=str(entry.get("content")), name=_CONFIG)
             return
-    lost = [text for number, (text, _) in added.items() if str(number) not in declared]
+    lost = [text for number, (text, _) in added.items() if number not in declared]
     if lost:
         yield finding("other-token-list", folder, token=lost[0], name=_CONFIG)
 
@@ -250,9 +253,13 @@ def _by_ids(artefact: CheckpointArtefact, reference: CheckpointArtefact) -> Iter
         return
     for text, mine, theirs in zip(probes, found, expected, strict=True):
         if mine != theirs:
-            place = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
+            place = next(
+                (n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
+            )
             shown = [_ids(ids, place) for ids in (mine, theirs)]
-            yield finding("other-ids", artefact.path, text=repr(text[:40]), found=shown[0], expected=shown[1], name=_CONFIG)
+            yield finding(
+                "other-ids", artefact.path, text=repr(text[:40]), found=shown[0], expected=shown[1], name=_CONFIG
+            )
             return
 
 

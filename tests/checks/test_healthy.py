@@ -120,6 +120,7 @@ def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(builder, tmp_p
             tensors[name] = surgery.Raw("F16", values.astype(np.float16))
 
     surgery.weights(artefact, narrow)
+    surgery.config(artefact, lambda config: config.update(dtype="float16"))
     reference = builder.reference("reranker")
     assert codes(check_structure(artefact, reference)) == (Outcome.PASS, ["narrower-type"])
     assert passes(compare_weights(artefact, reference)[0])
