@@ -21,13 +21,13 @@ from qtool.checks.loaders import (
     DTYPE_PLACES,
     QTOOL,
     ROPE_PLACES,
+    THINGS,
     TYING,
     UNREAD_WEIGHTS,
     WEIGHT_RULES,
     FolderFiles,
     Thing,
     engine_names,
-    things_of,
     weight_files,
 )
 from qtool.formats.floats import FLOAT_FORMATS
@@ -45,7 +45,7 @@ def source_findings(model: CheckpointModel) -> Iterator[Finding]:
     folder = FolderFiles(model.checkpoint.directory, model.names)
     yield from _weight_findings(model, folder)
     yield from _presence_findings(model, folder)
-    for thing in (*things_of(is_vision=model.family.is_vision), *((TYING,) if model.family.is_vision else ())):
+    for thing in (*THINGS, TYING):
         yield from _place_findings(model, folder, thing)
     yield from _rope_findings(model)
     yield from _template_findings(model, folder)
@@ -88,7 +88,9 @@ def _presence_findings(model: CheckpointModel, folder: FolderFiles) -> Iterator[
 
 def _place_findings(model: CheckpointModel, folder: FolderFiles, thing: Thing) -> Iterator[Finding]:
     """Two places of one thing that do not say the same."""
-    places = dict.fromkeys(place for reading in thing.readings for place in reading.places)
+    places = dict.fromkeys(
+        place for reading in thing.read(is_vision=model.family.is_vision) for place in reading.places
+    )
     values = [(place, folder.value_at(place)) for place in places if place not in thing.substitutes]
     present = [(place, value) for place, value in values if value is not None]
     for place, value in present[1:]:

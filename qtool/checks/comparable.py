@@ -10,7 +10,6 @@ from qtool.checks.checkpoint_model import as_mapping
 from qtool.checks.loaders import (
     CHAT_TEMPLATE,
     IMAGE_PROCESSOR_FILE,
-    PROCESSOR_TEMPLATE,
     SEQUENCE_CONFIG,
     TYING,
     VIDEO_PROCESSOR_FILE,
@@ -89,7 +88,6 @@ def _sequence(value: Any) -> Any:
 
 _FORMS: Final[Mapping[str, Callable[[Any], Any]]] = {
     CHAT_TEMPLATE.name: _template,
-    PROCESSOR_TEMPLATE.name: _template,
     IMAGE_PROCESSOR_FILE.name: _processor(IMAGE_PROCESSOR),
     VIDEO_PROCESSOR_FILE.name: _processor(VIDEO_PROCESSOR),
     SEQUENCE_CONFIG.name: _sequence,

@@ -5,7 +5,7 @@ An artefact is right when every engine here would read the reference's model fro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -92,16 +92,17 @@ def _files_at(place: str, folder: FolderFiles) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What some engines read a thing from: the first of `places` that is there."""
+    """What some engines read a thing from: the first of `places` that is there; `vision` only of models with pictures."""
 
     engines: Sequence[str]
     places: Sequence[str]
     source: str
+    vision: bool = False
 
 
 @dataclass(frozen=True)
 class Thing:
-    """Something that engines take from a folder, and what depends on it; `vision` ones only models with pictures have.
+    """Something that engines take from a folder, and what depends on it.
 
     `substitutes` are places whose content is another thing's, taken where there is nothing better.
     """
@@ -109,8 +110,11 @@ class Thing:
     name: str
     effect: str
     readings: Sequence[Reading]
-    vision: bool = False
     substitutes: Collection[str] = ()
+
+    def read(self, *, is_vision: bool) -> tuple[Reading, ...]:
+        """How engines read it of a model with pictures, or of one without."""
+        return tuple(reading for reading in self.readings if is_vision or not reading.vision)
 
 
 CHAT_TEMPLATE: Final = Thing(
@@ -118,22 +122,11 @@ CHAT_TEMPLATE: Final = Thing(
     "vLLM and sentence-transformers then read another prompt",
     (
         Reading(
-            (TRANSFORMERS, SENTENCE_TRANSFORMERS, SGLANG),
+            (TRANSFORMERS, SENTENCE_TRANSFORMERS, VLLM, SGLANG),
             ("chat_template.jinja", "tokenizer_config.json#chat_template"),
             "transformers/tokenization_utils_base.py, _from_pretrained; sglang/srt/entrypoints/openai/serving_rerank.py",
         ),
-        Reading(
-            (LLAMA_CPP,),
-            ("tokenizer_config.json#chat_template", "chat_template.jinja", "chat_template.json#chat_template"),
-            "gguf-py/gguf/vocab.py, SpecialVocab._try_load_from_tokenizer_json",
-        ),
-    ),
-)
-PROCESSOR_TEMPLATE: Final = Thing(
-    "chat template of pictures",
-    "vLLM and sentence-transformers then read another prompt",
-    (
-        Reading(
+        Reading(  # the processor's own, which SGLang's rerankers do not look at
             (TRANSFORMERS, SENTENCE_TRANSFORMERS, VLLM),
             (
                 "processor_config.json#chat_template",
@@ -142,9 +135,14 @@ PROCESSOR_TEMPLATE: Final = Thing(
                 "tokenizer_config.json#chat_template",
             ),
             "transformers/processing_utils.py, get_processor_dict; vllm/renderers/hf.py, resolve_chat_template",
+            vision=True,
+        ),
+        Reading(
+            (LLAMA_CPP,),
+            ("tokenizer_config.json#chat_template", "chat_template.jinja", "chat_template.json#chat_template"),
+            "gguf-py/gguf/vocab.py, SpecialVocab._try_load_from_tokenizer_json",
         ),
     ),
-    vision=True,
 )
 IMAGE_PROCESSOR_FILE: Final = Thing(
     "image processor",
@@ -154,9 +152,9 @@ IMAGE_PROCESSOR_FILE: Final = Thing(
             (TRANSFORMERS, SENTENCE_TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP),
             ("processor_config.json#image_processor", "preprocessor_config.json"),
             "transformers/image_processing_base.py, get_image_processor_dict; conversion/base.py, MmprojModel.__init__",
+            vision=True,
         ),
     ),
-    vision=True,
 )
 VIDEO_PROCESSOR_FILE: Final = Thing(
     "video processor",
@@ -166,9 +164,9 @@ VIDEO_PROCESSOR_FILE: Final = Thing(
             (TRANSFORMERS, SENTENCE_TRANSFORMERS, VLLM, SGLANG),
             ("processor_config.json#video_processor", "video_preprocessor_config.json", "preprocessor_config.json"),
             "transformers/video_processing_utils.py, get_video_processor_dict",
+            vision=True,
         ),
     ),
-    vision=True,
     substitutes=("preprocessor_config.json",),
 )
 QUANTIZATION: Final = Thing(
@@ -206,14 +204,15 @@ TYING: Final = Thing(
             ("config.json#tie_word_embeddings",),
             "transformers/modeling_utils.py, get_expanded_tied_weights_keys; vllm/config/vllm.py, with_hf_config (earlier "
             "versions went by the inner field); the family's file in sglang/srt/models",
+            vision=True,
         ),
         Reading(
             (LLAMA_CPP,),
             ("config.json#text_config.tie_word_embeddings", "config.json#tie_word_embeddings"),
             "conversion/base.py, TextModel.__init__",
+            vision=True,
         ),
     ),
-    vision=True,
 )
 SEQUENCE_CONFIG: Final = Thing(
     "lengths and processor arguments",
@@ -234,13 +233,8 @@ SEQUENCE_CONFIG: Final = Thing(
         ),
     ),
 )
-_THINGS: Final = (CHAT_TEMPLATE, PROCESSOR_TEMPLATE, IMAGE_PROCESSOR_FILE, VIDEO_PROCESSOR_FILE, SEQUENCE_CONFIG)
-
-
-def things_of(*, is_vision: bool) -> tuple[Thing, ...]:
-    """What is compared between an artefact and its reference as each engine takes it."""
-    return tuple(thing for thing in _THINGS if is_vision or not thing.vision)
-
+THINGS: Final = (CHAT_TEMPLATE, IMAGE_PROCESSOR_FILE, VIDEO_PROCESSOR_FILE, SEQUENCE_CONFIG)
+"""What is compared between an artefact and its reference as each engine takes it."""
 
 ROPE_PLACES: Final = ("rope_scaling", "rope_parameters")
 """The rotary embedding of a (text) config: transformers' convert_rope_params_to_dict prefers the old name, qtool the new."""
@@ -324,13 +318,6 @@ def taken(reading: Reading, folder: FolderFiles) -> tuple[str, Any] | None:
         if value is not None:
             return place, value
     return None
-
-
-def all_taken(thing: Thing, folder: FolderFiles) -> Iterator[tuple[Reading, str, Any]]:
-    """What the engines of each reading of `thing` take, where they find any."""
-    for reading in thing.readings:
-        if (found := taken(reading, folder)) is not None:
-            yield reading, *found
 
 
 def engine_names(engines: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from qtool.artefact import CheckpointArtefact
 from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.comparable import agree, modules, pooling, sentence_transformers_config, template_text
 from qtool.checks.findings import Finding, finding, listed, listed_are
-from qtool.checks.loaders import CHAT_TEMPLATE, TOKENIZER_FILES, FolderFiles, Thing, all_taken, taken, things_of
+from qtool.checks.loaders import CHAT_TEMPLATE, THINGS, TOKENIZER_FILES, FolderFiles, Thing, taken
 from qtool.checks.structure_config import config_findings
 from qtool.checks.structure_tokenizer import folder_tokenizer_findings
 from qtool.formats.floats import FLOAT_FORMATS
@@ -125,8 +125,8 @@ def _packing_findings(folder: Path, mine: CheckpointModel) -> Iterator[Finding]:
 def _thing_findings(folder: Path, mine: CheckpointModel, theirs: CheckpointModel) -> Iterator[Finding]:
     ours, reference = _files(mine), _files(theirs)
     seen: set[str] = set()
-    for thing in things_of(is_vision=mine.family.is_vision):
-        for found in _differences(folder, thing, ours, reference):
+    for thing in THINGS:
+        for found in _differences(folder, thing, ours, reference, is_vision=mine.family.is_vision):
             if found.sentence not in seen:
                 seen.add(found.sentence)
                 yield found
@@ -136,8 +136,10 @@ def _files(model: CheckpointModel) -> FolderFiles:
     return FolderFiles(model.checkpoint.directory, model.names)
 
 
-def _differences(folder: Path, thing: Thing, mine: FolderFiles, theirs: FolderFiles) -> Iterator[Finding]:
-    for reading in thing.readings:
+def _differences(
+    folder: Path, thing: Thing, mine: FolderFiles, theirs: FolderFiles, *, is_vision: bool
+) -> Iterator[Finding]:
+    for reading in thing.read(is_vision=is_vision):
         found, expected = taken(reading, mine), taken(reading, theirs)
         if found is None and expected is not None:
             yield finding("missing-side-file", folder, name=_file_of(expected[0]), effect=thing.effect)
@@ -174,7 +176,7 @@ def _side_file_findings(folder: Path, reference: Path, *, is_vision: bool) -> It
 
 def _thing_files(*, is_vision: bool) -> set[str]:
     """The files of which what engines take from them is compared."""
-    readings = [reading for thing in things_of(is_vision=is_vision) for reading in thing.readings]
+    readings = [reading for thing in THINGS for reading in thing.read(is_vision=is_vision)]
     return {_file_of(place) for reading in readings for place in reading.places} - {"tokenizer_config.json"}
 
 
@@ -237,5 +239,6 @@ def _is_promised(folder: Path) -> bool:
 
 def _has_official_template(mine: CheckpointModel, official: str) -> bool:
     """Whether engines need no other template, since the chat template is the official one."""
-    values = [value for _, _, value in all_taken(CHAT_TEMPLATE, _files(mine))]
+    readings = CHAT_TEMPLATE.read(is_vision=mine.family.is_vision)
+    values = [found[1] for each in readings if (found := taken(each, _files(mine))) is not None]
     return bool(values) and all(isinstance(value, str) and template_text(value) == official for value in values)

@@ -1,0 +1,136 @@
+"""What engines read differently from one folder is found without a reference, each by its one code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from qtool.checks import loaders
+from qtool.checks.inspect import inspect
+from qtool.storage.checkpoint import INDEX, SINGLE
+from tests.checks.conftest import edit_json
+from tests.checks.rewriting import codes, rewrite_safetensors
+from tests.checks.test_checkpoint import EMBEDDING, config_of, configure, edit_hf_quant_config, in_text
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def copy_weights(name):
+    return lambda folder: shutil.copyfile(folder / SINGLE, folder / name)
+
+
+def another_head(folder):
+    rewrite_safetensors(folder, lambda t: t.update({"lm_head.weight": t[f"{EMBEDDING}.weight"].flip(0).clone()}))
+
+
+def two_image_processors(folder):
+    own = json.loads((folder / "preprocessor_config.json").read_text()) | {"patch_size": 14}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": own}))
+
+
+def two_rotary_bases(folder):
+    in_text(rope_parameters={**config_of(folder)["text_config"]["rope_scaling"], "rope_theta": 5e6})(folder)
+
+
+def scheme(folder):
+    declared = config_of(folder)["quantization_config"]
+    declared["config_groups"]["group_0"]["weights"]["num_bits"] = "4"
+    edit_json(folder / "config.json", quantization_config=declared)
+
+
+def declare(**changes):
+    return lambda folder: edit_json(
+        folder / "config.json", quantization_config=config_of(folder)["quantization_config"] | changes
+    )
+
+
+FOUND = {
+    "safetensors-field-type": ("reranker", [in_text(hidden_size="256"), in_text(attention_bias="no")]),
+    "safetensors-two-weights": ("reranker", [copy_weights("extra.safetensors"), copy_weights("model-old.safetensors")]),
+    "safetensors-unread-weights": ("reranker", [write("pytorch_model.bin", "")]),
+    "safetensors-untied-head": ("reranker", [another_head]),
+    "safetensors-two-sources": (
+        "reranker",
+        [
+            two_image_processors,
+            configure("tokenizer_config.json", chat_template="{{ messages }}"),
+            write("chat_template.json", '{"chat_template": "{{ query }}"}'),
+            in_text(tie_word_embeddings=False),
+        ],
+    ),
+    "safetensors-declared-type": ("reranker", [configure("config.json", dtype="float16")]),
+    "safetensors-unknown-type": (
+        "reranker",
+        [configure("config.json", dtype="int4"), configure("config.json", dtype=4)],
+    ),
+    "safetensors-adapter": ("reranker", [write("adapter_config.json", "{}")]),
+    "safetensors-own-code": (
+        "reranker",
+        [configure("preprocessor_config.json", auto_map={"AutoImageProcessor": "a.B"})],
+    ),
+    "safetensors-code-file": ("reranker", [write("modeling.py", "")]),
+    "safetensors-template-reference": ("reranker", [write("chat_template.jinja", "{%- extends 'base.jinja' -%}")]),
+    "nvfp4-declaration": ("reranker-nvfp4", [declare(quant_method="compressed-tensors")]),
+    "nvfp4-scheme": ("reranker-nvfp4", [scheme, declare(config_groups=[])]),
+    "nvfp4-kv-cache": ("reranker-nvfp4", [lambda folder: edit_hf_quant_config(folder, kv_cache_quant_algo="FP8")]),
+}
+"""By code: the checkpoint and what breaks it so."""
+CODES = set(FOUND)
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "change"), [(code, name, change) for code, (name, changes) in FOUND.items() for change in changes]
+)
+def test_what_engines_read_differently_is_found(code, name, change, copy_of):
+    folder = copy_of(name)
+    change(folder)
+    assert codes(inspect(str(folder))) == [code]
+
+
+def test_two_rotary_embeddings_are_two_sources(copy_of):
+    folder = copy_of("reranker")
+    two_rotary_bases(folder)
+    assert "safetensors-two-sources" in codes(inspect(str(folder)))
+
+
+def test_the_engines_that_take_other_weights_are_named(copy_of):
+    folder = copy_of("reranker")
+    copy_weights("extra.safetensors")(folder)
+    (finding,) = inspect(str(folder)).findings
+    assert finding.sentence == (
+        "The folder holds two sets of weights: vLLM and SGLang load extra.safetensors and 1 more; "
+        "transformers and llama.cpp's converter load model.safetensors."
+    )
+
+
+@pytest.mark.parametrize(
+    "files", [{SINGLE}, {SINGLE, INDEX}, {INDEX, "a.safetensors"}, {"consolidated.safetensors", SINGLE}]
+)
+def test_the_order_of_transformers_is_that_of_its_loader(files, tmp_path):
+    """The real loader is asked which files it would read."""
+    from transformers.modeling_utils import _get_resolved_checkpoint_files
+
+    for name in files - {INDEX}:
+        (tmp_path / name).write_bytes(b"")
+    shard = "a.safetensors" if "a.safetensors" in files else SINGLE
+    if INDEX in files:
+        (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
+    found, _ = _get_resolved_checkpoint_files(str(tmp_path), None, None, None, None, is_remote_code=False)
+    rule = next(rule for rule in loaders.WEIGHT_RULES if rule.engine == loaders.TRANSFORMERS)
+    expected = loaders.weight_files(rule, loaders.FolderFiles(tmp_path, files))
+    assert {path.rpartition("/")[2] for path in found} == expected
+
+
+def test_transformers_unties_a_head_that_differs(copy_of):
+    from transformers import AutoModelForImageTextToText
+
+    folder = copy_of("reranker")
+    another_head(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert torch.equal(head, embedding.flip(0))
