@@ -385,8 +385,7 @@ _FILES: Final[Mapping[str, Code]] = {
     "other-side-file": broken("{name} differs from the reference's: {effect}.", _FETCH),
     "added-side-file": broken("{name} is not in the reference: {effect}."),
     "missing-rerank-template": broken(
-        "rerank_template.jinja is missing, and the chat template is not the official one: vLLM and SGLang send another "
-        "prompt.",
+        "rerank_template.jinja is missing: without it as --chat-template vLLM and SGLang send another prompt.",
         _QUANTIZE,
     ),
     "other-minor-file": warning("{name} differs from the reference's."),

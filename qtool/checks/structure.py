@@ -14,7 +14,9 @@ from qtool.arch.prompts import PromptSpec
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact, GgufArtefact
 from qtool.checks.checkpoint import checkpoint_findings
+from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.checkpoint_quantization import foreign_quantization
+from qtool.checks.checkpoint_sources import source_findings
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.gguf import gguf_findings
 from qtool.checks.reference import Planned, Reference
@@ -41,6 +43,14 @@ _SCALES: Final = (".scale", ".input_scale")
 _PIXELS: Final = ("clip.vision.image_mean", "clip.vision.image_std")
 _JUDGED_ALONE: Final = (".pooling_type", ".classifier.output_labels")
 """What the inspection has judged without the reference."""
+_INHERITED: Final = (
+    "safetensors-two-sources",
+    "safetensors-own-code",
+    "safetensors-code-file",
+    "safetensors-declared-type",
+    "safetensors-unread-weights",
+)
+"""What is no fault where the reference has it, too: every engine then reads the same from both."""
 _ADDED: Final = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
@@ -166,7 +176,8 @@ def check_structure(artefact: Artefact, reference: Reference) -> Stage:
             nbytes = sum(model.nbytes for model in artefact.models)
         else:
             unread = foreign_quantization(artefact.checkpoint)
-            findings += checkpoint_findings(artefact)
+            inherited = {each for each in source_findings(CheckpointModel.of(reference)) if each.code in _INHERITED}
+            findings += [each for each in checkpoint_findings(artefact) if each not in inherited]
             if not any(each.code == "safetensors-field-type" for each in findings):
                 findings += folder_findings(artefact, reference, weights=not unread)
             nbytes = nbytes_of(artefact.checkpoint)

@@ -29,7 +29,7 @@ _EFFECTS: Final[Mapping[str, str]] = {
     "added_tokens.json": "transformers takes added tokens from it",
     "tokenizer.model": "transformers may take the tokenizer from it",
     "tekken.json": "transformers may take the tokenizer from it",
-    "modules.json": "sentence-transformers then builds a new, random head",
+    "modules.json": "sentence-transformers takes head, pooling and normalization from it",
     "additional_chat_templates": "SGLang then finds no single template, and others may take another one",
     "config_sentence_transformers.json": "sentence-transformers takes task and prompts from it",
     "1_LogitScore": "sentence-transformers takes the answers' tokens from it",

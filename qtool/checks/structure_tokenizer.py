@@ -119,6 +119,9 @@ _INERT: Final = 1 << 20
 
 def folder_tokenizer_findings(artefact: CheckpointArtefact, reference: CheckpointArtefact) -> Iterator[Finding]:
     """Everything by which some engine would split texts otherwise, or pad or cut them."""
+    needed = (_TOKENIZER, _CONFIG)
+    if any((reference.path / name).is_file() and not (artefact.path / name).is_file() for name in needed):
+        return  # that it is missing is reported with the side files
     if _are_same(artefact, reference):
         return
     findings = list(_by_rules(artefact, reference))
@@ -146,8 +149,8 @@ def _is_same(path: Path, other: Path) -> bool:
 
 def _by_rules(artefact: CheckpointArtefact, reference: CheckpointArtefact) -> Iterator[Finding]:
     folder, theirs = artefact.path, reference.path
-    if not (folder / _TOKENIZER).is_file() or not (theirs / _TOKENIZER).is_file():
-        return  # that it is missing has been reported
+    if not (theirs / _TOKENIZER).is_file():
+        return
     yield from tokenizer_findings(folder, artefact.tokenizer, reference.tokenizer)
     if (folder / _CONFIG).is_file() and (theirs / _CONFIG).is_file():
         found, expected = read_json(folder / _CONFIG), read_json(theirs / _CONFIG)

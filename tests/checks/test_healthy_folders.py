@@ -12,7 +12,7 @@ import pytest
 from qtool.arch.prompts import FILE_NAME as RERANK_TEMPLATE
 from qtool.checks.stage import Outcome
 from tests.checks import surgery
-from tests.checks.stages import check_structure
+from tests.checks.stages import check_structure, compare_weights, rederive
 from tests.checks.surgery import Raw
 
 ARTEFACTS = ("reranker/copy", "reranker/nvfp4", "embedder/nvfp4", "text-reranker/nvfp4", "reranker-shards/copy")
@@ -298,3 +298,13 @@ def links_into_a_cache(folder, _rng):
     for number, path in enumerate(sorted(each for each in folder.rglob("*") if each.is_file())):
         path.rename(blobs / str(number))
         path.symlink_to(blobs / str(number))
+
+
+def test_a_scalar_of_one_element_is_read_and_rederived(builder, tmp_path):
+    artefact, reference = (
+        shutil.copytree(builder.good("reranker/nvfp4"), tmp_path / "artefact"),
+        builder.reference("reranker"),
+    )
+    scalars_of_one_element(artefact, random.Random(0))
+    assert compare_weights(artefact, reference)[0].outcome is Outcome.PASS
+    assert rederive(artefact, reference, tmp_path)[0].outcome is Outcome.PASS
