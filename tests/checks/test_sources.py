@@ -13,6 +13,7 @@ from qtool.checks.inspect import inspect
 from qtool.storage.checkpoint import INDEX, SINGLE
 from tests.checks.conftest import edit_json
 from tests.checks.rewriting import codes, rewrite_safetensors
+from tests.checks.stages import check_structure
 from tests.checks.test_checkpoint import EMBEDDING, config_of, configure, edit_hf_quant_config, in_text
 
 
@@ -134,3 +135,52 @@ def test_transformers_unties_a_head_that_differs(copy_of):
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     assert torch.equal(head, embedding.flip(0))
+
+
+def value_of(thing, engine, folder):
+    """What the table says that `engine` takes."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    readings = [each for each in thing.read(is_vision=True) if engine in each.engines]
+    return [loaders.taken(each, loaders.FolderFiles(folder, names))[1] for each in readings]
+
+
+def test_the_chat_template_is_the_one_that_transformers_takes(copy_of):
+    from transformers import AutoTokenizer
+    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+    folder = copy_of("reranker")
+    edit_json(folder / "tokenizer_config.json", chat_template="of the tokenizer's config")
+    (folder / "chat_template.json").write_text('{"chat_template": "of chat_template.json"}')
+    (folder / "processor_config.json").write_text('{"chat_template": "of the processor"}')
+    taken = [
+        AutoTokenizer.from_pretrained(folder).chat_template,
+        Qwen3VLProcessor.get_processor_dict(folder)[0]["chat_template"],
+    ]
+    assert value_of(loaders.CHAT_TEMPLATE, loaders.TRANSFORMERS, folder) == taken
+    (folder / "processor_config.json").unlink()
+    taken[1] = Qwen3VLProcessor.get_processor_dict(folder)[0]["chat_template"]
+    assert value_of(loaders.CHAT_TEMPLATE, loaders.TRANSFORMERS, folder) == taken
+    (folder / "chat_template.jinja").unlink()
+    taken = [AutoTokenizer.from_pretrained(folder).chat_template, "of chat_template.json"]
+    assert value_of(loaders.CHAT_TEMPLATE, loaders.TRANSFORMERS, folder) == taken
+
+
+def test_the_image_processor_is_the_one_that_transformers_takes(copy_of):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    folder = copy_of("reranker")
+    for _ in range(2):
+        taken, _ = Qwen2VLImageProcessorPil.get_image_processor_dict(str(folder))
+        assert value_of(loaders.IMAGE_PROCESSOR_FILE, loaders.VLLM, folder) == [taken]
+        two_image_processors(folder)
+
+
+def test_a_fault_of_the_reference_too_is_none_of_the_artefact(copy_of, made, tmp_path):
+    reference = shutil.copytree(made("reranker"), tmp_path / "reference")
+    artefact = copy_of("reranker")
+    for folder in (reference, artefact):
+        configure("tokenizer_config.json", auto_map={"AutoTokenizer": ["a.B", None]})(folder)
+        write("tokenization.py", "")(folder)
+    assert [each.code for each in check_structure(artefact, reference).findings] == []
+    (reference / "tokenization.py").unlink()
+    assert [each.code for each in check_structure(artefact, reference).findings] == ["safetensors-code-file"]
