@@ -311,8 +311,7 @@ READ = """\
 A folder can hold two of a thing: two sets of weights, two chat templates, two image processors. Each engine takes the
 first that it finds, and they do not look in the same order. [`qtool verify`](verify.md) passes an artefact only if every
 engine here would read the reference's model from it; [`qtool inspect`](inspect.md) warns where two sources of one thing
-differ. The order was read in the sources named in the last column; where transformers is installed, tests compare it with
-what transformers does.
+differ. The order was read in the sources of the last column; tests compare that of transformers with what it does.
 
 `FILE#FIELD` is a field of a JSON file, `*` any characters. The tokenizer is compared by the ids that transformers'
 AutoTokenizer gives, which vLLM and SGLang use, and by tokenizer.json, which qtool and TEI use.
