@@ -48,6 +48,7 @@ def source_findings(model: CheckpointModel) -> Iterator[Finding]:
     for thing in (*THINGS, TYING):
         yield from _place_findings(model, folder, thing)
     yield from _rope_findings(model)
+    yield from _vocabulary_findings(model, folder)
     yield from _template_findings(model, folder)
     yield from _tied_head_findings(model)
     yield from _declared_type_findings(model, folder)
@@ -112,6 +113,51 @@ def _rope_findings(model: CheckpointModel) -> Iterator[Finding]:
         yield model.found("safetensors-two-sources", thing="rotary base", first="rope_parameters", second="rope_theta")
 
 
+def _vocabulary_findings(model: CheckpointModel, folder: FolderFiles) -> Iterator[Finding]:
+    """The tokenizer in files of the time before tokenizer.json, which some programs still prefer."""
+    if model.tokenizer is None:
+        return
+    entries = as_mapping(model.tokenizer.get("model"))
+    merges = [
+        " ".join(map(str, each)) if isinstance(each, list) else str(each) for each in _list(entries.get("merges"))
+    ]
+    added = {
+        str(as_mapping(e).get("content")): as_mapping(e).get("id") for e in _list(model.tokenizer.get("added_tokens"))
+    }
+    plain = {word: number for word, number in folder.json("vocab.json").items() if word not in added}
+    rules = _merges(folder)
+    differing = {
+        "vocab.json": bool(plain) and plain != entries.get("vocab"),
+        "merges.txt": bool(rules) and rules != merges,
+        "added_tokens.json": any(
+            added.get(token) != number for token, number in folder.json("added_tokens.json").items()
+        ),
+    }
+    for name in (name for name, differs in differing.items() if differs):
+        yield model.found("safetensors-two-sources", thing="vocabulary", first="tokenizer.json", second=name)
+    config, mapped = folder.json("tokenizer_config.json"), folder.json("special_tokens_map.json")
+    if any(_text(mapped[field]) != _text(config[field]) for field in mapped if field in config):
+        names = {"first": "tokenizer_config.json", "second": "special_tokens_map.json"}
+        yield model.found("safetensors-two-sources", thing="list of special tokens", **names)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _text(token: Any) -> Any:
+    """A special token, or several, by their texts."""
+    if isinstance(token, list):
+        return [_text(each) for each in token]
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _merges(folder: FolderFiles) -> list[str]:
+    """The rules in merges.txt, whose first line may name a version; empty where there is no such file."""
+    text = folder.value_at("merges.txt") or ""
+    return [line for line in text.split("\n") if line.strip() and not line.startswith("#version")]
+
+
 def _template_findings(model: CheckpointModel, folder: FolderFiles) -> Iterator[Finding]:
     """Templates that include another: engines render from a string and find no second file."""
     for name in sorted(folder.names):
@@ -150,19 +196,20 @@ def _is_same_tensor(model: CheckpointModel, first: TensorInfo, second: TensorInf
 
 
 def _declared_type_findings(model: CheckpointModel, folder: FolderFiles) -> Iterator[Finding]:
-    declared = next((v for p in DTYPE_PLACES if (v := folder.value_at(f"{_CONFIG}#{p}")) is not None), None)
+    declared = [value for place in DTYPE_PLACES if (value := folder.value_at(f"{_CONFIG}#{place}")) is not None]
     sizes: dict[str, int] = {}
     for name, info in model.weights.items():
         if name not in model.packed and info.dtype in FLOAT_FORMATS:
             sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
-    if declared in (None, "auto") or not sizes:
-        return
-    stored = max(sizes, key=lambda dtype: sizes[dtype])
-    named = _TYPES.get(declared.removeprefix("torch.")) if isinstance(declared, str) else None
-    if named is None:
-        yield model.found("safetensors-unknown-type", found=repr(declared))
-    elif named != stored:
-        yield model.found("safetensors-declared-type", found=declared, stored=stored)
+    stored = max(sizes, key=lambda dtype: sizes[dtype], default="")
+    for value in declared if stored else ():
+        named = _TYPES.get(value.removeprefix("torch.")) if isinstance(value, str) else None
+        if named is None and value != "auto":
+            yield model.found("safetensors-unknown-type", found=repr(value))
+            return
+        if named not in (None, stored):
+            yield model.found("safetensors-declared-type", found=value, stored=stored)
+            return
 
 
 # Wrong types. They are looked for before anything is computed from config.json: engines refuse such a file, or read it as

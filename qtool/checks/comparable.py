@@ -98,7 +98,7 @@ _FORMS: Final[Mapping[str, Callable[[Any], Any]]] = {
 # The files of sentence-transformers, of which a score depends on a part.
 
 _UNREAD_BY_MODULES: Final = ("idx", "name")
-_UNREAD_BY_MODELS: Final = ("__version__", "requirements")
+_UNREAD_BY_MODELS: Final = ("__version__",)
 
 
 def modules(value: Any) -> Any:

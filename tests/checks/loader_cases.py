@@ -121,6 +121,12 @@ def two_rotary_embeddings(folder):
     in_text(folder, rope_scaling=rope | {"rope_theta": 1e4})
 
 
+@case(STRUCTURE, "added-side-file", NVFP4)
+def sentencepiece_tokenizer(folder):
+    """A tokenizer.model lies beside tokenizer.json; llama.cpp's converter takes it"""
+    (folder / "tokenizer.model").write_bytes(b"\x0a\x07")
+
+
 # The tokenizer as engines build it.
 
 

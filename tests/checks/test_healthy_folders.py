@@ -191,6 +191,9 @@ def vocabulary_in_files_of_its_own(folder, rng):
         json.dumps({"pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"})
     )
 
+    tokens = surgery.read_json(folder / "tokenizer.json")["added_tokens"]
+    (folder / "added_tokens.json").write_text(json.dumps({each["content"]: each["id"] for each in tokens[3:]}))
+
     def change(tokenizer):
         merges = tokenizer["model"]["merges"]
         tokenizer["model"]["merges"] = [each.split(" ") if isinstance(each, str) else " ".join(each) for each in merges]
