@@ -37,6 +37,7 @@ _CONFIG: Final = "config.json"
 _HEAD: Final = "lm_head.weight"
 _TYPES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "half": "F16", "float": "F32"}
 _PIECE: Final = 1 << 22
+_OLD_FILES: Final = {"vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"}
 _REFERENCE: Final = re.compile(r"\{%[-+]?\s*(?:include|import|extends|from)\b")
 
 
@@ -115,7 +116,7 @@ def _rope_findings(model: CheckpointModel) -> Iterator[Finding]:
 
 def _vocabulary_findings(model: CheckpointModel, folder: FolderFiles) -> Iterator[Finding]:
     """The tokenizer in files of the time before tokenizer.json, which some programs still prefer."""
-    if model.tokenizer is None:
+    if not _OLD_FILES & folder.top or model.tokenizer is None:
         return
     entries = as_mapping(model.tokenizer.get("model"))
     merges = [
