@@ -1,7 +1,7 @@
 """What a model computes, as its config.json declares it, against the reference's.
 
-Fields are compared with defaults filled in, since transformers 4 and 5 write the same config differently. The world is
-closed: what neither counts nor is known not to count is a warning.
+Fields are compared with defaults filled in, since transformers 4 and 5 write the same config differently. A field that
+neither counts nor is known not to count is a warning.
 """
 
 from __future__ import annotations
