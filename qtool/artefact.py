@@ -89,6 +89,11 @@ class CheckpointArtefact:
         with self.source.named_errors():
             return detect(self.path, self.asked_task)
 
+    def fetch_side_files(self) -> None:
+        """Fetch what is not here of the small files, where the checkpoint is read by range."""
+        if self.source.remote is not None:
+            self.source.remote.fetch_large()
+
     @property
     def family(self) -> Family:
         """The family of its architecture. Raises ModelError."""

@@ -27,7 +27,7 @@ def parse_json(data: bytes, name: object, kind: type = dict) -> Any:
         value = json.loads(data.decode())
     except UnicodeDecodeError as error:
         raise ModelError(f"{name} is not UTF-8: {error.reason} at byte {error.start}.") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more than 4,300 digits
         raise ModelError(f"{name} is not valid JSON: {error}.") from None
     if not isinstance(value, kind):
         raise ModelError(f"{name} contains a JSON {type(value).__name__}; expected a {kind.__name__}.")

@@ -26,6 +26,9 @@ CHECKPOINT_FILES: Final = (
     INDEX,
     "hf_quant_config.json",
     "qtool.json",
+    "rerank_template.jinja",
+    "adapter_config.json",  # engines read these two kinds, so that a checkpoint is not the same without them
+    "*.py",
     *(pattern.replace("**/", "") for pattern in SIDECAR_PATTERNS),  # the Hub's `*` matches slashes too
 )
 """Patterns of all that a checkpoint consists of."""
@@ -45,6 +48,9 @@ _CHUNK: Final = 256 << 10
 _LARGE: Final = 256 << 10
 """The files of a tokenizer are larger, up to 11 MB; they are fetched only where they differ from the other side's."""
 _LARGE_NAMES: Final = ("tokenizer.json", "vocab.json", "merges.txt")
+_TOKENIZER: Final = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
 _REQUESTS: Final = 8
 
 
@@ -57,6 +63,7 @@ class HubFolder:
     def __init__(self, repository: HubRepository) -> None:
         self.repository = repository
         self.path = Path(tempfile.mkdtemp(prefix="qtool-"))
+        self._linked_to: HubFolder | None = None
         self._removed = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         small = [name for name in side_files(repository) if not _is_large(repository, name)]
         _write(repository, self.path, small)
@@ -70,24 +77,40 @@ class HubFolder:
     def fetch_large(self, other: Path | HubFolder | None = None) -> None:
         """Fetch the large side files too, but for those that the checkpoint `other` has with the same bytes.
 
-        What a folder of this disk has is linked to; what another repository has is fetched for neither of both.
+        What another folder has is linked to. If all files of the tokenizer are the same in two repositories, neither
+        needs any of the large ones.
         """
         large = [name for name in side_files(self.repository) if _is_large(self.repository, name)]
         wanted = [name for name in large if not (self.path / name).exists()]
         if isinstance(other, Path):
             wanted = [name for name in wanted if not self._linked(name, other / name)]
         elif other is not None:
-            theirs = other.repository.entries
-            wanted = [name for name in wanted if name not in theirs or not self._is_same(name, theirs[name].identity)]
+            if all(self._is_shared(name, other) for name in _TOKENIZER):
+                wanted = [name for name in wanted if not self._is_same(name, other)]
+            for name in [name for name in wanted if self._is_same(name, other) and (other.path / name).exists()]:
+                (self.path / name).symlink_to((other.path / name).resolve())
+                self._linked_to = other  # which must not go before this
+                wanted.remove(name)
         _write(self.repository, self.path, wanted)
 
-    def _is_same(self, name: str, identity: str | None) -> bool:
-        return identity is not None and self.repository.entries[name].identity == identity
+    def _is_shared(self, name: str, other: HubFolder) -> bool:
+        """Whether both repositories have the same file of that name, or neither has any."""
+        mine, theirs = (name in folder.repository.entries for folder in (self, other))
+        return self._is_same(name, other) if mine and theirs else mine == theirs
+
+    def _is_same(self, name: str, other: HubFolder) -> bool:
+        identity = self.repository.entries[name].identity
+        return (
+            identity is not None
+            and name in other.repository.entries
+            and identity == other.repository.entries[name].identity
+        )
 
     def _linked(self, name: str, local: Path) -> bool:
-        if not local.is_file() or local.stat().st_size != self.repository.entries[name].size:
+        entry = self.repository.entries[name]
+        if entry.identity is None or not local.is_file() or local.stat().st_size != entry.size:
             return False
-        if not any(self._is_same(name, each.identity) for each in entry_of(local.read_bytes())):
+        if entry.identity not in {each.identity for each in entry_of(local.read_bytes())}:
             return False
         (self.path / name).symlink_to(local.resolve())
         return True

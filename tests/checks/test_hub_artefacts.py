@@ -161,6 +161,7 @@ def large_tokenizers(monkeypatch):
 def test_structure_only_fetches_no_weights_of_either_side(made, hub):
     server = hub(made("reranker-nvfp4"), others={"org/base": made("reranker")})
     report = qtool.verify("org/model", reference="org/base", structure_only=True, progress=None)
+    assert report.stages[0].findings == ()
     assert report.verdict.value == "pass"
     assert (report.artefact.revision, report.reference.revision) == (SHA, SHA)
     assert report.stages[0].findings == ()
@@ -191,6 +192,16 @@ def test_another_tokenizer_on_the_hub_is_found_by_its_content(made, copy_of, hub
     report = qtool.verify("org/model", reference="org/base", structure_only=True, progress=None)
     (finding, *_) = report.stages[0].findings
     assert finding.code == "other-tokenizer"
+
+
+@pytest.mark.usefixtures("large_tokenizers")
+def test_a_tokenizer_that_is_declared_otherwise_is_fetched_once_for_both_sides(made, copy_of, hub):
+    folder = copy_of("reranker-nvfp4")
+    edit_json(folder / "tokenizer_config.json", padding_side="right", model_max_length=77)
+    server = hub(folder, others={"org/base": made("reranker")})
+    report = qtool.verify("org/model", reference="org/base", structure_only=True, progress=None)
+    assert "other-truncation" in {finding.code for finding in report.stages[0].findings}
+    assert server.served.count("tokenizer.json") == 1
 
 
 def test_findings_name_the_repository_and_no_folder_of_headers(copy_of, made, hub):
