@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -290,6 +290,8 @@ def verify(
     if not isinstance(artefact, VerifyOptions):
         keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *_dataset_panel(keywords))
     options = _options(verify, VerifyOptions, keywords)
+    if console.settings.is_command:
+        options = replace(options, command=console.settings.command)
     with _stages("items", progress) as shown:
         return run(options, shown, status=_show_finished_stage)
 
@@ -430,7 +432,7 @@ def _dataset_panel(keywords: Mapping[str, Any]) -> list[str]:
 
 
 def _show_finished_stage(line: str) -> None:
-    """What an earlier stage found, where an error ends a command and there is no report."""
+    """What a stage found, as it ends: the log of a command, and all there is where an error ends it."""
     if console.settings.is_command:
         from qtool.checks.findings import printable
 

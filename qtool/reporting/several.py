@@ -27,7 +27,6 @@ from qtool.storage.atomic import atomic_write, named_write_errors
 from qtool.verify.case import REPORT, SharedReference, VerifyOptions, check_output, is_server
 from qtool.verify.gates import Verdict
 from qtool.verify.merge import read_report
-from qtool.verify.metrics import label
 from qtool.verify.report import Report
 from qtool.verify.run import run_verification
 
@@ -249,7 +248,7 @@ def render_reports(reports: Reports, output: Path | None = None) -> RenderableTy
     table.add_column("artefact", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     for metric in shown:
-        table.add_column(label(metric), justify="right")
+        table.add_column(metric, justify="right")
     for each in reports.artefacts:
         lines = [each.artefact, *([each.summary] if each.report is None or not shown else [])]
         cells = ["\n".join(printable(line, _SHOWN) for line in lines), each.word]

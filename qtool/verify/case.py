@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -15,11 +15,12 @@ from typing import Any, Final
 from qtool.arch.detect import Detection
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, fetch_large_files, open_artefact
+from qtool.checks.findings import Finding, finding
 from qtool.checks.reference import Reference, open_reference
 from qtool.checks.stage import REDERIVE, WEIGHTS
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.extras import require_extra
-from qtool.inputs.builtin import default_panels, load_panels
+from qtool.inputs.builtin import default_panels, demo_panels_among, load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
@@ -143,6 +144,7 @@ class VerifyOptions(Options):
     `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of each panel
     in bf16, too. `revision` and `reference_revision` are of repositories on the hub. With `output` every answer is kept in that folder as it comes, and an interrupted run is resumed;
     `force` replaces a finished one and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
+    `command` is what the user typed, for the report.
     """
 
     artefact: str
@@ -170,6 +172,7 @@ class VerifyOptions(Options):
     use_cache: bool = True
     output: Path | None = None
     force: bool = False
+    command: str = ""
 
     @property
     def reads_headers_only(self) -> bool:
@@ -179,7 +182,10 @@ class VerifyOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What the verdict is about; `query_instruction` is the publisher's, for an embedder's queries without one of the panel."""
+    """What the verdict is about; `query_instruction` is the publisher's, for an embedder's queries without one of the panel.
+
+    `undecided` names the panels that prove nothing about this model: coloured shapes, where it is no demo model.
+    """
 
     options: VerifyOptions
     task: Task
@@ -190,6 +196,7 @@ class Case:
     artefact_revision: str | None = None
     reference_revision: str | None = None
     shared: SharedReference | None = None
+    undecided: tuple[str, ...] = ()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -205,6 +212,7 @@ class Case:
             "noise_queries": options.noise_queries,
             "query_instruction": self.query_instruction,
             "panel_sources": list(options.panels),
+            "undecided_panels": list(self.undecided),
             "recipe_text": self.recipe.text,
             "shard": str(options.shard) if options.shard else None,
         }
@@ -214,12 +222,14 @@ class Case:
 class LocatedCase(Case):
     """A case whose models are opened, once; `artefact` is None for a server, which shows no files.
 
-    `left_out` says which of the built-in panels the artefact's runtime cannot read, and why.
+    `left_out` says which of the built-in panels the artefact's runtime cannot read, and why. `mismatch` are the findings
+    on an artefact that declares another family or task than the reference.
     """
 
     reference: Reference
     artefact: Artefact | None
     left_out: str = ""
+    mismatch: tuple[Finding, ...] = ()
 
 
 class SharedReference:
@@ -256,13 +266,14 @@ def open_case(options: VerifyOptions, shared: SharedReference | None = None) -> 
     if isinstance(artefact, GgufArtefact) and not options.structure_only:
         require_extra("llamacpp", "Scoring a GGUF file", "pass --structure-only (and --weights, --rederive)")
     task, task_source = _task(declared, artefact)
+    mismatch = tuple(_mismatches(options.artefact, declared, artefact))
     reference = replace(reference, asked_task=task)  # it, or the artefact, may declare none
     artefact = None if artefact is None else replace(artefact, asked_task=task)
     recipe = _recipe(options, artefact)
     check_names(recipe.recipe.gates)
     left_out = ""
     if not options.panels:
-        chosen, left_out = _default_panels(options, declared, artefact, task)
+        chosen, left_out = _default_panels(options, reference, artefact, task)
         options = replace(options, panels=chosen)
     panels = () if options.structure_only else tuple(_panels(options, declared))
     instruction = declared.family.embedder.query_instruction or None
@@ -273,12 +284,14 @@ def open_case(options: VerifyOptions, shared: SharedReference | None = None) -> 
         query_instruction=instruction,
         recipe=recipe,
         panels=panels,
+        undecided=() if reference.is_demo else demo_panels_among(panels),
         reference=reference,
         artefact=artefact,
         artefact_revision=artefact.revision if artefact else None,
         shared=shared,
         reference_revision=reference.revision,
         left_out=left_out,
+        mismatch=mismatch,
     )
 
 
@@ -353,23 +366,27 @@ def _artefact(options: VerifyOptions) -> Artefact | None:
 
 
 def _task(reference: Detection, artefact: Artefact | None) -> tuple[Task, str]:
-    """The task of the reference, else of the artefact, and what declares it; checkpoints that both declare one must agree."""
+    """The task of the reference, else of the artefact, and what declares it."""
+    if reference.task is None and isinstance(artefact, CheckpointArtefact):
+        return artefact.detection.require_task(), artefact.detection.task_source
+    return reference.require_task(), reference.task_source
+
+
+def _mismatches(target: str, reference: Detection, artefact: Artefact | None) -> Iterator[Finding]:
+    """What a checkpoint declares otherwise than the reference: a verdict about both, not an error of the command."""
     if not isinstance(artefact, CheckpointArtefact):
-        return reference.require_task(), reference.task_source
+        return
     found = artefact.detection
     if reference.architecture.family != found.architecture.family:
-        raise ModelError(
-            f"The artefact is a {found.architecture.name}, the reference a {reference.architecture.name}.",
-            "Name the model that the artefact was made from with --reference.",
-        )
+        names = {"found": found.architecture.name, "expected": reference.architecture.name}
+        yield finding("other-architecture", target, **names)
     if None not in (reference.task, found.task) and reference.task is not found.task:
-        raise ModelError(
-            f"The artefact declares the task {found.require_task().value} in {found.task_source}, "
-            f"the reference {reference.require_task().value} in {reference.task_source}.",
-            "Check that both are the models you mean; --task overrides what they declare.",
+        yield finding(
+            "other-task",
+            target,
+            found=f"{found.require_task().value} ({found.task_source})",
+            expected=f"{reference.require_task().value} ({reference.task_source})",
         )
-    source = reference if reference.task else found
-    return source.require_task(), source.task_source
 
 
 def _recipe(options: VerifyOptions, artefact: Artefact | None) -> LoadedRecipe:
@@ -393,15 +410,17 @@ def _recipe(options: VerifyOptions, artefact: Artefact | None) -> LoadedRecipe:
 
 
 def _default_panels(
-    options: VerifyOptions, reference: Detection, artefact: Artefact | None, task: Task
+    options: VerifyOptions, reference: Reference, artefact: Artefact | None, task: Task
 ) -> tuple[tuple[str, ...], str]:
     """The built-in panels that both sides can read, and which others were left out and why."""
-    panels, texts = (default_panels(is_vision=is_vision) for is_vision in (reference.architecture.is_vision, False))
+    architecture, is_demo = reference.detection.architecture, reference.is_demo
+    panels = default_panels(is_vision=architecture.is_vision, is_demo=is_demo)
+    texts = default_panels(is_vision=False, is_demo=is_demo)
     if options.structure_only or panels == texts:
         return panels, ""
     why = ""
     with suppress(ModelError):  # a broken file: the structure stage reports it
-        runtime = artefact_runtime(options, artefact, task, reference.architecture.family)
+        runtime = artefact_runtime(options, artefact, task, architecture.family)
         why = texts_only(artefact or options.artefact, runtime)
     left_out = ", ".join(panel for panel in panels if panel not in texts)
     return (texts, f"{left_out} left out: {why}") if why else (panels, "")
