@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
@@ -290,8 +290,6 @@ def verify(
     if not isinstance(artefact, VerifyOptions):
         keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *_dataset_panel(keywords))
     options = _options(verify, VerifyOptions, keywords)
-    if console.settings.is_command:
-        options = replace(options, command=console.settings.command)
     with _stages("items", progress) as shown:
         return run(options, shown, status=_show_finished_stage)
 

@@ -139,12 +139,12 @@ _URL: Final = ("http://", "https://")
 class VerifyOptions(Options):
     """What to compare, on what.
 
-    `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server. `panels` are files or
-    built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of each,
-    `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of each panel
-    in bf16, too. `revision` and `reference_revision` are of repositories on the hub. With `output` every answer is kept in that folder as it comes, and an interrupted run is resumed;
-    `force` replaces a finished one and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
-    `command` is what the user typed, for the report.
+    `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server. `panels` are files
+    or built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of
+    each, `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of
+    each panel in bf16, too. `revision` and `reference_revision` are of repositories on the hub. With `output` every
+    answer is kept in that folder as it comes, and an interrupted run is resumed; `force` replaces a finished one
+    and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
     """
 
     artefact: str
@@ -172,7 +172,6 @@ class VerifyOptions(Options):
     use_cache: bool = True
     output: Path | None = None
     force: bool = False
-    command: str = ""
 
     @property
     def reads_headers_only(self) -> bool:

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from datetime import datetime, timezone
 from typing import Final
 
+from qtool import console
 from qtool.artefact import Artefact, GgufArtefact
 from qtool.checks.findings import Finding
 from qtool.checks.stage import Outcome, Stage
@@ -72,7 +73,7 @@ def run_verification(
         seconds=round(time.monotonic() - started, 3),
         versions=versions(*PACKAGES),
         started=began.isoformat(timespec="seconds"),
-        command=options.command,
+        command=console.settings.command,
         artefact_bytes=_size(case.artefact),
         reference_bytes=_size(case.reference),
     )
