@@ -19,6 +19,16 @@ def ignore(*_: object) -> None:
     """The callback of a caller that wants no progress, answers or lines."""
 
 
+def duration(seconds: float) -> str:
+    """Seconds up to two minutes, then minutes, then hours; nothing for no time."""
+    if seconds < 0.05:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Meter:
     """Adds up the progress of several threads and reports the sum."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from qtool.checks.score_codes import SCORE_CODES
 from qtool.storage.gguf_model import is_gguf
 
 _LONGEST: Final = 200
@@ -336,6 +337,7 @@ _HAS: Final = "{field} is {found}; the reference has {expected}"
 _CONFIG: Final[Mapping[str, Code]] = {
     "unreadable": broken("The artefact cannot be read: {problem}"),
     "other-architecture": broken("The architecture is {found}; the reference has {expected}."),
+    "other-task": broken("The artefact declares the task {found}; the reference declares {expected}.", _MAKE),
     "other-size": broken(f"The sizes differ: {_HAS}.", _MAKE),
     "other-rope": broken(f"The rotary embedding differs: {_HAS}.", _MAKE),
     "other-epsilon": broken(f"The epsilon of the norms differs: {_HAS}.", _MAKE),
@@ -453,6 +455,7 @@ _PROMPT: Final[Mapping[str, Code]] = {
         "qtool serve-command {file} --engine vllm",
     ),
     "prompt-other-instruction": broken("{question}: the model reads the instruction {found}, expected {expected}"),
+    "prompt-no-instruction": broken("{question}: the model reads the official prompt without its instruction."),
     "prompt-truncated": broken("{question}: the prompt is cut to {found} of {expected} tokens."),
     "prompt-start-token": broken("{question}: {tokens} is added before the prompt."),
     "prompt-end-token": broken("{question}: {tokens} is added after the prompt, and the answer is read from there."),
@@ -463,10 +466,19 @@ _PROMPT: Final[Mapping[str, Code]] = {
         "{question}: from token {place} on the model reads {found}; the reference reads {expected}"
     ),
     "prompt-pictures": broken("{question}: pictures become patches of {found}; the reference has {expected}."),
+    "prompt-unknown": note(
+        "{engine} does not report what the model reads, and {pairs} scores fit no known prompt: see the stage scores."
+    ),
     "prompt-untold": note("{engine} does not report what the model reads; {pairs} scores fit the official prompt best."),
 }  # fmt: skip
 
-COMPARISON_CODES: Final[Mapping[str, Code]] = {**_CONFIG, **_FILES, **_TENSORS, **_WEIGHTS, **_REDERIVED, **_PROMPT}
+_SCORES: Final[Mapping[str, Code]] = {
+    name: Code(Severity(severity), sentence, remedy) for name, (severity, sentence, remedy) in SCORE_CODES.items()
+}
+
+COMPARISON_CODES: Final[Mapping[str, Code]] = {
+    **_CONFIG, **_FILES, **_TENSORS, **_WEIGHTS, **_REDERIVED, **_PROMPT, **_SCORES,
+}  # fmt: skip
 """Every code of a comparison, in the order of the documentation."""
 
 CODES: Final[Mapping[str, Code]] = {**INSPECTION_CODES, **COMPARISON_CODES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,6 +27,8 @@ Question = Pair | Item
 
 _BARE_PAIRS: Final = ("{query}{document}", "{query} {document}", "{query}\n{document}", "{query}\n\n{document}")
 """What vLLM and TEI put together without a template, and what people write by hand."""
+_INSTRUCTION: Final = r"<\|im_start\|>system\n\{instruction\}<\|im_end\|>\n|<?Instruct>?: \{instruction\}\n?"
+"""The part of an official template that holds the instruction."""
 
 
 class KnownPrompts:
@@ -42,8 +45,10 @@ class KnownPrompts:
     def wrong(self, question: Question) -> Iterator[tuple[str, PromptSpec]]:
         """Code and prompt of each known mistake."""
         official = self.official(question)
+        uninstructed = re.sub(_INSTRUCTION, "", official.template)
         if not isinstance(question, Pair):
             yield "prompt-missing-template", replace(official, template="{content}", bare_template="{content}")
+            yield "prompt-no-instruction", replace(official, template=uninstructed)
             return
         others = [each for each in reranker_prompts() if each.template != official.template]
         for other in others:
@@ -54,6 +59,7 @@ class KnownPrompts:
             yield "prompt-missing-template", replace(official, template=template)
         for other in others:
             yield "prompt-other-instruction", replace(official, default_instruction=other.default_instruction)
+        yield "prompt-no-instruction", replace(official, template=uninstructed)
 
     def seen(self, question: Question, prompt: PromptSpec) -> PromptSeen:
         """What the reference would read under `prompt`."""
@@ -157,6 +163,8 @@ _SCORED: Final = 8
 """Pairs that are scored where the runtime does not report its ids."""
 _CLEARLY: Final = 0.25
 """Another prompt must be this much nearer: its distance at most this part of the official prompt's."""
+_UNKNOWN: Final = 1.0
+"""Log-odds by which scores are so far from the official prompt's that they say nothing of the prompt."""
 _NOISE: Final = 0.1
 """Log-odds by which bf16 and 16-bit engines differ on the same prompt; below it no other prompt is looked for."""
 
@@ -192,12 +200,13 @@ def compare_prompts(
         findings += _fit(reference, artefact, unreported[:_SCORED], known, target)
     elif not compared:
         return skipped(PROMPT, f"{artefact.identity.engine} does not report what it reads.")
-    return concluded(PROMPT, started, findings, _summary(compared, len(unreported[:_SCORED])))
+    is_unknown = any(each.code == "prompt-unknown" for each in findings)
+    return concluded(PROMPT, started, findings, _summary(compared, len(unreported[:_SCORED]), is_unknown=is_unknown))
 
 
-def _summary(compared: int, scored: int) -> str:
+def _summary(compared: int, scored: int, *, is_unknown: bool) -> str:
     parts = [f"{compared} questions are read as the same tokens and pictures"] if compared else []
-    parts += [f"{scored} pairs fit the official prompt best"] if scored else []
+    parts += [f"{scored} pairs fit {'no known prompt' if is_unknown else 'the official prompt best'}"] if scored else []
     return "; ".join(parts) + "."
 
 
@@ -229,7 +238,8 @@ def _fit(
         facts = {"found": repr(prompt.default_instruction), "expected": repr(official.default_instruction)}
         yield finding(code, target, question=f"{len(pairs)} pairs", **facts)
     else:
-        yield finding("prompt-untold", target, engine=artefact.identity.engine, pairs=len(pairs))
+        code = "prompt-unknown" if distance > _UNKNOWN else "prompt-untold"
+        yield finding(code, target, engine=artefact.identity.engine, pairs=len(pairs))
 
 
 def _distance(reference: Rereader, prompt: PromptSpec, pairs: Sequence[Pair], answers: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Final
 
 from typing_extensions import override
 
+from qtool import resources
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.errors import UsageError
@@ -17,6 +19,7 @@ from qtool.export.convert import plan_conversion
 from qtool.export.gguf_files import Namer, PlannedFile, projector_file
 from qtool.export.gguf_plan import NO_PROJECTOR, ConvertOptions, take_inventory
 from qtool.storage.byte_source import ByteSource
+from qtool.storage.checkpoint import SINGLE
 from qtool.storage.gguf import Value, parse_gguf
 from qtool.storage.hub import Source, resolve
 from qtool.storage.packed import is_quantized
@@ -41,6 +44,13 @@ class Reference(CheckpointArtefact):
         """Raise UsageError if it is quantized itself, ModelError if it cannot be read."""
         if is_quantized(self.checkpoint.config):
             raise UsageError(f"The reference {self.path} is quantized.", "Name the model that it was made from.")
+
+    @cached_property
+    def is_demo(self) -> bool:
+        """Whether its weights are, byte for byte, those of a demo model: its name and place say nothing."""
+        weights = self.path / SINGLE
+        demos = (resources.demo_model(name) / SINGLE for name in resources.demo_models())
+        return weights.is_file() and any(filecmp.cmp(weights, demo, shallow=False) for demo in demos)
 
     @cached_property
     def language(self) -> Planned:

@@ -5,6 +5,7 @@ A word without suffix or slash is a built-in name, so a mistyped name is never r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,8 +14,10 @@ from qtool import resources
 from qtool.errors import UsageError
 from qtool.inputs.panels import Panel, load_panel
 
-TEXT_PANELS: Final = ("demo-text",)
-VISION_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
+DEMO_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
+"""Coloured shapes, which only the demo models were trained on."""
+GENERAL_PANELS: Final = ("retrieval-text", "retrieval-image")
+"""Real texts, and pages and charts, for every other model."""
 _FOLDER: Final = "calibration/panels"
 _DATASET: Final = "dataset:"
 
@@ -24,9 +27,22 @@ def builtin_panels() -> list[str]:
     return resources.names(_FOLDER, ".jsonl")
 
 
-def default_panels(*, is_vision: bool) -> tuple[str, ...]:
-    """The built-in panels that are used where the user names none."""
-    return VISION_PANELS if is_vision else TEXT_PANELS
+def default_panels(*, is_vision: bool, is_demo: bool) -> tuple[str, ...]:
+    """The built-in panels that are used where the user names none; the first of each kind is for text models."""
+    panels = DEMO_PANELS if is_demo else GENERAL_PANELS
+    return panels if is_vision else panels[:1]
+
+
+def demo_panels_among(panels: Sequence[Panel]) -> tuple[str, ...]:
+    """The names of those that hold the lines of a demo panel, whatever they are called and wherever they lie."""
+    known = {_declared_sha256(name) for name in DEMO_PANELS}
+    return tuple(panel.name for panel in panels if panel.sha256 in known)
+
+
+def _declared_sha256(name: str) -> str:
+    with find_panel(name).open(encoding="utf-8") as file:
+        sha256: str = json.loads(file.readline())["sha256"]
+    return sha256
 
 
 def find_panel(name_or_path: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -15,10 +15,11 @@ from typing import Any, Final
 from qtool.arch.detect import Detection
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
+from qtool.checks.findings import Finding, finding
 from qtool.checks.reference import Reference, open_reference
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.extras import require_extra
-from qtool.inputs.builtin import default_panels, load_panels
+from qtool.inputs.builtin import default_panels, demo_panels_among, load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
@@ -168,7 +169,10 @@ class VerifyOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What the verdict is about; `query_instruction` is the publisher's, for an embedder's queries without one of the panel."""
+    """What the verdict is about; `query_instruction` is the publisher's, for an embedder's queries without one of the panel.
+
+    `undecided` names the panels that prove nothing about this model: coloured shapes, where it is no demo model.
+    """
 
     options: VerifyOptions
     task: Task
@@ -176,6 +180,7 @@ class Case:
     query_instruction: str | None
     recipe: LoadedRecipe
     panels: tuple[Panel, ...]
+    undecided: tuple[str, ...] = ()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -191,6 +196,7 @@ class Case:
             "noise_queries": options.noise_queries,
             "query_instruction": self.query_instruction,
             "panel_sources": list(options.panels),
+            "undecided_panels": list(self.undecided),
             "recipe_text": self.recipe.text,
             "shard": str(options.shard) if options.shard else None,
         }
@@ -200,12 +206,14 @@ class Case:
 class LocatedCase(Case):
     """A case whose models are opened, once; `artefact` is None for a server, which shows no files.
 
-    `left_out` says which of the built-in panels the artefact's runtime cannot read, and why.
+    `left_out` says which of the built-in panels the artefact's runtime cannot read, and why. `mismatch` are the findings
+    on an artefact that declares another family or task than the reference.
     """
 
     reference: Reference
     artefact: Artefact | None
     left_out: str = ""
+    mismatch: tuple[Finding, ...] = ()
 
 
 def open_case(options: VerifyOptions) -> LocatedCase:
@@ -218,13 +226,14 @@ def open_case(options: VerifyOptions) -> LocatedCase:
     if isinstance(artefact, GgufArtefact) and not options.structure_only:
         require_extra("llamacpp", "Scoring a GGUF file", "pass --structure-only (and --weights, --rederive)")
     task, task_source = _task(declared, artefact)
+    mismatch = tuple(_mismatches(options.artefact, declared, artefact))
     reference = replace(reference, asked_task=task)  # it, or the artefact, may declare none
     artefact = None if artefact is None else replace(artefact, asked_task=task)
     recipe = _recipe(options, artefact)
     check_names(recipe.recipe.gates)
     left_out = ""
     if not options.panels:
-        chosen, left_out = _default_panels(options, declared, artefact, task)
+        chosen, left_out = _default_panels(options, reference, artefact, task)
         options = replace(options, panels=chosen)
     panels = () if options.structure_only else tuple(_panels(options, declared))
     instruction = declared.family.embedder.query_instruction or None
@@ -235,9 +244,11 @@ def open_case(options: VerifyOptions) -> LocatedCase:
         query_instruction=instruction,
         recipe=recipe,
         panels=panels,
+        undecided=() if reference.is_demo else demo_panels_among(panels),
         reference=reference,
         artefact=artefact,
         left_out=left_out,
+        mismatch=mismatch,
     )
 
 
@@ -269,23 +280,27 @@ def _artefact(options: VerifyOptions) -> Artefact | None:
 
 
 def _task(reference: Detection, artefact: Artefact | None) -> tuple[Task, str]:
-    """The task of the reference, else of the artefact, and what declares it; checkpoints that both declare one must agree."""
+    """The task of the reference, else of the artefact, and what declares it."""
+    if reference.task is None and isinstance(artefact, CheckpointArtefact):
+        return artefact.detection.require_task(), artefact.detection.task_source
+    return reference.require_task(), reference.task_source
+
+
+def _mismatches(target: str, reference: Detection, artefact: Artefact | None) -> Iterator[Finding]:
+    """What a checkpoint declares otherwise than the reference: a verdict about both, not an error of the command."""
     if not isinstance(artefact, CheckpointArtefact):
-        return reference.require_task(), reference.task_source
+        return
     found = artefact.detection
     if reference.architecture.family != found.architecture.family:
-        raise ModelError(
-            f"The artefact is a {found.architecture.name}, the reference a {reference.architecture.name}.",
-            "Name the model that the artefact was made from with --reference.",
-        )
+        names = {"found": found.architecture.name, "expected": reference.architecture.name}
+        yield finding("other-architecture", target, **names)
     if None not in (reference.task, found.task) and reference.task is not found.task:
-        raise ModelError(
-            f"The artefact declares the task {found.require_task().value} in {found.task_source}, "
-            f"the reference {reference.require_task().value} in {reference.task_source}.",
-            "Check that both are the models you mean; --task overrides what they declare.",
+        yield finding(
+            "other-task",
+            target,
+            found=f"{found.require_task().value} ({found.task_source})",
+            expected=f"{reference.require_task().value} ({reference.task_source})",
         )
-    source = reference if reference.task else found
-    return source.require_task(), source.task_source
 
 
 def _recipe(options: VerifyOptions, artefact: Artefact | None) -> LoadedRecipe:
@@ -309,15 +324,17 @@ def _recipe(options: VerifyOptions, artefact: Artefact | None) -> LoadedRecipe:
 
 
 def _default_panels(
-    options: VerifyOptions, reference: Detection, artefact: Artefact | None, task: Task
+    options: VerifyOptions, reference: Reference, artefact: Artefact | None, task: Task
 ) -> tuple[tuple[str, ...], str]:
     """The built-in panels that both sides can read, and which others were left out and why."""
-    panels, texts = (default_panels(is_vision=is_vision) for is_vision in (reference.architecture.is_vision, False))
+    architecture, is_demo = reference.detection.architecture, reference.is_demo
+    panels = default_panels(is_vision=architecture.is_vision, is_demo=is_demo)
+    texts = default_panels(is_vision=False, is_demo=is_demo)
     if options.structure_only or panels == texts:
         return panels, ""
     why = ""
     with suppress(ModelError):  # a broken file: the structure stage reports it
-        runtime = artefact_runtime(options, artefact, task, reference.architecture.family)
+        runtime = artefact_runtime(options, artefact, task, architecture.family)
         why = texts_only(artefact or options.artefact, runtime)
     left_out = ", ".join(panel for panel in panels if panel not in texts)
     return (texts, f"{left_out} left out: {why}") if why else (panels, "")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 
 from qtool.arch.spec import Task
 from qtool.errors import ModelError
-from qtool.inputs.items import Item
+from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import Panel, PanelShard
-from qtool.progress import StageProgress, ignore
+from qtool.progress import StageProgress, duration, ignore
 from qtool.scoring.cache import open_cache
 from qtool.scoring.ledger import AnswerStore, open_ledger
 from qtool.scoring.remembering import Remembering
@@ -22,7 +22,7 @@ from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import AnswerCounter, Answered, Identity, Scorer, query_content, shortened
 from qtool.verify.case import Case, LocatedCase, Role, answer_file, artefact_runtime
 from qtool.verify.metrics import Scores
-from qtool.verify.report import Side
+from qtool.verify.report import AnswerCount, Side
 
 Rows = Sequence[tuple[int, int]]
 """For each pair the rows of its query's and its document's vector."""
@@ -56,6 +56,7 @@ class RoleScores:
     side: Side
     panels: tuple[PanelScores, ...]
     seconds: float = 0.0
+    count: AnswerCount | None = None
 
 
 def score_panel(
@@ -98,6 +99,17 @@ def _distinct_items(panel: Panel, query_instruction: str | None) -> tuple[list[I
 
 
 NOISE_DTYPE: Final = "bfloat16"
+STAGE_OF: Final[Mapping[Role, str]] = {
+    Role.REFERENCE: "scores of the reference",
+    Role.REFERENCE_BF16: "noise",
+    Role.ARTEFACT: "scores of the artefact",
+}
+"""What progress calls the part of a stage in which a role is asked."""
+
+_RATE_SECONDS: Final = 15.0
+_RATE_ANSWERS: Final = 4
+_WORTH_SAYING: Final = 120.0
+"""An estimate is made from so many seconds and answers, and shown where so much time is left."""
 
 
 def role_panels(case: Case, role: Role, panels: Sequence[Panel], shard: PanelShard | None) -> Sequence[Panel]:
@@ -119,16 +131,87 @@ def open_role(case: LocatedCase, role: Role) -> Scorer:
     return open_runtime(case.reference, RuntimeOptions(task=case.task, dtype=dtype, device=options.device))
 
 
-def collect_scores(case: Case, role: Role, scorer: Scorer, progress: StageProgress) -> RoleScores:
+def collect_scores(
+    case: Case, role: Role, scorer: Scorer, progress: StageProgress, status: Callable[[str], None] = ignore
+) -> RoleScores:
     """The scores of a role on its panels; `scorer` is asked only what neither the cache nor an earlier run has answered."""
     started = time.monotonic()
     panels = role_panels(case, role, case.panels, case.options.shard)
-    counter = AnswerCounter(role.value, sum(_questions(case, panel) for panel in panels), progress)
+    total = sum(_questions(case, panel) for panel in panels)
+    counter = _Counter(role, total, AnswerCounter(STAGE_OF[role], total, progress), status)
     with ExitStack() as opened:
         stores = [opened.enter_context(closing(store)) for store in _stores(case, role, scorer.identity)]
-        remembering = Remembering(scorer, stores) if stores else scorer
+        asked = cast("Scorer", _Asked(scorer, counter))
+        remembering = Remembering(asked, stores) if stores else asked
         scores = tuple(score_panel(panel, remembering, case.task, case.query_instruction, counter) for panel in panels)
-    return RoleScores(_side(case, role, scorer.identity), scores, time.monotonic() - started)
+    side = _side(case, role, scorer.identity)
+    return RoleScores(side, scores, time.monotonic() - started, counter.count(role))
+
+
+class _Counter:
+    """Counts answers by where they come from, and says once how long those that must be computed will take."""
+
+    def __init__(self, role: Role, total: int, counter: AnswerCounter, status: Callable[[str], None]) -> None:
+        self._stage, self._total, self._counter, self._status = STAGE_OF[role], total, counter, status
+        self._asked = self._kept = 0
+        self._began = 0.0
+        self._is_estimated = False
+        self.is_asking = False
+
+    def __call__(self, index: int, answer: object) -> None:
+        """Count one answer."""
+        self._counter(index, answer)
+        if not self.is_asking:
+            self._kept += 1
+            return
+        self._asked += 1
+        if not self._is_estimated:
+            self._estimate(time.monotonic() - self._began)
+
+    def begin(self) -> None:
+        """A scorer is about to be asked."""
+        self._began = self._began or time.monotonic()
+
+    def count(self, role: Role) -> AnswerCount:
+        """What was counted."""
+        return AnswerCount(role=role.value, asked=self._asked, kept=self._kept)
+
+    def _estimate(self, seconds: float) -> None:
+        if seconds < _RATE_SECONDS or self._asked < _RATE_ANSWERS:
+            return
+        self._is_estimated = True
+        left = (self._total - self._asked - self._kept) * seconds / self._asked
+        if left >= _WORTH_SAYING:
+            self._status(
+                f"{self._stage}: about {duration(left)} left for {self._total:,} answers; --limit N takes the first N "
+                "queries of each panel."
+            )
+
+
+class _Asked:
+    """A scorer that tells the counter which answers are its own."""
+
+    def __init__(self, scorer: Scorer, counter: _Counter) -> None:
+        self._scorer, self._counter = scorer, counter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scorer, name)
+
+    def score(self, pairs: Sequence[Pair], answered: Answered = ignore) -> list[float]:
+        self._counter.begin()
+        return self._scorer.score(pairs, self._own(answered))
+
+    def embed(self, items: Sequence[Item], answered: Answered = ignore) -> Any:
+        self._counter.begin()
+        return self._scorer.embed(items, self._own(answered))
+
+    def _own(self, answered: Answered) -> Answered:
+        def on_answer(index: int, answer: object) -> None:
+            self._counter.is_asking = True
+            answered(index, answer)
+            self._counter.is_asking = False
+
+        return on_answer
 
 
 def _questions(case: Case, panel: Panel) -> int:

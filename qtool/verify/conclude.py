@@ -8,14 +8,17 @@ from dataclasses import replace
 import numpy as np
 
 from qtool.arch.spec import Task
-from qtool.checks.stage import Outcome, Stage, skipped
+from qtool.checks.findings import Finding, Severity
+from qtool.checks.stage import Outcome, Stage, counted, skipped
 from qtool.inputs.panels import Panel
+from qtool.scoring.http.detect import ServerKind
 from qtool.verify.case import Case, Role
 from qtool.verify.collect import NOISE_DTYPE, PanelScores, RoleScores
 from qtool.verify.compare import compare, panel_report
+from qtool.verify.faults import score_faults
 from qtool.verify.gates import GateResult, Verdict, evaluate, worst
-from qtool.verify.metrics import RANKING, MetricValue, label
-from qtool.verify.report import NoiseFloor, Report, Side
+from qtool.verify.metrics import RANKING, MetricValue
+from qtool.verify.report import NoiseFloor, Report, RunFacts, Side
 from qtool.verify.stages import Checked
 
 NOISE, SCORES, RANKS = "noise", "scores", "ranking"
@@ -27,21 +30,26 @@ def conclude(
     case: Case,
     checked: Checked,
     scores: Mapping[Role, RoleScores],
-    seconds: float,
-    versions: Mapping[str, str | None],
+    facts: RunFacts,
+    faults: Sequence[Finding] = (),
 ) -> Report:
-    """The report on `case`; without `scores` it is about files alone."""
+    """The report on `case`; without `scores` it is about files alone. `faults` are what the runtime was found to do."""
     noise = _noise(scores)
     margin = decisive_margin(noise) if noise else None
     sides = _sides(case, scores)
     metrics = {panel.name: compare(panel, reference, artefact, margin) for panel, reference, artefact in sides}
     # A shard is not judged: it has too few queries, and the others may make up for them.
+    faults = _all_faults(case.options.artefact, faults, sides, scores)
     gates = evaluate({} if case.options.shard else case.recipe.recipe.gates, case.task, list(metrics.items()))
-    scored = _scored_stages(case, scores, noise, metrics, gates) if metrics else _unscored_stages(checked)
+    gates = tuple(_undecided(gate) if gate.panel in case.undecided else gate for gate in gates)
+    if metrics:
+        scored = _scored_stages(case, scores, noise, metrics, gates, faults)
+    else:
+        scored = _unscored_stages(checked, faults)
     stages = (*checked.stages, *scored)
     return Report(
-        artefact=_side(case.options.artefact, scores.get(Role.ARTEFACT)),
-        reference=_side(case.options.reference, scores.get(Role.REFERENCE)),
+        artefact=_side(case.options.artefact, scores.get(Role.ARTEFACT), facts.artefact_bytes),
+        reference=_side(case.options.reference, scores.get(Role.REFERENCE), facts.reference_bytes),
         task=case.task.value,
         task_source=case.task_source,
         recipe=case.recipe.recipe.name,
@@ -50,16 +58,46 @@ def conclude(
         panels=tuple(panel_report(panel, one, other, metrics[panel.name]) for panel, one, other in sides),
         gates=gates,
         verdict=_verdict(stages, gates, is_scored=bool(metrics)),
-        seconds=seconds,
-        versions=versions,
+        seconds=facts.seconds,
+        versions=facts.versions,
         noise=noise,
         weights=checked.weights,
         rederived=checked.rederived,
+        started=facts.started,
+        command=facts.command,
+        answers=tuple(each.count for each in scores.values() if each.count is not None),
     )
 
 
-def _side(name: str, scores: RoleScores | None) -> Side:
-    return scores.side if scores else Side(name=name, engine="", numbers="", sha256=None, prompt_sha256="")
+def _all_faults(
+    target: str,
+    faults: Sequence[Finding],
+    sides: Sequence[tuple[Panel, PanelScores, PanelScores]],
+    scores: Mapping[Role, RoleScores],
+) -> tuple[Finding, ...]:
+    """Those that asking again has shown and those that the scores prove; the former say more where they are the same."""
+    if any(each.code in _CAUSES for each in faults):
+        return tuple(faults)
+    known = {each.code for each in faults}
+    is_tei = Role.ARTEFACT in scores and scores[Role.ARTEFACT].side.engine.startswith(ServerKind.TEI.value)
+    return (*faults, *(each for each in score_faults(target, sides, asked_log_odds=is_tei) if each.code not in known))
+
+
+_CAUSES = ("served-one-token", "served-relative", "served-unsteady", "served-warm-prefix", "served-exchanged")
+"""Faults that leave scores of which nothing else can be said."""
+
+
+def _side(name: str, scores: RoleScores | None, nbytes: int | None) -> Side:
+    side = scores.side if scores else Side(name=name, engine="", numbers="", sha256=None, prompt_sha256="")
+    return replace(side, nbytes=nbytes)
+
+
+def _undecided(gate: GateResult) -> GateResult:
+    """A gate on a panel that proves nothing about the model: it can fail, but not pass."""
+    if gate.outcome is not Outcome.PASS:
+        return gate
+    reason = f"{gate.reason}, but {gate.panel} is made for the demo models"
+    return replace(gate, outcome=Outcome.INCONCLUSIVE, reason=reason)
 
 
 # The noise floor: how far the reference in bf16 is from itself in float32. A server that computes in bf16 cannot tell
@@ -100,17 +138,21 @@ def _scored_stages(
     noise: NoiseFloor | None,
     metrics: Mapping[str, MetricValue],
     gates: Sequence[GateResult],
+    faults: Sequence[Finding],
 ) -> tuple[Stage, ...]:
     distances = [gate for gate in gates if gate.metric not in RANKING]
     rankings = [gate for gate in gates if gate.metric in RANKING]
     headline = "log_odds_rmse" if case.task is Task.RERANK else "cosine_p1"
     return (
         replace(_noise_stage(case.options.dtype, noise), seconds=_seconds(scores, Role.REFERENCE_BF16)),
-        Stage(
-            name=SCORES,
-            outcome=worst(gate.outcome for gate in distances),
-            summary=_summary(headline, metrics),
-            seconds=_seconds(scores, Role.REFERENCE, Role.ARTEFACT),
+        _with_faults(
+            Stage(
+                name=SCORES,
+                outcome=worst(gate.outcome for gate in distances),
+                summary=_summary(headline, metrics),
+                seconds=_seconds(scores, Role.REFERENCE, Role.ARTEFACT),
+            ),
+            faults,
         ),
         Stage(RANKS, worst(gate.outcome for gate in rankings), _summary("kendall_tau", metrics)),
     )
@@ -121,7 +163,19 @@ def _seconds(scores: Mapping[Role, RoleScores], *roles: Role) -> float:
     return round(sum(scores[role].seconds for role in roles if role in scores), 3)
 
 
-def _unscored_stages(checked: Checked) -> tuple[Stage, ...]:
+def _with_faults(stage: Stage, faults: Sequence[Finding]) -> Stage:
+    """The scores stage with what the runtime was found to do; one broken finding fails it."""
+    broken = [each for each in faults if each.severity is Severity.BROKEN]
+    if broken:
+        stage = replace(stage, outcome=Outcome.FAIL, summary=counted(broken))
+    return replace(stage, findings=tuple(dict.fromkeys(faults)))
+
+
+def _unscored_stages(checked: Checked, faults: Sequence[Finding]) -> tuple[Stage, ...]:
+    if faults:
+        stage = _with_faults(Stage(SCORES, Outcome.INCONCLUSIVE, ""), faults)
+        why = f"Not run: the stage {SCORES} failed."
+        return skipped(NOISE, why), stage, skipped(RANKS, why)
     failed = next((stage.name for stage in checked.stages if stage.outcome is Outcome.FAIL), None)
     why = f"Not run: the stage {failed} failed." if failed else "Not run: only the structure was requested."
     return tuple(skipped(name, why) for name in SCORED)
@@ -151,4 +205,4 @@ def _verdict(stages: Sequence[Stage], gates: Sequence[GateResult], *, is_scored:
 def _summary(metric: str, metrics: Mapping[str, MetricValue]) -> str:
     values = ((panel, found.values.get(metric)) for panel, found in metrics.items())
     shown = ", ".join(f"{panel} {value:.4g}" for panel, value in values if value is not None)
-    return f"{label(metric)}: {shown or 'no panel gives it'}."
+    return f"{metric}: {shown or 'no panel gives it'}."

@@ -6,6 +6,7 @@ Runs of different models, prompts, panels, recipes or settings are refused.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from qtool.scoring.scorer import Scorer
 from qtool.verify.case import REPORT, Case, Role, VerifyOptions, answer_file, check_output, prepare_folder
 from qtool.verify.collect import PanelScores, RoleScores, role_panels, score_panel
 from qtool.verify.conclude import NOISE, SCORED, SCORES, conclude
-from qtool.verify.report import Report, parse_report
+from qtool.verify.report import AnswerCount, Report, RunFacts, parse_report
 from qtool.verify.stages import Checked
 
 _SHARD: Final = "shard"
@@ -142,6 +143,7 @@ def _case(report: Report, output: Path) -> Case:
         query_instruction=settings["query_instruction"],
         recipe=parse_recipe(settings["recipe_text"], report.recipe),
         panels=tuple(panels),
+        undecided=tuple(settings.get("undecided_panels", ())),
     )
 
 
@@ -198,8 +200,24 @@ def _panel_scores(
 
 
 def _concluded(case: Case, reports: Collection[Report], scores: Mapping[Role, RoleScores]) -> Report:
-    seconds = round(sum(report.seconds for report in reports), 3)
-    return conclude(case, _checked(reports), scores, seconds, next(iter(reports)).versions)
+    first = next(iter(reports))
+    facts = RunFacts(
+        seconds=round(sum(report.seconds for report in reports), 3),
+        versions=first.versions,
+        started=min((report.started for report in reports if report.started), default=""),
+        command=first.command,
+        artefact_bytes=first.artefact.nbytes,
+        reference_bytes=first.reference.nbytes,
+    )
+    found = (each for report in reports for stage in report.stages if stage.name == SCORES for each in stage.findings)
+    scores = {role: replace(each, count=_count(role, reports)) for role, each in scores.items()}
+    return conclude(case, _checked(reports), scores, facts, tuple(dict.fromkeys(found)))
+
+
+def _count(role: Role, reports: Collection[Report]) -> AnswerCount:
+    """The answers of a role in all shards together."""
+    counts = [count for report in reports for count in report.answers if count.role == role.value]
+    return AnswerCount(role=role.value, asked=sum(c.asked for c in counts), kept=sum(c.kept for c in counts))
 
 
 def _checked(reports: Collection[Report]) -> Checked:

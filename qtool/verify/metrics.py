@@ -194,43 +194,6 @@ METRICS: Final[Mapping[Task, tuple[str, ...]]] = {
 """Every metric of a task, in the order of the report."""
 
 
-_DISTANCE_LABELS: Final = {
-    "rmse": "RMSE",
-    "bias": "mean shift",
-    "slope": "slope",
-    "p50": "median |Δ|",
-    "p95": "p95 |Δ|",
-    "p99": "p99 |Δ|",
-    "max": "max |Δ|",
-}
-_LABELS: Final = {
-    **{f"log_odds_{name}": f"log-odds, {text}" for name, text in _DISTANCE_LABELS.items()},
-    **{f"similarity_{name}": f"similarity, {text}" for name, text in _DISTANCE_LABELS.items()},
-    "cosine_p50": "vectors, median cosine",
-    "cosine_p1": "vectors, p1 cosine",
-    "cosine_min": "vectors, min cosine",
-    "similarity_spearman": "similarity matrix, Spearman",
-    "kendall_tau": "Kendall τ-b",
-    "weighted_tau": "weighted τ",
-    "top1_agreement": "top-1 agreement",
-    "top5_agreement": "top-5 agreement",
-    "decisive_flips": "decisive flips",
-    "ndcg10_reference": "nDCG@10, reference",
-    "ndcg10_artefact": "nDCG@10, artefact",
-    "ndcg10_drop": "nDCG@10, drop",
-    "recovery": "nDCG@10, recovery in %",
-    "mrr_reference": "MRR, reference",
-    "mrr_artefact": "MRR, artefact",
-    "mrr_drop": "MRR, drop",
-}
-
-
-def label(metric: str) -> str:
-    """A metric's name for people, the same in every message and report; an unknown metric keeps its own."""
-    name, _, dimensions = metric.partition("_mrl")
-    return _LABELS.get(name, name) + (f", {dimensions} dimensions" if dimensions else "")
-
-
 @dataclass(frozen=True)
 class QueryScores:
     """Both models' scores of one query's documents: log-odds of a reranker, cosine similarities of an embedder."""

@@ -21,13 +21,26 @@ _OLDER: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One of the two models: its name as the user gave it, and what its scores depend on (`sha256` is None for a server)."""
+    """One of the two models: its name as the user gave it, and what its scores depend on (`sha256` is None for a server).
+
+    `nbytes` are those of its tensors, projector included; None for a server and for what cannot be read.
+    """
 
     name: str
     engine: str
     numbers: str
     sha256: str | None
     prompt_sha256: str
+    nbytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerCount:
+    """How many questions a role answered in this run, and for how many the cache or an earlier run had the answer."""
+
+    role: str
+    asked: int
+    kept: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +96,10 @@ class PanelReport:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report(Result):
-    """A whole verification; `settings` are those that its other shards must share, and which shard this is."""
+    """A whole verification; `settings` are those that its other shards must share, and which shard this is.
+
+    `started` is a time in UTC (ISO 8601), `command` what was typed, without secrets; both are empty where nobody knows.
+    """
 
     artefact: Side
     reference: Side
@@ -100,6 +116,9 @@ class Report(Result):
     noise: NoiseFloor | None = None
     weights: tuple[TensorError, ...] = ()
     rederived: tuple[RederivedFile, ...] = ()
+    started: str = ""
+    command: str = ""
+    answers: tuple[AnswerCount, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -142,6 +161,18 @@ class Report(Result):
     def to_json(self) -> str:
         """The report as one JSON document."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a report says of the run itself: when, how and with what it ran, and how large both models are."""
+
+    seconds: float
+    versions: Mapping[str, str | None]
+    started: str = ""
+    command: str = ""
+    artefact_bytes: int | None = None
+    reference_bytes: int | None = None
 
 
 def parse_report(content: bytes) -> Report:

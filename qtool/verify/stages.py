@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from qtool.arch.spec import Task
+from qtool.artefact import Artefact
 from qtool.checks.prompts import compare_prompts
 from qtool.checks.rederive import rederive
-from qtool.checks.stage import PANELS, STRUCTURE, Outcome, RederivedFile, Stage, TensorError, skipped
+from qtool.checks.stage import PANELS, STRUCTURE, Outcome, RederivedFile, Stage, TensorError, concluded, skipped
 from qtool.checks.structure import check_structure
 from qtool.checks.weights import compare_weights
 from qtool.inputs.items import Item, Pair
@@ -48,7 +50,7 @@ def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
     if case.artefact is None:
         return Checked((skipped(STRUCTURE, "A server shows no files."),))
     options, artefact = case.options, case.artefact
-    checked = Checked((check_structure(artefact, case.reference),))
+    checked = Checked((_structure(case, artefact),))
     if options.weights and (options.keep_going or not checked.failed):
         stage, errors = compare_weights(artefact, case.reference, progress)
         checked = replace(checked.with_stage(stage), weights=errors)
@@ -59,9 +61,26 @@ def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
     return checked
 
 
+def _structure(case: LocatedCase, artefact: Artefact) -> Stage:
+    """The structure stage; of another family nothing else is compared, and the reference need not be readable as it."""
+    started = time.monotonic()
+    if any(each.code == "other-architecture" for each in case.mismatch):
+        return concluded(STRUCTURE, started, case.mismatch, "")
+    stage = check_structure(artefact, case.reference)
+    if not case.mismatch:
+        return stage
+    return concluded(STRUCTURE, started, (*case.mismatch, *stage.findings), "")
+
+
 def note_panels(case: LocatedCase, checked: Checked) -> Checked:
-    """`checked` with the panels stage where built-in panels were left out: nothing is proven on those."""
-    return checked.with_stage(Stage(PANELS, Outcome.INCONCLUSIVE, case.left_out)) if case.left_out else checked
+    """`checked` with the panels stage where panels prove nothing: those left out, and coloured shapes for a real model."""
+    reasons = [case.left_out] if case.left_out else []
+    if case.undecided:
+        reasons.append(
+            f"{', '.join(case.undecided)}: coloured shapes, made for qtool's demo models, decide nothing about this model. "
+            "Pass --panel YOUR.jsonl, or leave out --panel for real texts."
+        )
+    return checked.with_stage(Stage(PANELS, Outcome.INCONCLUSIVE, " ".join(reasons))) if reasons else checked
 
 
 def check_prompts(case: LocatedCase, reference: Scorer, artefact: Scorer) -> Stage:

@@ -56,9 +56,11 @@ def test_a_general_panel_is_chosen_by_name_and_its_header_is_true(name):
     assert name in builtin_panels()
 
 
-def test_nobody_gets_one_without_asking():
-    assert default_panels(is_vision=True) == DEMOS
-    assert default_panels(is_vision=False) == DEMOS[:1]
+def test_real_models_get_them_by_default_and_demo_models_their_own():
+    assert default_panels(is_vision=True, is_demo=False) == NAMES
+    assert default_panels(is_vision=False, is_demo=False) == NAMES[:1]
+    assert default_panels(is_vision=True, is_demo=True) == DEMOS
+    assert default_panels(is_vision=False, is_demo=True) == DEMOS[:1]
 
 
 @panels

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from qtool import resources
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact
 from qtool.errors import ModelError, UsageError
@@ -22,7 +23,7 @@ from qtool.scoring.scorer import Scorer
 from qtool.scoring.transformers import runtime
 from qtool.scoring.transformers.runtime import LoadedCheckpoint, OpenCheckpoint, TransformersScorer
 from qtool.verify import stages as checks
-from qtool.verify.case import VerifyOptions
+from qtool.verify.case import VerifyOptions, open_case
 from qtool.verify.gates import Verdict
 from qtool.verify.report import Report
 from tests.scoring import tiny
@@ -73,9 +74,9 @@ def recipe(folder: Path, gates: str) -> str:
 
 
 def run(artefact: Path, reference: Path, panel: Path, **options: object) -> Report:
-    defaults = {"task": Task.RERANK, "device": "cpu", "noise_queries": 0}
+    defaults = {"task": Task.RERANK, "device": "cpu", "noise_queries": 0, "panels": (str(panel),)}
     chosen = {**defaults, **options}
-    return verify(VerifyOptions(artefact=str(artefact), reference=str(reference), panels=(str(panel),), **chosen))
+    return verify(VerifyOptions(artefact=str(artefact), reference=str(reference), **chosen))
 
 
 def test_a_model_against_itself_passes_every_gate_but_no_ranking_on_four_queries(
@@ -124,8 +125,8 @@ def test_embedders_are_compared_by_cosine_and_each_content_is_embedded_once(
     report = verify(options, lambda *progress: seen.append(progress))
     assert 0.5 < report.panels[0].metrics["cosine_min"] < 1
     assert "log_odds_rmse" not in report.panels[0].metrics
-    assert ("artefact", 7, 7) in seen  # four queries and three documents
-    assert seen[-1] == ("reference", 7, 7)
+    assert ("scores of the artefact", 7, 7) in seen  # four queries and three documents
+    assert seen[-1] == ("scores of the reference", 7, 7)
     assert run(model, model, panel, task=Task.EMBED).panels[0].metrics["cosine_min"] == pytest.approx(1)
 
 
@@ -222,19 +223,98 @@ def test_a_text_model_refuses_a_picture_panel_by_item(panel: Path, tmp_path: Pat
         run(text, text, panel)
 
 
-def test_artefact_and_reference_must_be_of_one_family_and_task(model: Path, panel: Path, tmp_path: Path) -> None:
+def test_another_family_or_task_than_the_references_is_a_verdict_and_nothing_is_scored(
+    model: Path, panel: Path, tmp_path: Path
+) -> None:
     text = tiny.write_text(tmp_path / "text")
-    with pytest.raises(ModelError, match="artefact is a Qwen3ForCausalLM, the reference a Qwen3VL"):
-        run(text, model, panel)
+    for artefact, reference in ((text, model), (model, text)):
+        report = run(artefact, reference, panel, panels=())
+        assert (report.verdict, report.panels) == (Verdict.FAIL, ())
+        (finding,) = report.stages[0].findings
+        assert (report.stages[0].name, finding.code) == ("structure", "other-architecture")
+        assert "Qwen3ForCausalLM" in finding.sentence
+        assert "Qwen3VL" in finding.sentence
     folders = []
     for name, kind in (("r", "x.LogitScore"), ("e", "x.Pooling")):
         folders.append(Path(shutil.copytree(model, tmp_path / name)))
         (folders[-1] / "modules.json").write_text(json.dumps([{"type": kind}]))
-    with pytest.raises(ModelError, match=r"LogitScore.*Pooling"):
-        run(folders[0], folders[1], panel, task=None)
+    report = run(folders[0], folders[1], panel, task=None)
+    assert report.verdict is Verdict.FAIL
+    assert report.stages[0].findings[0].code == "other-task"
+    assert "rerank (modules.json (LogitScore)); the reference declares embed" in report.stages[0].findings[0].sentence
     with pytest.raises(UsageError, match="reranker or an embedder"):
         run(model, model, panel, task=None)
     assert run(model, folders[0], panel, task=None).task_source == "modules.json (LogitScore)"
+
+
+@pytest.mark.parametrize("source", ["built-in", "a copy under another name"])
+def test_a_real_model_on_coloured_shapes_is_inconclusive_and_a_loss_there_still_fails(
+    model: Path, noisy: Path, tmp_path: Path, source: str
+) -> None:
+    panel = find_panel("demo-text")
+    if source != "built-in":
+        panel = tmp_path / "mine.jsonl"
+        panel.write_bytes(find_panel("demo-text").read_bytes().partition(b"\n")[2])
+    report = run(model, model, panel, limit=3, recipe=recipe(tmp_path, "  log_odds_rmse: {max: 100}"))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    stages = {stage.name: stage for stage in report.stages}
+    assert stages["panels"].outcome.value == "inconclusive"
+    assert "coloured shapes" in stages["panels"].summary
+    assert "--panel YOUR.jsonl" in stages["panels"].summary
+    assert {gate.outcome.value for gate in report.gates} == {"inconclusive"}
+    assert report.gates[0].reason.endswith("is made for the demo models")
+    tight = recipe(tmp_path, "  log_odds_rmse: {max: 1.0e-6}")
+    assert run(noisy, model, panel, limit=3, recipe=tight).verdict is Verdict.FAIL
+
+
+def test_a_real_model_is_scored_on_real_texts_and_a_demo_model_on_its_own_panels(model: Path, tmp_path: Path) -> None:
+    text = tiny.write_text(tmp_path / "text")
+    demo = resources.demo_model("qtool-demo-reranker")
+    copy = Path(shutil.copytree(demo, tmp_path / "renamed"))
+    chosen = {
+        folder: open_case(VerifyOptions(artefact=str(folder), reference=str(folder), task=Task.RERANK, limit=1))
+        for folder in (text, model, demo, copy)
+    }
+    assert {folder: case.options.panels for folder, case in chosen.items()} == {
+        text: ("retrieval-text",),
+        model: ("retrieval-text", "retrieval-image"),
+        demo: ("demo-text", "demo-image", "demo-mixed"),
+        copy: ("demo-text", "demo-image", "demo-mixed"),
+    }
+    assert not any(case.undecided for case in chosen.values())
+
+
+def test_the_report_says_when_with_what_and_from_where(model: Path, panel: Path, tmp_path: Path) -> None:
+    options = VerifyOptions(
+        artefact=str(model), reference=str(model), panels=(str(panel),), task=Task.RERANK, device="cpu",
+        noise_queries=0, output=tmp_path / "out", use_cache=False,
+    )  # fmt: skip
+    first = verify(options, command="qtool verify X")
+    (tmp_path / "out" / "report.json").unlink()
+    again = verify(options, command="qtool verify X")
+    assert (again.command, again.started >= first.started > "2026") == ("qtool verify X", True)
+    assert [(each.role, each.asked, each.kept) for each in first.answers] == [("artefact", 12, 0), ("reference", 12, 0)]
+    assert [(each.role, each.asked, each.kept) for each in again.answers] == [("artefact", 0, 12), ("reference", 0, 12)]
+    assert (
+        first.artefact.nbytes
+        == first.reference.nbytes
+        == sum(tensor.nbytes for tensor in load_file(model / "model.safetensors").values())
+    )
+
+
+def test_how_long_scoring_takes_is_said_once_where_it_is_long(
+    model: Path, panel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qtool.verify.collect._WORTH_SAYING", 0.0)
+    monkeypatch.setattr("qtool.verify.collect._RATE_SECONDS", 0.0)
+    lines: list[str] = []
+    options = VerifyOptions(
+        artefact=str(model), reference=str(model), panels=(str(panel),), task=Task.RERANK, device="cpu",
+        noise_queries=0, use_cache=False,
+    )  # fmt: skip
+    verify(options, status=lines.append)
+    estimates = [line for line in lines if " left for 12 answers; --limit N takes the first N queries" in line]
+    assert [line.partition(":")[0] for line in estimates] == ["scores of the artefact", "scores of the reference"]
 
 
 def test_a_truncated_artefact_fails_the_structure_and_a_truncated_reference_is_an_error(
@@ -254,7 +334,7 @@ def test_a_truncated_artefact_fails_the_structure_and_a_truncated_reference_is_a
     assert caught.value.hint == "Download or copy it again."
 
 
-def test_the_stages_so_far_are_reported_where_scoring_ends_in_an_error(
+def test_each_stage_is_reported_as_it_ends_also_where_scoring_ends_in_an_error(
     model: Path, panel: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(model, tmp_path / "nan")
@@ -271,10 +351,10 @@ def test_the_stages_so_far_are_reported_where_scoring_ends_in_an_error(
     lines: list[str] = []
     with pytest.raises(ModelError, match="not a finite number"):
         verify(options, status=lines.append)
-    assert [line.partition(",")[0] for line in lines] == ["structure: pass", "prompt: pass"]
+    assert [line.partition(",")[0].partition(" in ")[0] for line in lines] == ["structure: pass", "prompt: pass"]
     lines.clear()
     verify(replace(options, artefact=str(model)), status=lines.append)
-    assert lines == []
+    assert [line.partition(":")[0] for line in lines] == ["structure", "prompt", "scores", "ranking"]
 
 
 def test_panels_are_files_or_built_in_names(model: Path, panel: Path) -> None:
@@ -300,6 +380,6 @@ def test_the_report_is_json_and_a_table_with_every_promised_column(
     console.print(render_console(report))
     console.file.close()
     text = console.export_text()
-    for phrase in ("log-odds, RMSE", "Kendall τ-b", "Worst pairs of balls", "a [red] ball", "≤ 0.5", "is below 1.1"):
+    for phrase in ("log_odds_rmse", "kendall_tau", "Worst pairs of balls", "[red", "≤ 0.5", "is below 1.1"):
         assert phrase in text
     assert "FAIL: 1 of 2 gates failed on 12 pairs, 1 skipped." in text

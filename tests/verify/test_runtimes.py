@@ -56,9 +56,9 @@ def test_a_gguf_file_is_loaded_once_and_closed_before_the_reference_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    start, load, close = server.start_server, runtime.load, server.Engine.close
+    start, load, close = server.start_server, runtime.load, server.Context.close
     monkeypatch.setattr(server, "start_server", lambda *given: events.append("load file") or start(*given))
-    monkeypatch.setattr(server.Engine, "close", lambda self: events.append("close file") or close(self))
+    monkeypatch.setattr(server.Context, "close", lambda self: events.append("close file") or close(self))
     monkeypatch.setattr(runtime, "load", lambda *given: events.append("load reference") or load(*given))
     run(str(gguf_of(RERANKER, "f16", folder)), ("demo-text",), noise_queries=0, use_cache=False)
     assert events == ["load file", "close file", "load reference"]

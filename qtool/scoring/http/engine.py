@@ -40,23 +40,25 @@ def scores_of(name: str, answer: Any, count: int) -> list[float]:
     return [found[index] for index in range(count)]
 
 
+class ScaleError(ModelError):
+    """The server's scores are not what its interface promises; `HttpScorer.served` gives them as they are."""
+
+
+class DeafError(UsageError):
+    """The server puts no instruction into its prompt, and a question has one."""
+
+
 def probabilities_as_log_odds(name: str, scores: Sequence[float]) -> list[float]:
-    """Log-odds of P(yes). Raises ModelError on a score outside 0 to 1."""
+    """Log-odds of P(yes). Raises ScaleError on a score outside 0 to 1."""
     for score in scores:
         if not math.isnan(score) and not 0 <= score <= 1:
-            raise ModelError(f"{name}: The server's score {score:g} is not a probability, so its scale is unknown.")
+            raise ScaleError(f"{name}: The server's score {score:g} is not a probability, so its scale is unknown.")
     return [score if math.isnan(score) else log_odds(score) for score in scores]
 
 
 def vector_of(name: str, answer: Any) -> NDArray[np.float64]:
     """The one vector of an answer in OpenAI's or TEI's shape, normalised. Raises ModelError where it is zero."""
-    entries = answer if isinstance(answer, list) else _entries(name, answer, ("data",))
-    if len(entries) != 1:
-        raise ModelError(f"{name}: The server returned {len(entries)} vectors for one item.")
-    values = entries[0].get("embedding") if isinstance(entries[0], dict) else entries[0]
-    if not isinstance(values, list) or not values:
-        raise ModelError(f"{name}: The server's answer contains no vector.")
-    vector = np.array([_number(name, value) for value in values])
+    vector = raw_vector_of(name, answer)
     length = np.linalg.norm(vector)
     if not np.isfinite(length) or length == 0:
         raise ModelError(
@@ -64,6 +66,17 @@ def vector_of(name: str, answer: Any) -> NDArray[np.float64]:
             "Check that the server runs an embedder; a reranker has no vectors.",
         )
     return np.asarray(vector / length)
+
+
+def raw_vector_of(name: str, answer: Any) -> NDArray[np.float64]:
+    """The one vector of an answer, as it is."""
+    entries = answer if isinstance(answer, list) else _entries(name, answer, ("data",))
+    if len(entries) != 1:
+        raise ModelError(f"{name}: The server returned {len(entries)} vectors for one item.")
+    values = entries[0].get("embedding") if isinstance(entries[0], dict) else entries[0]
+    if not isinstance(values, list) or not values:
+        raise ModelError(f"{name}: The server's answer contains no vector.")
+    return np.array([_number(name, value) for value in values])
 
 
 def tokens_read(answer: Any) -> int | None:
@@ -110,11 +123,23 @@ class HttpEngine(Protocol):
     def prepare(self, pairs: Sequence[Pair]) -> None:
         """Find out how the server scores, before `pairs` are ranked. Raises QtoolError."""
 
+    def ask(self, pairs: Sequence[Pair]) -> Any:
+        """The server's own answer to pairs of one query, as its users get it."""
+
     def rank(self, pairs: Sequence[Pair]) -> list[float]:
         """The log-odds of pairs of one query; NaN where the server computes none."""
 
+    def rank_uncached(self, pairs: Sequence[Pair]) -> list[float] | None:
+        """Likewise without the server's prefix cache; None where its interface has no way to ask so."""
+
+    def heeds_instructions(self, pair: Pair) -> bool | None:
+        """Whether an instruction changes the prompt; None where the interface has no place for one."""
+
     def embed(self, item: Item) -> NDArray[np.float64]:
         """The item's vector, of length 1."""
+
+    def vector(self, item: Item) -> NDArray[np.float64]:
+        """The item's vector as the server's users get it, whatever its length."""
 
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
         """What the model reads for `question`; None where the server does not report it."""

@@ -22,6 +22,7 @@ from qtool.scoring.http.engine import (
     check_text_only,
     known_prompt,
     probabilities_as_log_odds,
+    raw_vector_of,
     request_name,
     scores_of,
     tokens_read,
@@ -86,11 +87,30 @@ class LlamaServer(HttpEngine):
         """Nothing to find out."""
 
     @override
-    def rank(self, pairs: Sequence[Pair]) -> list[float]:
-        name = request_name(pairs)
+    def ask(self, pairs: Sequence[Pair]) -> Any:
         documents = [self._text(pair.document) for pair in pairs]
         body = {"query": self._text(pairs[0].query), "documents": documents}
-        return probabilities_as_log_odds(name, scores_of(name, self._client.post(name, "/v1/rerank", body), len(pairs)))
+        return self._client.post(request_name(pairs), "/v1/rerank", body)
+
+    @override
+    def rank(self, pairs: Sequence[Pair]) -> list[float]:
+        name = request_name(pairs)
+        return probabilities_as_log_odds(name, scores_of(name, self.ask(pairs), len(pairs)))
+
+    @override
+    def vector(self, item: Item) -> NDArray[np.float64]:
+        """Asked without `embd_normalize`, as users ask."""
+        prompt = self._official(item)
+        body = {"input": request_of(prompt, [item], self._marker)}
+        return raw_vector_of(prompt.name, self._client.post(prompt.name, "/v1/embeddings", body))
+
+    @override
+    def rank_uncached(self, pairs: Sequence[Pair]) -> None:
+        """There is no way to ask so."""
+
+    @override
+    def heeds_instructions(self, pair: Pair) -> None:
+        """There is no place for one."""
 
     @override
     def embed(self, item: Item) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from qtool.inputs.pictures import decode
 from qtool.progress import ignore
 from qtool.scoring.http.client import HttpClient, ask_all
 from qtool.scoring.http.detect import Server, ServerKind, detect_server
-from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine
+from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine, request_name, scores_of, tokens_read
 from qtool.scoring.http.llama_server import LlamaServer
 from qtool.scoring.http.text import Jina, Tei
 from qtool.scoring.http.vllm import Vllm
@@ -175,6 +175,30 @@ class HttpScorer(Scorer):
             stop=self._client.stop,
         )
         return np.stack([vectors[index] for index in range(len(items))])
+
+    def together(self, pairs: Sequence[Pair]) -> list[float]:
+        """The log-odds of `pairs` of one query, asked in one request. Raises QtoolError."""
+        return self._engine.rank(pairs)
+
+    def uncached(self, pairs: Sequence[Pair]) -> list[float] | None:
+        """Likewise without the server's prefix cache; None where its interface has no way to ask so."""
+        return self._engine.rank_uncached(pairs)
+
+    def heeds_instructions(self, pair: Pair) -> bool | None:
+        """Whether an instruction changes the prompt; None where the interface has no place for one."""
+        return self._engine.heeds_instructions(pair)
+
+    def served(self, pairs: Sequence[Pair]) -> list[float]:
+        """What the server's users get for `pairs` of one query, whatever its scale. Raises QtoolError."""
+        return scores_of(request_name(pairs), self._engine.ask(pairs), len(pairs))
+
+    def tokens_read(self, pair: Pair) -> int | None:
+        """How many tokens the server says it read of a pair; None where it does not say. Raises QtoolError."""
+        return tokens_read(self._engine.ask([pair]))
+
+    def served_vector(self, item: Item) -> NDArray[np.float64]:
+        """The vector that the server's users get, whatever its length. Raises QtoolError."""
+        return self._engine.vector(item)
 
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:

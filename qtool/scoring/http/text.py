@@ -21,6 +21,7 @@ from qtool.scoring.http.engine import (
     item_name,
     known_prompt,
     probabilities_as_log_odds,
+    raw_vector_of,
     request_name,
     scores_of,
     vector_of,
@@ -70,20 +71,39 @@ class Jina(HttpEngine):
         """Nothing to find out."""
 
     @override
-    def rank(self, pairs: Sequence[Pair]) -> list[float]:
-        name, documents = request_name(pairs), [pair.document.joined_text for pair in pairs]
+    def ask(self, pairs: Sequence[Pair]) -> Any:
+        documents = [pair.document.joined_text for pair in pairs]
         body = self._model | {"query": pairs[0].query.joined_text, "documents": documents, "return_documents": False}
-        answer = self._client.post(name, RERANK_PATHS, body)
-        return probabilities_as_log_odds(name, scores_of(name, answer, len(pairs)))
+        return self._client.post(request_name(pairs), RERANK_PATHS, body)
+
+    @override
+    def rank(self, pairs: Sequence[Pair]) -> list[float]:
+        name = request_name(pairs)
+        return probabilities_as_log_odds(name, scores_of(name, self.ask(pairs), len(pairs)))
+
+    @override
+    def rank_uncached(self, pairs: Sequence[Pair]) -> None:
+        """There is no way to ask so."""
+
+    @override
+    def heeds_instructions(self, pair: Pair) -> None:
+        """There is no place for one."""
 
     @override
     def embed(self, item: Item) -> NDArray[np.float64]:
-        body = self._model | {"input": self._official(item), "encoding_format": "float"}
-        return vector_of(item_name(item), self._client.post(item_name(item), "/v1/embeddings", body))
+        return vector_of(item_name(item), self._embedding(item))
+
+    @override
+    def vector(self, item: Item) -> NDArray[np.float64]:
+        return raw_vector_of(item_name(item), self._embedding(item))
 
     @override
     def prompt_seen(self, question: Pair | Item) -> None:
         """Not reported."""
+
+    def _embedding(self, item: Item) -> Any:
+        body = self._model | {"input": self._official(item), "encoding_format": "float"}
+        return self._client.post(item_name(item), "/v1/embeddings", body)
 
     def _official(self, item: Item) -> str:
         prompt = known_prompt(self._prompt, "The prompt of an item depends on the model")
@@ -105,16 +125,20 @@ class Tei(Jina):
             )
 
     @override
-    def rank(self, pairs: Sequence[Pair]) -> list[float]:
-        name, halves = request_name(pairs), [self._halves(pair) for pair in pairs]
+    def ask(self, pairs: Sequence[Pair]) -> Any:
+        halves = [self._halves(pair) for pair in pairs]
         # `raw_scores` are the log-odds.
         body = {"query": halves[0][0], "texts": [text for _, text in halves], "raw_scores": True, "truncate": False}
-        return scores_of(name, self._client.post(name, "/rerank", body), len(pairs))
+        return self._client.post(request_name(pairs), "/rerank", body)
 
     @override
-    def embed(self, item: Item) -> NDArray[np.float64]:
+    def rank(self, pairs: Sequence[Pair]) -> list[float]:
+        return scores_of(request_name(pairs), self.ask(pairs), len(pairs))
+
+    @override
+    def _embedding(self, item: Item) -> Any:
         body: dict[str, Any] = {"inputs": [self._official(item)], "normalize": True, "truncate": False}
-        return vector_of(item_name(item), self._client.post(item_name(item), "/embed", body))
+        return self._client.post(item_name(item), "/embed", body)
 
     def _halves(self, pair: Pair) -> tuple[str, str]:
         if self._prompt is None:

@@ -14,20 +14,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from typing_extensions import override
 
-from qtool.errors import ModelError, UsageError
+from qtool.errors import UsageError
 from qtool.inputs.items import OFFICIAL_LIMITS, ImageSource, Item, Pair, smart_resize
 from qtool.inputs.pictures import load_image
 from qtool.scoring.http.engine import (
+    DeafError,
     HttpEngine,
+    ScaleError,
     check_empty_is_missing,
     check_no_video,
     item_name,
     known_prompt,
     picture_url,
     probabilities_as_log_odds,
+    raw_vector_of,
     request_name,
     scores_of,
     tokens_read,
@@ -85,20 +89,40 @@ class Vllm(HttpEngine):
             self._gives_log_odds = self._scale_is_log_odds(pairs[0])
         instructed = next((pair for pair in pairs if pair.query.instruction), None)
         if instructed is not None and not self._takes_instructions(instructed):
-            raise UsageError(
+            raise DeafError(
                 f"{instructed.name}: The server at {self._client.url} does not put an instruction into its prompt.",
                 "Serve it by vLLM 0.22 or later with the chat template that qtool writes, which reads `instruction`.",
             )
 
     @override
+    def ask(self, pairs: Sequence[Pair]) -> Any:
+        return self._score(pairs)
+
+    @override
     def rank(self, pairs: Sequence[Pair]) -> list[float]:
+        return self._rank(pairs)
+
+    @override
+    def rank_uncached(self, pairs: Sequence[Pair]) -> list[float]:
+        """A prefix of another salt is not found in vLLM's cache."""
+        return self._rank(pairs, cache_salt=uuid4().hex)
+
+    @override
+    def heeds_instructions(self, pair: Pair) -> bool:
+        return self._takes_instructions(pair)
+
+    def _rank(self, pairs: Sequence[Pair], **more: Any) -> list[float]:
         name = request_name(pairs)
-        scores = scores_of(name, self._score(pairs, use_activation=not self._gives_log_odds), len(pairs))
+        scores = scores_of(name, self._score(pairs, use_activation=not self._gives_log_odds, **more), len(pairs))
         return scores if self._gives_log_odds else probabilities_as_log_odds(name, scores)
 
     @override
     def embed(self, item: Item) -> NDArray[np.float64]:
         return vector_of(item_name(item), self._embedding(item))
+
+    @override
+    def vector(self, item: Item) -> NDArray[np.float64]:
+        return raw_vector_of(item_name(item), self._embedding(item))
 
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
@@ -120,7 +144,7 @@ class Vllm(HttpEngine):
         if activated == raw or math.isnan(activated):  # an older vLLM, or NaN, which `rank` will report
             return False
         if abs(sigmoid(raw) - activated) > _ACTIVATION_ERROR:
-            raise ModelError(
+            raise ScaleError(
                 f"{pair.name}: {self._client.url} scores {activated:g}, and {raw:g} without its activation; "
                 "these are not a probability and its log-odds.",
                 "Serve with the classifier made from the tokens [no, yes], as `qtool serve-command` shows.",

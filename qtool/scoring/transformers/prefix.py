@@ -258,6 +258,13 @@ class Forward:
         rows: torch.Tensor = hidden[range(len(spans)), [len(span) - 1 for span in spans]]
         return rows
 
+    @torch.inference_mode()
+    def hidden(self, span: PromptSpan) -> torch.Tensor:
+        """Final normed hidden states [tokens, hidden] at every token of one prompt."""
+        cache = Continuation(KvPrefix.empty(self.device), self._tensor([0]), keep=False)
+        found: torch.Tensor = self._run([span], self._is_token([span]), cache)[0]
+        return found
+
     def _run(self, spans: Sequence[PromptSpan], is_token: torch.Tensor, cache: Continuation) -> torch.Tensor:
         ids = self._padded([span.ids for span in spans])
         positions = self._padded([span.positions for span in spans])

@@ -197,6 +197,16 @@ class TransformersScorer(Scorer):
         other._model = self._loaded
         return other
 
+    def pooled(self, questions: Sequence[Pair | Item]) -> Mapping[str, NDArray[np.float32]]:
+        """The answers that other poolings than that of the last token would give."""
+        prompts = [
+            self._builder.pair(each) if isinstance(each, Pair) else self._builder.item(each) for each in questions
+        ]
+        forward = self._loaded.forward
+        hidden = [forward.hidden(forward.span(prompt)) for prompt in prompts]
+        pools = {"mean of all tokens": [each.mean(0) for each in hidden], "first token": [each[0] for each in hidden]}
+        return {name: self._loaded.answer(torch.stack(each)).float().cpu().numpy() for name, each in pools.items()}
+
     @override
     def close(self) -> None:
         """Free the model; the next question loads it again."""
