@@ -1,125 +1,143 @@
-"""The report for a terminal, with the verdict last; text of artefacts and panels is shown without control characters."""
+"""The report for a terminal of 80 columns: no number is cut, and the verdict comes last.
+
+Text of artefacts and panels is shown without control characters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
 
-from qtool.checks.findings import printable
+from qtool.checks.findings import Finding, printable
+from qtool.checks.stage import Stage
+from qtool.console import unwrapped
+from qtool.progress import duration
 from qtool.reporting.words import (
-    GATE_COLUMNS,
     INTERVALS,
-    STAGE_COLUMNS,
-    bound,
-    duration,
+    MetricRow,
     gates_title,
     headline,
     interval,
-    metric_names,
+    metric_rows,
     number,
     signed,
     size,
+    sizes,
+    verdict_title,
 )
-from qtool.verify.metrics import label
 from qtool.verify.report import PairDelta, PanelReport, Report
 
-_STYLE: Final = {"pass": "green", "fail": "bold red", "inconclusive": "bold yellow", "ungated": "yellow"}
-_WORST_SHOWN: Final = 5
+_STYLE: Final = {
+    "pass": "green",
+    "fail": "bold red",
+    "inconclusive": "bold yellow",
+    "ungated": "yellow",
+    "broken": "bold red",
+    "warning": "yellow",
+}
+_WORST_SHOWN: Final = 3
 _LONGEST: Final = 1000
+_STAGE, _OUTCOME, _TIME = 10, 12, 8
+_METRIC, _VALUE, _INTERVAL, _BOUND = 19, 9, 18, 8
+"""Widths: with two spaces between them, a row of metrics has 74 columns."""
 
 
 def render_console(report: Report) -> RenderableType:
-    """Stages, metrics by panel, the worst pairs, the gates, the verdict."""
-    parts: list[RenderableType] = []
-    if report.stages:
-        parts.append(_stages(report))
-    if report.panels:
-        parts.append(_metrics(report))
-    parts += [_worst(panel) for panel in report.panels if panel.worst]
-    if report.gates:
-        parts.append(_gates(report))
+    """Stages with their findings, a block of metrics and worst pairs for each panel, the verdict."""
+    parts = [*_stages(report), *(line for panel in report.panels for line in _panel(report, panel))]
+    if any(panel.intervals for panel in report.panels):
+        parts += [Text(INTERVALS, style="dim"), Text("")]
+    if known := sizes(report):
+        parts.append(Text(f"Weights: {known}."))
     return Group(*parts, verdict_line(report))
 
 
 def verdict_line(report: Report) -> Text:
     """The verdict in one sentence."""
-    verdict = report.verdict.value
-    return Text(f"{verdict.upper()}: {printable(headline(report), _LONGEST)}", style=_bold(verdict))
+    return Text(
+        f"{verdict_title(report, upper=True)}: {printable(headline(report), _LONGEST)}",
+        style=_bold(report.verdict.value),
+    )
 
 
 def _bold(outcome: str) -> str:
     return f"bold {_STYLE[outcome].removeprefix('bold ')}"
 
 
-def _stages(report: Report) -> Table:
-    table = Table(title="Stages", title_justify="left")
-    for column in STAGE_COLUMNS[:-1]:
-        table.add_column(column)
-    table.add_column(STAGE_COLUMNS[-1], justify="right", no_wrap=True)
+def _stages(report: Report) -> Iterator[RenderableType]:
+    if not report.stages:
+        return
+    yield Text("Stages", style="bold")
     for stage in report.stages:
-        lines = [stage.summary, *(f"{each.code}: {each.sentence}" for each in stage.findings)]
-        summary = Text("\n".join(printable(line, _LONGEST) for line in lines))
-        table.add_row(Text(printable(stage.name)), _outcome(stage.outcome.value), summary, duration(stage.seconds))
-    return table
+        yield from _stage(stage)
+    yield Text("")
 
 
-def _metrics(report: Report) -> Table:
-    table = Table(title="Metrics", title_justify="left")
-    table.add_column("metric", no_wrap=True)
-    for panel in report.panels:
-        table.add_column(Text("\n".join((printable(panel.name), *size(panel)))), justify="right", no_wrap=True)
-    for metric in metric_names(report):
-        table.add_row(Text(printable(label(metric))), *(_value(panel, metric) for panel in report.panels))
-    if any(panel.intervals for panel in report.panels):
-        table.caption = f"Below the values: {INTERVALS}."
-    return table
+def _stage(stage: Stage) -> Iterator[RenderableType]:
+    took = duration(stage.seconds)
+    yield Text.assemble(
+        f"  {printable(stage.name):<{_STAGE}}  ",
+        (f"{stage.outcome.value:<{_OUTCOME}}", _style(stage.outcome.value)),
+        f"  {took:>{_TIME}}" if took else "",
+    )
+    if not any(stage.summary.startswith(each.sentence) for each in stage.findings):  # it follows with its code
+        yield Padding(Text(printable(stage.summary, _LONGEST)), (0, 0, 0, 6), expand=False)
+    for each in stage.findings:
+        yield from _finding(each)
 
 
-def _value(panel: PanelReport, metric: str) -> Text:
-    cell = Text(number(panel.metrics.get(metric)))
-    ends = panel.intervals.get(metric)
-    return cell.append(f"\n{interval(ends)}", style="dim") if ends else cell
+def _finding(each: Finding) -> Iterator[RenderableType]:
+    words = (f"{each.severity.value} ", _style(each.severity.value))
+    sentence = f"{printable(each.code)}: {printable(each.sentence, _LONGEST)}"
+    yield Padding(Text.assemble(words, sentence), (0, 0, 0, 6), expand=False)
+    if each.remedy:
+        yield unwrapped(f"        remedy: {printable(each.remedy, _LONGEST)}", "dim")
 
 
-def _worst(panel: PanelReport) -> Table:
-    table = Table(title=Text(f"Worst pairs of {printable(panel.name)}"), title_justify="left", expand=True)
-    columns: dict[str, Callable[[PairDelta], str]] = {
-        "query": lambda pair: f"{pair.query_id}: {pair.query}",
-        "document": lambda pair: f"{pair.document_id}: {pair.document}",
-        "label": lambda pair: "" if pair.label is None else f"{pair.label:g}",
-        "reference": lambda pair: signed(pair.reference),
-        "artefact": lambda pair: signed(pair.artefact),
-        "Δ": lambda pair: signed(pair.delta),
-    }
-    for name in columns:
-        if name in ("query", "document"):
-            table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=1)  # shortened, the numbers are not
-        else:
-            table.add_column(name, justify="right", no_wrap=True)
-    for pair in panel.worst[:_WORST_SHOWN]:
-        # As Text, so that rich reads no markup in a query.
-        table.add_row(*(Text(printable(cell(pair), _LONGEST)) for cell in columns.values()))
-    return table
+def _panel(report: Report, panel: PanelReport) -> Iterator[RenderableType]:
+    yield Text.assemble((printable(panel.name), "bold"), f": {', '.join(size(panel))}")
+    rows = metric_rows(report, panel)
+    shown = [row for row in rows if row.is_gated or not row.is_shortened]
+    if any(row.is_gated for row in shown):
+        yield Text(f"  {printable(gates_title(report))}", style="dim")
+    for row, following in zip(shown, [*shown[1:], None], strict=True):
+        yield _metric(row)
+        if row.outcome not in ("", "pass") and (
+            following is None or following.reason != row.reason
+        ):  # once for several
+            yield Padding(Text(printable(row.reason, _LONGEST)), (0, 0, 0, 6), expand=False)
+    if hidden := len(rows) - len(shown):
+        yield Text(f"  {hidden} metrics of shortened vectors are in report.json and report.html", style="dim")
+    if panel.worst:
+        yield Text(f"  Worst pairs of {printable(panel.name)}: reference -> artefact", style="dim")
+        yield from (line for pair in panel.worst[:_WORST_SHOWN] for line in _pair(pair))
+    yield Text("")
 
 
-def _gates(report: Report) -> Table:
-    table = Table(title=Text(printable(gates_title(report))), title_justify="left")
-    for column in GATE_COLUMNS:
-        table.add_column(column)
-    for gate in report.gates:
-        table.add_row(
-            Text(printable(label(gate.metric))),
-            Text(printable(gate.panel)),
-            bound(gate),
-            _outcome(gate.outcome.value),
-            Text(printable(gate.reason, _LONGEST)),
-        )
-    return table
+def _metric(row: MetricRow) -> Text:
+    """One line that is never wrapped or cut."""
+    name, ends = printable(row.name), interval(row.ends)
+    line = Text(no_wrap=True, overflow="ignore")
+    line.append(f"  {name:<{_METRIC}}  {number(row.value):>{_VALUE}}  {ends:<{_INTERVAL}}")
+    if row.is_gated:
+        line.append(f"  {row.bound:<{_BOUND}}  ")
+        line.append(row.outcome, style=_style(row.outcome))
+    line.rstrip()
+    return line
 
 
-def _outcome(outcome: str) -> Text:
-    return Text(outcome, style=_STYLE.get(outcome, "dim"))
+def _pair(pair: PairDelta) -> Iterator[Text]:
+    label = "" if pair.label is None else f", label {pair.label:g}"
+    scores = f"{signed(pair.reference)} -> {signed(pair.artefact)} (Δ {signed(pair.delta)}{label})"
+    yield unwrapped(f"    {scores}")
+    for side, words in ((pair.query_id, pair.query), (pair.document_id, pair.document)):
+        # As Text, so that rich reads no markup in a query; shortened, the numbers above are not.
+        yield Text(f"      {printable(f'{side}: {words}', _LONGEST)}", no_wrap=True, overflow="ellipsis")
+
+
+def _style(outcome: str) -> str:
+    return _STYLE.get(outcome, "dim")

@@ -6,14 +6,19 @@ The template escapes every value; a picture is shown only if it is a `data:` URL
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from markupsafe import Markup
 
+from qtool.console import human_size
+from qtool.progress import duration
 from qtool.reporting import plots, words
-from qtool.verify.report import Report
+from qtool.verify.meanings import meaning
+from qtool.verify.report import PanelReport, Report
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -29,16 +34,39 @@ def render_html(report: Report) -> str:
     return _template().render(
         report=report,
         words=words,
+        duration=duration,
+        human_size=human_size,
         style=Markup(_beside("report.css")),  # noqa: S704 - our own file
-        scores=[
-            (panel, plots.scatter(panel, unit), plots.histogram(panel, unit, report.noise)) for panel in report.panels
-        ],
+        meaning=meaning,
+        panels=[_panel(report, panel, unit) for panel in report.panels],
         modalities=plots.modalities(report),
         layers=plots.layers(report.weights),
         worst_shown=WORST_SHOWN,
         weights_shown=WEIGHTS_SHOWN,
         is_picture=_PICTURE.fullmatch,
     )
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What the page shows of a panel."""
+
+    report: PanelReport
+    rows: Sequence[words.MetricRow]
+    gates: Markup | None
+    plots: Sequence[tuple[Markup, str]]
+
+
+def _panel(report: Report, panel: PanelReport, unit: str) -> _Panel:
+    rows = words.metric_rows(report, panel)
+    noise = f" The band is the noise of {report.noise.dtype} (p99)." if report.noise else ""
+    pairs = f"Δ, artefact minus reference, of every pair. On the line both score alike.{noise} Rings: the worst pairs."
+    drawings = (
+        (plots.differences(panel, unit, report.noise), pairs),
+        (plots.histogram(panel, unit, report.noise), f"How many pairs differ by how much.{noise}"),
+    )
+    shown = [(drawing, caption) for drawing, caption in drawings if drawing is not None]
+    return _Panel(panel, rows, plots.gates(rows, panel.name), shown)
 
 
 @cache

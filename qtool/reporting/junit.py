@@ -14,7 +14,6 @@ from xml.etree import ElementTree as ET
 from qtool.checks.stage import Stage
 from qtool.reporting.words import bound, headline
 from qtool.verify.gates import GateResult
-from qtool.verify.metrics import label
 from qtool.verify.report import Report
 
 _NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -84,7 +83,7 @@ def _stage(stage: Stage) -> _Case:
 
 
 def _gate(gate: GateResult) -> _Case:
-    return _Case(f"{label(gate.metric)} {bound(gate)}", gate.outcome.value, gate.reason, gate.reason)
+    return _Case(f"{gate.metric} {bound(gate)}", gate.outcome.value, gate.reason, gate.reason)
 
 
 def _clean(text: str) -> str:

@@ -7,27 +7,30 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from qtool.checks.findings import printable
+from qtool.progress import duration
 from qtool.reporting.words import (
-    GATE_COLUMNS,
     INTERVALS,
+    METRIC_COLUMNS,
     STAGE_COLUMNS,
     WEIGHTS,
-    bound,
+    MetricRow,
+    answers,
     compared,
     concerns,
-    duration,
     gates_title,
     headline,
     interval,
-    metric_names,
+    metric_rows,
     noise_floor,
     number,
     settings,
     short_name,
     signed,
     size,
+    sizes,
+    started,
+    verdict_title,
 )
-from qtool.verify.metrics import label
 from qtool.verify.report import PairDelta, PanelReport, Report, Side
 
 _MARKS: Final = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "skipped": "⏭️", "ungated": "⚪"}
@@ -38,7 +41,7 @@ _LONGEST: Final = 1000
 
 def render_markdown(report: Report) -> str:
     """The whole document."""
-    blocks = [*_head(report), *_stages(report), *_gates(report), *_metrics(report)]
+    blocks = [*_head(report), *_stages(report), *_metrics(report)]
     blocks += [block for panel in report.panels for block in _worst(panel)]
     return "\n\n".join([*blocks, *_weights(report), *_provenance(report)]) + "\n"
 
@@ -60,9 +63,10 @@ def _head(report: Report) -> list[str]:
         f"- {_marked(each.outcome)}: {escaped(each.about)}: {escaped(each.sentence)}" for each in concerns(report)
     ]
     return [
-        f"# {_MARKS.get(verdict, '')} {verdict.upper()}: {escaped(short_name(report.artefact))}",
+        f"# {_MARKS.get(verdict, '')} {verdict_title(report, upper=True)}: {escaped(short_name(report.artefact))}",
         escaped(headline(report)),
         escaped(compared(report)),
+        *([f"Weights: {sizes(report)}."] if sizes(report) else []),
         *(["\n".join(reasons)] if reasons else []),
     ]
 
@@ -80,31 +84,31 @@ def _stages(report: Report) -> list[str]:
     return _section("Stages", _table(STAGE_COLUMNS, rows), "\n".join(findings))
 
 
-def _gates(report: Report) -> list[str]:
-    rows = [
-        (
-            escaped(label(gate.metric)),
-            escaped(gate.panel),
-            bound(gate),
-            _marked(gate.outcome.value),
-            escaped(gate.reason),
-        )
-        for gate in report.gates
-    ]
-    return _section(escaped(gates_title(report)), _table(GATE_COLUMNS, rows))
-
-
 def _metrics(report: Report) -> list[str]:
-    columns = [f"{escaped(panel.name)}<br>{', '.join(size(panel))}" for panel in report.panels]
-    rows = [(escaped(label(name)), *(_value(panel, name) for panel in report.panels)) for name in metric_names(report)]
-    note = f"In parentheses: {INTERVALS}." if any(panel.intervals for panel in report.panels) else ""
+    blocks = [block for panel in report.panels for block in _panel(report, panel)]
+    if not blocks:
+        return []
+    note = INTERVALS if any(panel.intervals for panel in report.panels) else ""
     noise = escaped(noise_floor(report.noise)) if report.noise else ""
-    return _section("Metrics", _table(("metric", *columns), rows, right=True), note, noise)
+    return [f"## {escaped(gates_title(report))}", *blocks, *filter(None, (note, noise))]
 
 
-def _value(panel: PanelReport, metric: str) -> str:
-    ends = panel.intervals.get(metric)
-    return number(panel.metrics.get(metric)) + (f" ({interval(ends)})" if ends else "")
+def _panel(report: Report, panel: PanelReport) -> list[str]:
+    """The panel's metrics, those with a gate first; vectors of fewer dimensions are folded away."""
+    rows = metric_rows(report, panel)
+    shown, folded = (
+        [row for row in rows if (row.is_gated or not row.is_shortened) is wanted] for wanted in (True, False)
+    )
+    columns = (*METRIC_COLUMNS, "reason")
+    table = _table(columns, map(_metric, shown))
+    summary = f"<details><summary>{len(folded)} metrics of shortened vectors</summary>"
+    more = [summary, _table(METRIC_COLUMNS, (_metric(row)[:-1] for row in folded)), "</details>"] if folded else []
+    return [f"### {escaped(panel.name)}: {', '.join(size(panel))}", table, *more]
+
+
+def _metric(row: MetricRow) -> tuple[str, ...]:
+    outcome = _marked(row.outcome) if row.is_gated else ""
+    return (code(row.name), number(row.value), interval(row.ends), row.bound, outcome, escaped(row.reason))
 
 
 def _worst(panel: PanelReport) -> list[str]:
@@ -144,10 +148,16 @@ def _provenance(report: Report) -> list[str]:
     sides = [_side("artefact", report.artefact), _side("reference", report.reference)]
     panels = [(escaped(panel.name), escaped(panel.license), code(panel.sha256)) for panel in report.panels]
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items() if version)
+    run = [
+        *([f"Started {escaped(started(report))}."] if report.started else []),
+        *([f"Command: {code(report.command)}"] if report.command else []),
+        *([f"Answers: {escaped('; '.join(answers(report)))}."] if report.answers else []),
+    ]
     return [
         *_section("Rederived files", _table(("file", "bytes", "sha256", "rederived sha256"), files)),
         *_section("Provenance", _table(("", "name", "engine", "numbers", "weights", "prompt"), sides)),
         *([_table(("panel", "license", "sha256"), panels)] if panels else []),
+        *run,
         escaped(
             f"Recipe {report.recipe or 'none'}; task from {report.task_source}; {settings(report)}; {versions}; {duration(report.seconds)}."
         ),

@@ -1,18 +1,18 @@
-"""The plots of a report, as SVG: scores against scores, the differences, the modalities, the layers."""
+"""The plots of a report, as SVG: the gates, the differences, the modalities, the layers."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from markupsafe import Markup, escape
 
 from qtool.checks.stage import TensorError
-from qtool.reporting.words import number
+from qtool.reporting.words import MetricRow, interval, number
 from qtool.verify.report import NoiseFloor, PanelReport, Report
 
 # Drawings as SVG: a frame with axes, and what is drawn inside it. Colours are CSS classes of the page, so that they follow
@@ -141,32 +141,82 @@ _HEIGHT: Final = 260
 _ROW: Final = 40
 
 
-def scatter(panel: PanelReport, unit: str) -> Markup | None:
-    """Every pair: the reference's score across, the artefact's up; equal scores lie on the diagonal."""
+def differences(panel: PanelReport, unit: str, noise: NoiseFloor | None) -> Markup | None:
+    """Every pair: the reference's score across, artefact minus reference up; None where all scores are equal."""
     scores = _finite(panel)
-    if not scores:
+    deltas = [artefact - reference for reference, artefact in scores]
+    if not any(deltas):
         return None
-    flat = [score for pair in scores for score in pair]
-    pad = (max(flat) - min(flat)) * 0.04
-    ends = (min(flat) - pad, max(flat) + pad)
-    frame = Frame.around(ends, ends)
-    diagonal = line((frame.x.start, frame.y.start), (frame.x.end, frame.y.end), "diagonal")
+    reach = max(*map(abs, deltas), noise.p99 if noise else 0) * 1.06
+    across = [reference for reference, _ in scores]
+    frame = Frame.around((min(across), max(across)), (-reach, reach))
+    band = []
+    if noise:
+        top, bottom = frame.y.at(noise.p99), frame.y.at(-noise.p99)
+        title = f"noise of {noise.dtype}, p99: {number(noise.p99)}"
+        band.append(box(LEFT, top, frame.x.end - LEFT, bottom - top, "noise", title))
     worst = [
-        ring(frame.x.at(pair.reference), frame.y.at(pair.artefact), "worst", f"{pair.query} ⟶ {pair.document}")
+        ring(frame.x.at(pair.reference), frame.y.at(pair.delta), "worst", f"{pair.query} ⟶ {pair.document}")
         for pair in panel.worst
-        if math.isfinite(pair.reference) and math.isfinite(pair.artefact)
+        if math.isfinite(pair.reference) and math.isfinite(pair.delta)
     ]
-    axes = frame.axes(f"reference, {unit}", f"artefact, {unit}")
-    description = f"{len(scores)} pairs between {number(min(flat))} and {number(max(flat))}; the worst are ringed."
-    return drawing(f"Scores of {panel.name}", description, _HEIGHT, axes, diagonal, frame.dots(scores, "a"), *worst)
+    zero = line((LEFT, frame.y.at(0)), (frame.x.end, frame.y.at(0)), "zero")
+    axes = frame.axes(f"reference, {unit}", f"Δ, {unit}")
+    description = (
+        f"{len(scores)} pairs, Δ between {number(min(deltas))} and {number(max(deltas))}; the worst are ringed."
+    )
+    dots = frame.dots(zip(across, deltas, strict=True), "a")
+    return drawing(f"Δ of {panel.name} against the reference", description, _HEIGHT, *band, axes, zero, dots, *worst)
+
+
+_GATE: Final = 58
+"""Pixels of a gate's row: its name and numbers, then its line."""
+
+
+def gates(rows: Sequence[MetricRow], name: str) -> Markup | None:
+    """Each gate on a line of its own scale: the range that is allowed, the interval, the value; None without a number."""
+    known = [row for row in rows if row.is_gated and row.value is not None and math.isfinite(row.value)]
+    if not known:
+        return None
+    parts = [part for place, row in enumerate(known) for part in _gate(row, row.value or 0.0, TOP + _GATE * place)]
+    described = "; ".join(
+        f"{row.name} {number(row.value)} {interval(row.ends)} {row.bound}: {row.outcome}" for row in known
+    )
+    return drawing(f"Gates on {name}", described, TOP + _GATE * len(known) + 4, *parts)
+
+
+def _gate(row: MetricRow, value: float, top: float) -> Iterator[Markup]:
+    start, end, middle = 8.0, WIDTH - 8.0, top + 30
+    ends = [value] + ([row.ends.low, row.ends.high] if row.ends else [])
+    bounds = [bound for bound in (row.low, row.high) if bound is not None]
+    low, high = min(ends + bounds), max(ends + bounds)
+    pad = (high - low) * 0.12 or abs(high) * 0.1 or 1.0
+    axis = Axis(low - pad, high + pad, start, end)
+    left = axis.at(row.low) if row.low is not None else start
+    right = axis.at(row.high) if row.high is not None else end
+    yield text(start, top + 14, row.name, "start", "name")
+    yield text(end, top + 14, f"{number(value)} {interval(row.ends)}", "end", "tick")
+    yield box(start, middle - 6, end - start, 12, "track")
+    yield box(left, middle - 6, right - left, 12, "allowed", f"allowed: {row.bound}")
+    for bound in bounds:
+        yield line((axis.at(bound), middle - 9), (axis.at(bound), middle + 9), "limit")
+        anchor = "start" if axis.at(bound) < WIDTH / 4 else "end" if axis.at(bound) > WIDTH * 3 / 4 else "middle"
+        yield text(axis.at(bound), middle + 19, row.bound if len(bounds) == 1 else f"{bound:g}", anchor)
+    if row.ends:
+        first, last = axis.at(row.ends.low), axis.at(row.ends.high)
+        yield line((first, middle), (last, middle), "span")
+        yield from (line((edge, middle - 4), (edge, middle + 4), "span") for edge in (first, last))
+    yield Markup('<circle class="value {}" cx="{:.1f}" cy="{:.1f}" r="5">{}</circle>').format(
+        row.outcome, axis.at(value), middle, _title(f"{row.name}: {row.outcome}")
+    )
 
 
 def histogram(panel: PanelReport, unit: str, noise: NoiseFloor | None) -> Markup | None:
     """How many pairs differ by how much, with the noise floor (p99) of the reference behind them."""
     deltas = [artefact - reference for reference, artefact in _finite(panel)]
-    if not deltas:
+    if not any(deltas):
         return None
-    reach = max(*map(abs, deltas), noise.p99 if noise else 0) or 1.0
+    reach = max(*map(abs, deltas), noise.p99 if noise else 0)
     counts = [0] * _BINS
     for delta in deltas:
         counts[min(int((delta + reach) / (2 * reach) * _BINS), _BINS - 1)] += 1
@@ -195,14 +245,17 @@ def _noise_band(frame: Frame, noise: NoiseFloor) -> Markup:
 
 
 def modalities(report: Report) -> Markup | None:
-    """Each panel's distances by what its pairs hold: a bar of the RMSE, a whisker to the 95th percentile."""
+    """Each panel's distances by what its pairs hold: a bar of the RMSE, a whisker to the 95th percentile.
+
+    None where there is one kind only, or no distance.
+    """
     rows = [
         (panel.name, modality, *_distances(values))
         for panel in report.panels
         for modality, values in panel.by_modality.items()
         if _distances(values)[0] is not None
     ]
-    if not rows:
+    if len(rows) < 2 or not any(rmse for _, _, rmse, _ in rows):
         return None
     height = TOP + _ROW * len(rows) + BOTTOM
     reach = max(value for _, _, *values in rows for value in values if value is not None)
@@ -239,13 +292,17 @@ def _distances(values: Mapping[str, float]) -> tuple[float | None, float | None]
 
 
 def layers(weights: Sequence[TensorError]) -> list[tuple[str, Markup]]:
-    """For each stack of layers its name and plot: the relative error of each tensor by layer, and what its format allows."""
+    """For each stack of layers its name and plot: the relative error of each tensor by layer, and what its format allows.
+
+    A stack without an error has no plot.
+    """
     stacks: dict[str, list[tuple[int, TensorError]]] = defaultdict(list)
     for tensor in weights:
         found = re.match(r"(.*?)\.(\d+)\.", tensor.tensor)
         if found and math.isfinite(tensor.relative_error):
             stacks[found[1]].append((int(found[2]), tensor))
-    return [(name, _stack(name, tensors)) for name, tensors in stacks.items()]
+    changed = {name: tensors for name, tensors in stacks.items() if any(each.relative_error for _, each in tensors)}
+    return [(name, _stack(name, tensors)) for name, tensors in changed.items()]
 
 
 def _stack(name: str, tensors: Sequence[tuple[int, TensorError]]) -> Markup:

@@ -8,14 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from qtool.console import human_size
 from qtool.verify.conclude import RANKS, SCORES
 from qtool.verify.gates import GateResult, Verdict
-from qtool.verify.metrics import METRICS, Interval, label
+from qtool.verify.metrics import METRICS, Interval
 from qtool.verify.report import NoiseFloor, PanelReport, Report, Side
 
 STAGE_COLUMNS: Final = ("stage", "outcome", "summary", "time")
-GATE_COLUMNS: Final = ("metric", "panel", "bound", "outcome", "reason")
-INTERVALS: Final = "90 % confidence intervals (BCa bootstrap over queries; each end is a one-sided 95 % bound)"
+METRIC_COLUMNS: Final = ("metric", "value", "interval", "bound", "outcome")
+INTERVALS: Final = (
+    "[low, high] is a 90 % confidence interval (BCa bootstrap over queries); each end is a one-sided 95 % bound."
+)
 WEIGHTS: Final = "The relative error (Frobenius norm) of each dequantized weight against its source, worst first."
 _MODELS: Final = {"rerank": "rerankers", "embed": "embedders"}
 _JUDGED_BY_GATES: Final = (SCORES, RANKS)
@@ -51,22 +54,12 @@ def signed(value: float) -> str:
 
 def interval(ends: Interval | None) -> str:
     """Both ends, or nothing."""
-    return "" if ends is None else f"{number(ends.low)} … {number(ends.high)}"
+    return "" if ends is None else f"[{number(ends.low)}, {number(ends.high)}]"
 
 
 def bound(gate: GateResult) -> str:
     """What a gate allows."""
     return " ".join(f"{sign} {value:g}" for sign, value in (("≥", gate.min), ("≤", gate.max)) if value is not None)
-
-
-def duration(seconds: float) -> str:
-    """Seconds up to two minutes, then minutes, then hours; nothing for no time."""
-    if seconds < 0.05:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def counted(number: int, noun: str) -> str:
@@ -98,14 +91,82 @@ def metric_names(report: Report) -> list[str]:
     return [name for name in known if name in found] + [name for name in found if name not in known]
 
 
-def of_shortened(metrics: Iterable[str]) -> list[str]:
-    """The metrics of an embedder's vectors cut to fewer dimensions."""
-    return [metric for metric in metrics if "_mrl" in metric]
+@dataclass(frozen=True)
+class MetricRow:
+    """A metric of a panel as every form shows it; `outcome`, `low` and `high` are those of the gate held against it."""
+
+    name: str
+    value: float | None
+    ends: Interval | None
+    bound: str = ""
+    outcome: str = ""
+    reason: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a gate is held against it."""
+        return bool(self.outcome)
+
+    @property
+    def is_shortened(self) -> bool:
+        """Whether it is of vectors cut to fewer dimensions."""
+        return "_mrl" in self.name
+
+
+def metric_rows(report: Report, panel: PanelReport) -> list[MetricRow]:
+    """The gated metrics of a panel in the recipe's order, then its others in the task's order.
+
+    Gates on metrics of the other task are left out.
+    """
+    foreign = {name for task, names in METRICS.items() if task.value != report.task for name in names} - set(
+        metric_names(report)
+    )
+    gates = [gate for gate in report.gates if gate.panel == panel.name and gate.metric not in foreign]
+    rows = [
+        MetricRow(
+            gate.metric, gate.value, gate.interval, bound(gate), gate.outcome.value, gate.reason, gate.min, gate.max
+        )
+        for gate in gates
+    ]
+    others = [name for name in metric_names(report) if name in panel.metrics and name not in {row.name for row in rows}]
+    return rows + [MetricRow(name, panel.metrics[name], panel.intervals.get(name)) for name in others]
 
 
 def gates_title(report: Report) -> str:
-    """The heading of the gates."""
-    return f"Gates of the recipe {report.recipe}" if report.recipe else "Gates"
+    """The heading of the metrics, whose bounds are a recipe's."""
+    return f"Metrics and gates of the recipe {report.recipe}" if report.recipe else "Metrics and gates"
+
+
+def verdict_title(report: Report, *, upper: bool = False) -> str:
+    """The verdict in words; a pass without scores says what it is a pass of."""
+    word = report.verdict.value.upper() if upper else report.verdict.value.capitalize()
+    if report.panels or report.verdict is not Verdict.PASS:
+        return word
+    passed = [stage.name for stage in report.stages if stage.outcome.value == "pass"]
+    return f"{word} ({_listed(passed)} only)" if passed else word
+
+
+def sizes(report: Report) -> str:
+    """Bytes of the reference's and the artefact's tensors; empty where one is not known."""
+    before, after = report.reference.nbytes, report.artefact.nbytes
+    if not before or after is None:
+        return ""
+    return f"{human_size(before)} before, {human_size(after)} after ({after / before:.0%})"
+
+
+def started(report: Report) -> str:
+    """When the run began; empty where nobody knows."""
+    return report.started.replace("T", " ").replace("+00:00", " UTC")
+
+
+def answers(report: Report) -> list[str]:
+    """For each role how many answers were computed, and how many came from elsewhere."""
+    return [
+        f"{each.role}: {each.asked:,} computed, {each.kept:,} from the cache or an earlier run"
+        for each in report.answers
+    ]
 
 
 def noise_floor(noise: NoiseFloor) -> str:
@@ -149,8 +210,7 @@ def concerns(report: Report) -> list[Concern]:
             if gate.outcome.value == wanted:
                 panels.setdefault((gate.metric, gate.reason), []).append(gate.panel)
         found += [
-            Concern(wanted, f"{label(metric)} on {_listed(names)}", reason)
-            for (metric, reason), names in panels.items()
+            Concern(wanted, f"{metric} on {_listed(names)}", reason) for (metric, reason), names in panels.items()
         ]
     return found
 

@@ -9,7 +9,7 @@ from qtool.checks.stage import Outcome, RederivedFile, Stage, TensorError
 from qtool.verify.compare import thumbnail
 from qtool.verify.gates import GateResult, Verdict
 from qtool.verify.metrics import Interval
-from qtool.verify.report import NoiseFloor, PairDelta, PanelReport, Report, Side
+from qtool.verify.report import AnswerCount, NoiseFloor, PairDelta, PanelReport, Report, Side
 
 PAIR = PairDelta(
     query_id="q1",
@@ -24,8 +24,9 @@ PAIR = PairDelta(
 )
 
 
-def side(name: str) -> Side:
-    return Side(name=name, engine="transformers 5", numbers="float32 on cpu", sha256="a" * 64, prompt_sha256="b" * 64)
+def side(name: str, nbytes: int | None = None) -> Side:
+    engine = {"engine": "transformers 5", "numbers": "float32 on cpu", "sha256": "a" * 64, "prompt_sha256": "b" * 64}
+    return Side(name=name, nbytes=nbytes, **engine)
 
 
 def noise(dtype: str) -> NoiseFloor:
@@ -80,8 +81,8 @@ def whole() -> Report:
         for part in ("self_attn.q_proj", "mlp.up_proj", "other")
     )
     return Report(
-        artefact=side("out/model-NVFP4"),
-        reference=side("org/model"),
+        artefact=side("out/model-NVFP4", 1_500_000_000),
+        reference=side("org/model", 4_000_000_000),
         task="rerank",
         task_source="modules.json",
         recipe="tiny",
@@ -95,13 +96,18 @@ def whole() -> Report:
         noise=noise("bfloat16"),
         weights=weights,
         rederived=(RederivedFile("a.safetensors", "1" * 64, "1" * 64), RederivedFile("b.safetensors", "1" * 64, None)),
+        started="2026-11-24T12:00:00+00:00",
+        command="qtool verify out/model-NVFP4 --reference org/model",
+        answers=(AnswerCount(role="artefact", asked=3, kept=0), AnswerCount(role="reference", asked=1, kept=2)),
     )
 
 
 def structure_only() -> Report:
     """A report of a run that scored nothing."""
     stages = (Stage("structure", Outcome.PASS, "13 tensors"),)
-    bare = replace(whole(), stages=stages, panels=(), gates=(), noise=None, weights=(), rederived=(), recipe="")
+    bare = replace(
+        whole(), stages=stages, panels=(), gates=(), noise=None, weights=(), rederived=(), recipe="", answers=()
+    )
     return replace(bare, verdict=Verdict.PASS)
 
 
@@ -141,6 +147,9 @@ def hostile() -> Report:
         panels=(panel(HOSTILE, license=HOSTILE, worst=(bad,), by_modality={HOSTILE: {"log_odds_rmse": 0.1}}),),
         gates=tuple(replace(gate, panel=HOSTILE, reason=HOSTILE) for gate in report.gates),
         versions={HOSTILE: HOSTILE},
+        command=HOSTILE,
+        started=HOSTILE,
+        answers=(AnswerCount(role=HOSTILE, asked=1, kept=0),),
         noise=noise(HOSTILE),
         weights=tuple(replace(each, tensor=HOSTILE + ".1." + HOSTILE, format=HOSTILE) for each in report.weights),
         rederived=(RederivedFile(HOSTILE, HOSTILE, HOSTILE),),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -74,14 +75,14 @@ def test_headings_are_in_order_and_drawings_have_names(name):
 def test_the_verdict_stands_first_then_why_then_the_rest():
     page = Page(render_html(reports.whole()))
     order = ["Fail model-NVFP4", "Weights failed; 1 of 2 gates failed on 3 pairs, 1 skipped.", "Why", "one is wrong",
-             "0.0353 is above 0.03", "Stages", "Gates", "Metrics", "Plots", "Worst pairs", "Rederived files", "Provenance"]  # fmt: skip
+             "0.0353 is above 0.03", "Stages", "Metrics and gates", "Worst pairs", "Rederived files", "Provenance"]  # fmt: skip
     places = [page.text.index(words) for words in order]
     assert places == sorted(places)
 
 
 def test_every_part_of_the_report_is_on_the_page():
     text = Page(render_html(reports.whole())).text
-    for words in ("0.0312 … 0.0399", "-1.5e-05", "which ball?", "a red ball", "Δ -0.2500", "label 2", "CC0-1.0", "a" * 64,
+    for words in ("[0.0312, 0.0399]", "root mean square of Δ", "-1.5e-05", "which ball?", "a red ball", "Δ -0.2500", "label 2", "CC0-1.0", "a" * 64,
                   "c" * 64, "torch 2.13.0", "Noise floor: the reference in bfloat16", "the server shows no token ids",
                   "qtool x", "model.layers.3.mlp.up_proj.weight", "b.safetensors", "org/model", "schema 3"):  # fmt: skip
         assert words in text, words
@@ -95,6 +96,22 @@ def test_what_a_stranger_wrote_is_text_and_his_pictures_are_pictures_or_nothing(
     assert "{{7*7}}" in page.text
     sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
     assert sources == [reports.thumbnail_of_red()]
+
+
+def test_tables_can_be_stacked_on_a_phone_since_each_cell_knows_its_column():
+    page = Page(render_html(reports.whole()))
+    tables = [value for tag, name, value in page.attributes if (tag, name) == ("table", "class")]
+    assert len(tables) == page.tags.count("table")
+    assert all("stack" in value.split() for value in tables)
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("td", "data-label")]
+    assert len(labels) == page.tags.count("td")
+
+
+def test_no_plot_is_empty():
+    same = reports.panel(scores=((0.5, 0.5), (0.5, 0.5)), by_modality={"text": {"log_odds_rmse": 0.0}}, worst=())
+    text = render_html(replace(reports.whole(), panels=(same,), gates=(), weights=(), noise=None))
+    assert 'role="img"' not in text
+    assert "All 2 scores are equal" in text
 
 
 def test_outcomes_differ_by_word_and_by_shape():
