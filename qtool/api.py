@@ -285,7 +285,7 @@ def verify(
         keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *_dataset_panel(keywords))
     options = _options(verify, VerifyOptions, keywords)
     with _stages("items", progress) as shown:
-        return run(options, shown, status=_show_finished_stage)
+        return run(options, shown, status=_show_finished_stage, command=console.settings.command)
 
 
 def merge_reports(folders: Sequence[StrPath], *, output: StrPath, force: bool = False) -> Report:
@@ -404,7 +404,7 @@ def _dataset_panel(keywords: Mapping[str, Any]) -> list[str]:
 
 
 def _show_finished_stage(line: str) -> None:
-    """What an earlier stage found, where an error ends a command and there is no report."""
+    """What a stage found, as it ends: the log of a command, and all there is where an error ends it."""
     if console.settings.is_command:
         from qtool.checks.findings import printable
 

@@ -37,11 +37,15 @@ _WIDTH_OF_FILES: Final = 160
 
 @dataclass
 class Settings:
-    """What the command line chose; a library caller gets bars, and no line is printed for it."""
+    """What the command line chose; a library caller gets bars, and no line is printed for it.
+
+    `command` is what was typed, without secrets.
+    """
 
     is_command: bool = False
     quiet: bool = False
     verbose: bool = False
+    command: str = ""
 
 
 settings: Final = Settings()
@@ -116,9 +120,15 @@ def unwrapped(line: str, style: str = "") -> Text:
     return Text(line, style, no_wrap=True, overflow="ignore")
 
 
-def written(output: Path, command: str, arguments: str = "") -> Text:
+def written(output: Path, command: str) -> Text:
     """What was written, and the command that says more about it."""
-    return unwrapped(f"Wrote {output}. Next: qtool {command} {shlex.quote(str(output))}{arguments}")
+    return unwrapped(f"Wrote {output}. Next: qtool {command} {shlex.quote(str(output))}")
+
+
+def verify_next(output: Path, artefact: Path, reference: str) -> Text:
+    """What was written, and the whole command that proves that it scores as its source does."""
+    command = shlex.join(["qtool", "verify", str(artefact), "--reference", reference, "--panel", "YOUR.jsonl"])
+    return unwrapped(f"Wrote {output}. Next: {command}")
 
 
 def show_line(result: str) -> None:

@@ -19,6 +19,8 @@ from qtool import __version__, errors, resources
 from qtool.arch.spec import Task
 from qtool.cli import app
 from qtool.cli.examples import DOCS, EXAMPLES
+from qtool.cli.options import at_revision
+from qtool.cli.typed import typed_command
 from qtool.errors import UsageError
 from qtool.options import parse_size
 from tests.docs_pages import EXIT_CODES
@@ -141,7 +143,9 @@ def test_a_command_to_copy_is_one_line_however_narrow_the_terminal(tmp_path):
     output.parent.mkdir()
     said = qtool("convert-gguf", "qtool-demo-reranker", "-o", output, "--split-max-size", "2MB", COLUMNS="40").stdout
     command = next(line for line in said.splitlines() if "Next: " in line).partition("Next: qtool ")[2]
-    assert qtool(*shlex.split(command)).returncode == 0
+    assert command.endswith(" --reference qtool-demo-reranker --panel YOUR.jsonl")
+    words = shlex.split(command.replace("YOUR.jsonl", "demo-text"))
+    assert qtool(*words, "--structure-only").returncode == 0
 
 
 def test_recipes_are_listed_and_shown():
@@ -208,7 +212,68 @@ def artefact(tmp_path_factory):
 def test_verify_passes_within_the_recipes_gates(artefact):
     done = qtool("verify", artefact, "--reference", "qtool-demo-reranker", "--panel", "demo-text", "--limit", 8)
     assert done.returncode == 0, done.stderr
-    assert "nDCG@10, artefact" in done.stdout
+    assert "ndcg10_artefact" in done.stdout
+
+
+def test_quantize_ends_with_the_whole_command_that_verifies_at_the_revision_of_its_source(tmp_path):
+    source = shutil.copytree(resources.demo_model("qtool-demo-reranker"), tmp_path / "my model")
+    done = qtool("quantize", source, "-o", tmp_path / "out")
+    command = f"qtool verify {tmp_path / 'out'} --reference '{source}' --panel YOUR.jsonl"
+    assert done.stdout.splitlines()[-1] == f"Wrote {tmp_path / 'out'}. Next: {command}"
+    assert at_revision("org/name", "v1") == at_revision("hf://org/name", "v1") == "hf://org/name@v1"
+    assert at_revision("org/name", None) == "org/name"
+
+
+def test_the_report_has_the_command_as_it_was_typed_without_its_secrets():
+    typed = [
+        "verify",
+        "http://me:pass@host/x?key=1",
+        "--reference",
+        "a b",
+        "--token",
+        "s3cret",
+        "--token=s3cret",
+        "hf_abcdefgh12",
+    ]
+    shown = typed_command([*typed, "the-api-key"], {"QTOOL_API_KEY": "the-api-key", "HF_TOKEN": "x"})
+    assert shown == (
+        "qtool verify 'http://[redacted]@host/x?[redacted]' --reference 'a b' --token '[redacted]' '--token=[redacted]' "
+        "'[redacted]' '[redacted]'"
+    )
+
+
+def test_verify_writes_its_command_and_a_line_for_each_stage_where_there_is_no_terminal(artefact, tmp_path):
+    arguments = (
+        artefact,
+        "--reference",
+        "qtool-demo-reranker",
+        "--panel",
+        "demo-text",
+        "--limit",
+        2,
+        "-o",
+        tmp_path / "r",
+    )
+    done = qtool("verify", *arguments, "--token", "hf_secretsecret", COLUMNS="80")
+    lines = [line.partition(":")[0] for line in done.stderr.splitlines()]
+    assert lines == ["structure", "prompt", "noise", "scores", "ranking"]
+    assert done.stdout.splitlines()[-1] == f"Report: {tmp_path / 'r' / 'report.html'}"
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["command"].startswith(f"qtool verify {artefact} --reference qtool-demo-reranker")
+    for name in ("report.json", "report.html", "report.md"):
+        assert "secretsecret" not in (tmp_path / "r" / name).read_text()
+
+
+def test_an_undecided_inspection_fails_only_when_it_is_strict(tmp_path):
+    source = shutil.copytree(resources.demo_model("qtool-demo-reranker"), tmp_path / "m")
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (source / name).unlink()
+    shutil.rmtree(source / "1_LogitScore")
+    done = qtool("inspect", source)
+    assert (done.returncode, "UNDECIDED" in done.stdout) == (0, True)
+    assert qtool("inspect", source, "--strict").returncode == 1
+    assert json.loads(qtool("inspect", source, "--strict", "--json").stdout)["undecided"] is True
+    assert qtool("inspect", source, "--strict", "--task", "rerank").returncode == 0
 
 
 def test_verify_fails_with_1_when_a_gate_does(artefact, tmp_path):
@@ -231,10 +296,11 @@ def test_verify_fails_with_1_when_a_gate_does(artefact, tmp_path):
     assert json.loads(done.stdout)["verdict"] == "fail"
 
 
-def test_verify_refuses_an_artefact_of_another_task(artefact):
+def test_another_task_than_the_references_is_a_verdict_of_fail(artefact):
     done = qtool("verify", artefact, "--reference", "qtool-demo-embedder")
-    assert done.returncode == 3
-    assert "LogitScore" in done.stderr
+    assert done.returncode == 1
+    assert "other-task" in done.stdout
+    assert "LogitScore" in done.stdout
 
 
 # The options of all commands.

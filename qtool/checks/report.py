@@ -192,6 +192,7 @@ class InspectionReport(Result):
             "revision": self.revision,
             "fetched_bytes": self.fetched_bytes,
             "broken": self.broken,
+            "undecided": self.undecided,
             "artefacts": [artefact.to_dict() for artefact in self.artefacts],
         }
 

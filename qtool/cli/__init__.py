@@ -14,6 +14,7 @@ import qtool
 from qtool import console
 from qtool.cli import checkpoints, gguf, scoring, serving, verification
 from qtool.cli.examples import epilog
+from qtool.cli.typed import typed_command
 from qtool.errors import EXIT_USAGE, InternalError, QtoolError, SetupError, UsageError
 from qtool.extras import import_failure
 
@@ -149,6 +150,7 @@ for _name, _function in _COMMANDS.items():
 
 def main() -> None:
     """Run the command line; exits with the documented code."""
+    console.settings.command = typed_command(sys.argv[1:])
     try:
         app()
     except (SystemExit, KeyboardInterrupt):

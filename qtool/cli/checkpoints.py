@@ -18,6 +18,7 @@ from qtool.cli.options import (
     Revision,
     TaskOption,
     Token,
+    at_revision,
     complete_recipe,
     require_output,
     show,
@@ -59,7 +60,7 @@ def quantize(
         force=force,
         dry_run=dry_run,
     )
-    show(summary, quantization_table(summary, output, dry_run=dry_run), as_json=json)
+    show(summary, quantization_table(summary, at_revision(model, revision), output, dry_run=dry_run), as_json=json)
 
 
 def recipes(

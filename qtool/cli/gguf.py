@@ -21,6 +21,7 @@ from qtool.cli.options import (
     TaskChoice,
     TaskOption,
     Token,
+    at_revision,
     complete_outtype,
     require_output,
     show,
@@ -83,7 +84,7 @@ def convert_gguf(
         force=force,
         dry_run=dry_run,
     )
-    show(summary, conversion_table(summary, output, dry_run=dry_run), as_json=json)
+    show(summary, conversion_table(summary, at_revision(model, revision), output, dry_run=dry_run), as_json=json)
 
 
 def inspect(
@@ -99,6 +100,7 @@ def inspect(
     ] = None,
     revision: Revision = None,
     token: Token = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for an undecided artefact, too.")] = False,
     json: Json = False,
 ) -> None:
     """Say what a GGUF file or a checkpoint is and whether it will work. From the hub, only headers are read."""
@@ -106,7 +108,7 @@ def inspect(
 
     report = api.inspect(target, task=task, revision=revision, token=token)
     show(report, report, as_json=json)
-    if report.broken:
+    if report.broken or (strict and report.undecided):
         raise typer.Exit(EXIT_GATE_FAILED)
 
 

@@ -157,6 +157,11 @@ Concurrency = Annotated[int, typer.Option(min=1, help="Requests to a server at a
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds that a server has for each request.")]
 
 
+def at_revision(model: str, revision: str | None) -> str:
+    """A model of the hub with its revision, as one word."""
+    return model if revision is None else f"hf://{model.removeprefix('hf://')}@{revision}"
+
+
 def show(result: Result, for_people: RenderableType, *, as_json: bool) -> None:
     """Print a result, as JSON or for people."""
     if as_json:

@@ -50,7 +50,7 @@ def verify(
         typer.Option(
             metavar="NAME|FILE",
             help=f"Built-in panel ({PANELS}) or a JSONL file; may be repeated.",
-            show_default="the demo panels",
+            show_default="real texts, pages and charts",
             autocompletion=complete_panel,
         ),
     ] = None,

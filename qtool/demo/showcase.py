@@ -72,7 +72,7 @@ class Showcase(Result):
         """The tables of each quantization and verification, then the summary."""
         parts: list[RenderableType] = []
         for name, report in self.reports.items():
-            table = quantization_table(self.summaries[name], self.outputs[name], dry_run=False)
+            table = quantization_table(self.summaries[name], name, self.outputs[name], dry_run=False)
             parts += [Rule(f"{name}: quantize"), table, Rule(f"{name}: verify"), render_console(report)]
         return Group(*parts, Rule("summary"), self.summary())
 

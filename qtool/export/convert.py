@@ -17,9 +17,9 @@ from qtool.arch.detect import Detection
 from qtool.arch.families import SEEN_IN
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
-from qtool.console import human_size, written
+from qtool.console import human_size, verify_next
 from qtool.errors import UsageError
-from qtool.export.gguf_files import INTERMEDIATE, Namer, PlannedFile, language_files, projector_file
+from qtool.export.gguf_files import INTERMEDIATE, MODEL, Namer, PlannedFile, language_files, projector_file
 from qtool.export.gguf_metadata import rank_prompt
 from qtool.export.gguf_plan import (
     LLAMA_QUANTIZE_TYPES,
@@ -173,8 +173,8 @@ def _summary(file: PlannedFile, number: int) -> FileSummary:
     )
 
 
-def conversion_table(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
-    """One row per file, the rank head's prompt, and what to do next."""
+def conversion_table(summary: ConversionSummary, model: str, output: Path | None, *, dry_run: bool) -> RenderableType:
+    """One row per file, the rank head's prompt, and what to do next with what `model` became."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("file", overflow="fold")
     table.add_column("type", no_wrap=True)
@@ -186,14 +186,19 @@ def conversion_table(summary: ConversionSummary, output: Path | None, *, dry_run
     if summary.rank_template is not None:
         lines.append(f"rank head: yes and no rows; prompt in the file: {summary.rank_template!r}")
     lines += [f"WARNING: {warning}" for warning in summary.warnings]
-    return Group(table, Text(""), *map(Text, lines), _closing(summary, output, dry_run=dry_run))
+    return Group(table, Text(""), *map(Text, lines), _closing(summary, model, output, dry_run=dry_run))
 
 
-def _closing(summary: ConversionSummary, output: Path | None, *, dry_run: bool) -> Text:
+def _closing(summary: ConversionSummary, model: str, output: Path | None, *, dry_run: bool) -> Text:
     if dry_run or output is None:
         return Text("Dry run: nothing was written.")
+    languages = [file for file in summary.files if file.role == MODEL]
+    if output.is_dir():  # of several language models the first is named: a command verifies one
+        is_one = len({file.type for file in languages}) == 1
+        return verify_next(output, output if is_one else output / languages[0].name, model)
     # A file that was split into parts does not exist under its own name.
-    return written(output if output.exists() else output.with_name(summary.files[0].name), "inspect")
+    made = output if output.exists() else output.with_name(summary.files[0].name)
+    return verify_next(made, made, model)
 
 
 def _numbers(file: FileSummary) -> tuple[str, str, str]:

@@ -19,7 +19,7 @@ from qtool.arch.prompts import FILE_NAME as RERANK_TEMPLATE
 from qtool.arch.prompts import rerank_template
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
-from qtool.console import human_size, written
+from qtool.console import human_size, verify_next
 from qtool.export.quantize_plan import (
     Action,
     PlannedTensor,
@@ -256,8 +256,10 @@ def _peak_memory(job: QuantizeJob, source_bytes: int) -> int:
 _BECOMES: Final = {"quantize": "NVFP4", "copy": "unchanged", "drop": "left out"}
 
 
-def quantization_table(summary: QuantizationSummary, output: Path | None, *, dry_run: bool) -> RenderableType:
-    """One row a rule, why some tensors stay as they are, the totals, and what to do next."""
+def quantization_table(
+    summary: QuantizationSummary, model: str, output: Path | None, *, dry_run: bool
+) -> RenderableType:
+    """One row a rule, why some tensors stay as they are, the totals, and what to do next with what `model` became."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("modules", overflow="fold", max_width=36)
     table.add_column("becomes", no_wrap=True)
@@ -267,7 +269,7 @@ def quantization_table(summary: QuantizationSummary, output: Path | None, *, dry
         table.add_row(*map(Text, _row(each)))
     reasons = [Text(f"{each.rule}: {each.reason}") for each in summary.classes if each.action != "quantize"]
     blank = Text("")
-    return Group(table, blank, *reasons, blank, Text(_totals(summary)), _closing(output, dry_run=dry_run))
+    return Group(table, blank, *reasons, blank, Text(_totals(summary)), _closing(model, output, dry_run=dry_run))
 
 
 def _row(each: SummaryRow) -> tuple[str, ...]:
@@ -292,10 +294,10 @@ def _totals(summary: QuantizationSummary) -> str:
     )
 
 
-def _closing(output: Path | None, *, dry_run: bool) -> Text:
+def _closing(model: str, output: Path | None, *, dry_run: bool) -> Text:
     if dry_run or output is None:
         return Text("Dry run: nothing was written.")
-    return written(output, "verify", " --reference MODEL")
+    return verify_next(output, output, model)
 
 
 # The pipeline. Everything that can be refused is refused before the first byte is written.
