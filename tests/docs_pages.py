@@ -177,6 +177,7 @@ SECTIONS = (
         (
             "unreadable",
             "other-architecture",
+            "other-task",
             "other-size",
             "other-rope",
             "other-epsilon",
@@ -229,6 +230,11 @@ SECTIONS = (
     ),
     Section("Stage rederive", ("recipe-assumed", "*-not-rederived")),
     Section("Stage prompt", ("prompt-*",)),
+    Section(
+        "Stage scores",
+        ("scores-*", "served-*"),
+        "Faults of the runtime, each proved from the scores: see [servers](servers.md#faults-that-only-scores-show).",
+    ),
 )
 
 

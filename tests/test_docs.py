@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from qtool.cli import app
 from qtool.recipe import parse_recipe
-from qtool.reporting.words import label
+from qtool.verify.meanings import meaning
 from qtool.verify.metrics import METRICS
 from tests import docs_examples
 from tests.docs_pages import COMMANDS, EXIT_CODES, help_of
@@ -180,12 +180,12 @@ def test_servers_are_started_as_serve_command_says(page):
         assert command[0].startswith("qtool serve-command "), command[0]
 
 
-def test_every_metric_is_explained_under_its_label():
+def test_every_metric_is_explained_in_the_words_of_the_reports():
     page = (ROOT / "docs" / "metrics.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| ((?:\\\||[^|])+) \| ", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", page, re.MULTILINE))
     names = {name for names in METRICS.values() for name in names if "_mrl" not in name}
     pairwise = {name for name in names if name.startswith("similarity_") and name != "similarity_spearman"}
-    assert rows == {name: label(name).replace("|", "\\|") for name in names - pairwise}
+    assert rows == {name: meaning(name).replace("|", "\\|") for name in names - pairwise}
     assert {name.replace("similarity", "log_odds") for name in pairwise} <= names
 
 
