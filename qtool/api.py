@@ -291,7 +291,7 @@ def verify(
         keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *_dataset_panel(keywords))
     options = _options(verify, VerifyOptions, keywords)
     with _stages("items", progress) as shown:
-        return run(options, shown, status=_show_finished_stage)
+        return run(options, shown, status=_show_finished_stage, command=console.settings.command)
 
 
 def verify_all(artefacts: StrPath | Sequence[StrPath], **keywords: Any) -> Reports:

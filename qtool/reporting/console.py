@@ -58,9 +58,10 @@ def render_console(report: Report) -> RenderableType:
 
 def verdict_line(report: Report) -> Text:
     """The verdict in one sentence."""
-    word = verdict_title(report)
-    title = word.replace(report.verdict.value.capitalize(), report.verdict.value.upper(), 1)
-    return Text(f"{title}: {printable(headline(report), _LONGEST)}", style=_bold(report.verdict.value))
+    return Text(
+        f"{verdict_title(report, upper=True)}: {printable(headline(report), _LONGEST)}",
+        style=_bold(report.verdict.value),
+    )
 
 
 def _bold(outcome: str) -> str:

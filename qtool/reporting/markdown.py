@@ -63,7 +63,7 @@ def _head(report: Report) -> list[str]:
         f"- {_marked(each.outcome)}: {escaped(each.about)}: {escaped(each.sentence)}" for each in concerns(report)
     ]
     return [
-        f"# {_MARKS.get(verdict, '')} {verdict_title(report)}: {escaped(short_name(report.artefact))}",
+        f"# {_MARKS.get(verdict, '')} {verdict_title(report, upper=True)}: {escaped(short_name(report.artefact))}",
         escaped(headline(report)),
         escaped(compared(report)),
         *([f"Weights: {sizes(report)}."] if sizes(report) else []),

@@ -14,14 +14,18 @@ from qtool.verify.run import run_verification
 
 
 def verify(
-    options: VerifyOptions, progress: StageProgress = ignore, *, status: Callable[[str], None] = ignore
+    options: VerifyOptions,
+    progress: StageProgress = ignore,
+    *,
+    status: Callable[[str], None] = ignore,
+    command: str = "",
 ) -> Report:
     """Prove, or disprove, that an artefact scores as its reference does.
 
-    With `options.output`, that folder gets every answer as it comes and in the end the report in all its forms. Where an
-    error ends the run, `status` gets a line for each stage that was finished.
+    With `options.output`, that folder gets every answer as it comes and in the end the report in all its forms. `status`
+    gets a line as each stage ends; `command` is what the user typed, for the report.
     """
-    report = run_verification(options, progress, status)
+    report = run_verification(options, progress, status, command)
     if options.output is not None:
         write_reports(report, options.output)
     return report

@@ -139,9 +139,9 @@ def gates_title(report: Report) -> str:
     return f"Metrics and gates of the recipe {report.recipe}" if report.recipe else "Metrics and gates"
 
 
-def verdict_title(report: Report) -> str:
+def verdict_title(report: Report, *, upper: bool = False) -> str:
     """The verdict in words; a pass without scores says what it is a pass of."""
-    word = report.verdict.value.capitalize()
+    word = report.verdict.value.upper() if upper else report.verdict.value.capitalize()
     if report.panels or report.verdict is not Verdict.PASS:
         return word
     passed = [stage.name for stage in report.stages if stage.outcome.value == "pass"]

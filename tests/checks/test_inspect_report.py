@@ -30,7 +30,7 @@ def broken(copy_of):
 
 def test_the_json_has_a_schema_and_all_that_was_found(broken):
     report = json.loads(json.dumps(inspect(str(broken)).to_dict()))
-    assert list(report) == ["schema_version", "target", "revision", "fetched_bytes", "broken", "artefacts"]
+    assert list(report) == ["schema_version", "target", "revision", "fetched_bytes", "broken", "undecided", "artefacts"]
     assert (report["schema_version"], report["broken"], report["revision"], report["fetched_bytes"]) == (
         1,
         True,

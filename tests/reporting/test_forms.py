@@ -98,7 +98,7 @@ def test_metrics_and_stages_have_the_same_name_in_every_form(tmp_path):
 def test_a_pass_without_scores_says_in_every_form_what_passed(tmp_path):
     report = reports.structure_only()
     assert "PASS (structure only): structure passed; nothing was scored." in shown(report, tmp_path)
-    assert markdown.render_markdown(report).startswith("# ✅ Pass (structure only): model-NVFP4\n")
+    assert markdown.render_markdown(report).startswith("# ✅ PASS (structure only): model-NVFP4\n")
     assert "<title>Pass (structure only): model-NVFP4</title>" in render_html(report)
     two = replace(report, stages=(*report.stages, replace(report.stages[0], name="weights")))
     assert words.verdict_title(two) == "Pass (structure and weights only)"
@@ -149,7 +149,7 @@ def test_markdown_begins_with_the_verdict_and_keeps_its_tables_whole():
             assert not line.startswith("|") or not columns or bars == columns, line
             columns = bars if line.startswith("|") else 0
     text = markdown.render_markdown(reports.whole())
-    assert text.startswith("# ❌ Fail: model-NVFP4\n\nweights failed; 1 of 2 gates failed on 3 pairs, 1 skipped.\n")
+    assert text.startswith("# ❌ FAIL: model-NVFP4\n\nweights failed; 1 of 2 gates failed on 3 pairs, 1 skipped.\n")
     for phrase in (
         "| 0.0353 | [0.0312, 0.0399] | ≤ 0.03 |",
         "which ball?",

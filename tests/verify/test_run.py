@@ -287,11 +287,11 @@ def test_a_real_model_is_scored_on_real_texts_and_a_demo_model_on_its_own_panels
 def test_the_report_says_when_with_what_and_from_where(model: Path, panel: Path, tmp_path: Path) -> None:
     options = VerifyOptions(
         artefact=str(model), reference=str(model), panels=(str(panel),), task=Task.RERANK, device="cpu",
-        noise_queries=0, output=tmp_path / "out", use_cache=False, command="qtool verify X",
+        noise_queries=0, output=tmp_path / "out", use_cache=False,
     )  # fmt: skip
-    first = verify(options)
+    first = verify(options, command="qtool verify X")
     (tmp_path / "out" / "report.json").unlink()
-    again = verify(options)
+    again = verify(options, command="qtool verify X")
     assert (again.command, again.started >= first.started > "2026") == ("qtool verify X", True)
     assert [(each.role, each.asked, each.kept) for each in first.answers] == [("artefact", 12, 0), ("reference", 12, 0)]
     assert [(each.role, each.asked, each.kept) for each in again.answers] == [("artefact", 0, 12), ("reference", 0, 12)]
