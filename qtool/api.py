@@ -311,7 +311,7 @@ def verify_all(artefacts: StrPath | Sequence[StrPath], **keywords: Any) -> Repor
     keywords["panels"] = (*coerce("panels", keywords["panels"], tuple[str, ...]), *_dataset_panel(keywords))
     options = _options(verify, VerifyOptions, keywords)
     with _stages("items", keywords["progress"]) as shown:
-        return verify_each(targets, options, shown, status=_show_finished_stage)
+        return verify_each(targets, options, shown, status=_show_finished_stage, command=console.settings.command)
 
 
 def merge_reports(folders: Sequence[StrPath], *, output: StrPath, force: bool = False) -> Report:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qtool.progress import StageProgress, ignore
 from qtool.reporting.write import write_reports
-from qtool.verify.case import VerifyOptions
+from qtool.verify.case import SharedReference, VerifyOptions
 from qtool.verify.merge import merge_runs
 from qtool.verify.report import Report
 from qtool.verify.run import run_verification
@@ -18,14 +18,16 @@ def verify(
     progress: StageProgress = ignore,
     *,
     status: Callable[[str], None] = ignore,
+    shared: SharedReference | None = None,
     command: str = "",
 ) -> Report:
     """Prove, or disprove, that an artefact scores as its reference does.
 
     With `options.output`, that folder gets every answer as it comes and in the end the report in all its forms. `status`
-    gets a line as each stage ends; `command` is what the user typed, for the report.
+    gets a line as each stage ends; Verifications
+    of several artefacts pass the same `shared`; `command` is what the user typed, for the report.
     """
-    report = run_verification(options, progress, status, command)
+    report = run_verification(options, progress, status, shared=shared, command=command)
     if options.output is not None:
         write_reports(report, options.output)
     return report

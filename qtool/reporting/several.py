@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,15 +21,14 @@ from qtool.console import unwrapped
 from qtool.errors import QtoolError, UsageError
 from qtool.progress import StageProgress, ignore
 from qtool.reporting.console import render_console
+from qtool.reporting.run import verify
 from qtool.reporting.words import headline, number
-from qtool.reporting.write import write_reports
 from qtool.results import Result
 from qtool.storage.atomic import atomic_write, named_write_errors
 from qtool.verify.case import REPORT, SharedReference, VerifyOptions, check_output, is_server
 from qtool.verify.gates import Verdict
 from qtool.verify.merge import read_report
 from qtool.verify.report import Report
-from qtool.verify.run import run_verification
 
 SCHEMA_VERSION: Final = 1
 INDEX: Final = "reports.json"
@@ -147,6 +147,7 @@ def verify_each(
     progress: StageProgress = ignore,
     *,
     status: Callable[[str], None] = ignore,
+    command: str = "",
 ) -> Reports:
     """Verify every artefact that `targets` name, each as `options` say, but for `artefact` and `output`.
 
@@ -157,18 +158,17 @@ def verify_each(
     if not artefacts:
         raise UsageError("There is no artefact to verify.", "Name at least one.")
     if len(artefacts) == 1:
-        report = run_verification(replace(options, artefact=artefacts[0]), progress, status)
-        if options.output is not None:
-            write_reports(report, options.output)
+        report = verify(replace(options, artefact=artefacts[0]), progress, status=status, command=command)
         return Reports((Verified(artefacts[0], options.output, report),))
     folders = _folders(artefacts, options)
     shared = SharedReference()
+    run = partial(verify, progress=progress, status=status, shared=shared, command=command)
     done: list[Verified] = []
     for place, (artefact, folder) in enumerate(zip(artefacts, folders, strict=True), start=1):
         status(f"[{place}/{len(artefacts)}] {artefact}")
         own = replace(options, artefact=artefact, output=folder)
         try:
-            done.append(Verified(artefact, folder, _verified(own, shared, progress, status)))
+            done.append(Verified(artefact, folder, _finished(own, shared, status) or run(own)))
         except QtoolError as error:
             if shared.reference is None:  # it would be the same for all
                 raise
@@ -185,19 +185,14 @@ def _expanded(target: str, options: VerifyOptions) -> list[str]:
     return [target] if is_server(target) else artefacts_of(target, options.revision, options.token)
 
 
-def _verified(
-    options: VerifyOptions, shared: SharedReference, progress: StageProgress, status: Callable[[str], None]
-) -> Report:
-    """The report on one of several; one that an interrupted run of all has finished is taken as it is."""
+def _finished(options: VerifyOptions, shared: SharedReference, status: Callable[[str], None]) -> Report | None:
+    """The report on one of several that an interrupted run of all has finished, to be taken as it is."""
     if options.output is not None and (options.output / REPORT).exists() and not options.force:
         finished = read_report(options.output)
         if shared.is_of(finished, options):
             status(f"{options.output} holds the finished report.")
             return finished
-    report = run_verification(options, progress, status, shared)
-    if options.output is not None:
-        write_reports(report, options.output)
-    return report
+    return None
 
 
 def _folders(artefacts: Sequence[str], options: VerifyOptions) -> list[Path | None]:

@@ -139,20 +139,12 @@ _URL: Final = ("http://", "https://")
 class VerifyOptions(Options):
     """What to compare, on what.
 
-<<<<<<< ours
     `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server. `panels` are files
     or built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of
     each, `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of
     each panel in bf16, too. `revision` and `reference_revision` are of repositories on the hub. With `output` every
     answer is kept in that folder as it comes, and an interrupted run is resumed; `force` replaces a finished one
     and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
-=======
-    `artefact` is a folder, a GGUF file, a repository on the hub or the URL of a running server. `panels` are files or
-    built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of each,
-    `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of each panel
-    in bf16, too. With `output` every answer is kept in that folder as it comes, and an interrupted run is resumed;
-    `force` replaces a finished one and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
->>>>>>> theirs
     """
 
     artefact: str
@@ -180,14 +172,11 @@ class VerifyOptions(Options):
     use_cache: bool = True
     output: Path | None = None
     force: bool = False
-<<<<<<< ours
 
     @property
     def reads_headers_only(self) -> bool:
         """Whether no stage needs weights: of repositories on the hub only headers and small files are fetched."""
         return self.structure_only and not (self.weights or self.rederive)
-=======
->>>>>>> theirs
 
 
 @dataclass(frozen=True, kw_only=True)

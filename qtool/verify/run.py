@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 from datetime import datetime, timezone
 from typing import Final
 
-from qtool import console
 from qtool.artefact import Artefact, GgufArtefact
 from qtool.checks.findings import Finding
 from qtool.checks.stage import Outcome, Stage
@@ -32,20 +31,14 @@ def run_verification(
     options: VerifyOptions,
     progress: StageProgress = ignore,
     status: Callable[[str], None] = ignore,
-<<<<<<< ours
+    *,
     shared: SharedReference | None = None,
-=======
     command: str = "",
->>>>>>> theirs
 ) -> Report:
     """Prove, or disprove, that an artefact scores as its reference does; answers are kept in `options.output`.
 
     `status` gets a line for each stage as it is finished, and how long scoring will take where that is long.
-<<<<<<< ours
-    Verifications of several artefacts pass the same `shared`.
-=======
-    `command` is what the user typed, for the report.
->>>>>>> theirs
+    Verifications of several artefacts pass the same `shared`. `command` is what the user typed, for the report.
     """
     started, began = time.monotonic(), datetime.now(timezone.utc)
     case = _open(options, shared)
@@ -81,11 +74,7 @@ def run_verification(
         seconds=round(time.monotonic() - started, 3),
         versions=versions(*PACKAGES),
         started=began.isoformat(timespec="seconds"),
-<<<<<<< ours
-        command=console.settings.command,
-=======
         command=command,
->>>>>>> theirs
         artefact_bytes=_size(case.artefact),
         reference_bytes=_size(case.reference),
     )
