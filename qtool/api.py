@@ -162,6 +162,8 @@ def score(
     columns: str | None = None,
     limit: int | None = None,
     shard: PanelShard | str | None = None,
+    allow_outside_files: bool = False,
+    allow_local_addresses: bool = False,
     instruction: str | None = None,
     output: StrPath | None = None,
     force: bool = False,
@@ -182,7 +184,8 @@ def score(
     """Score the pairs of a panel with a reranker: log-odds and probability of each.
 
     `target` is a folder, a GGUF file, `org/name`, a demo model or the URL of a server; `panel` is a JSONL file or a
-    built-in panel, or `dataset` and `columns` describe one. With `output`, a JSONL file, an interrupted run continues.
+    built-in panel, or `dataset` and `columns` describe one; it may name files outside of its folder and addresses of
+    this machine and its network only where that is allowed. With `output`, a JSONL file, an interrupted run continues.
     """
     keywords = dict(locals())
     from qtool.scoring.score import ScoreOptions
@@ -205,6 +208,8 @@ def embed(
     columns: str | None = None,
     limit: int | None = None,
     shard: PanelShard | str | None = None,
+    allow_outside_files: bool = False,
+    allow_local_addresses: bool = False,
     instruction: str | None = None,
     output: StrPath | None = None,
     ids: StrPath | None = None,
@@ -252,6 +257,8 @@ def verify(
     recipe: StrPath | None = None,
     limit: int | None = None,
     shard: PanelShard | str | None = None,
+    allow_outside_files: bool = False,
+    allow_local_addresses: bool = False,
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
@@ -288,13 +295,25 @@ def verify(
         return run(options, shown, status=_show_finished_stage)
 
 
-def merge_reports(folders: Sequence[StrPath], *, output: StrPath, force: bool = False) -> Report:
+def merge_reports(
+    folders: Sequence[StrPath],
+    *,
+    output: StrPath,
+    allow_outside_files: bool = False,
+    allow_local_addresses: bool = False,
+    force: bool = False,
+) -> Report:
     """Join the reports of all shards of a verification, judge them as one, and write the reports into `output`."""
+    from qtool.inputs.media import MediaAccess
     from qtool.reporting.run import merge_reports as run
 
     return run(
         coerce("folders", folders, tuple[Path, ...]),
         coerce("output", output, Path),
+        MediaAccess(
+            coerce("allow_outside_files", allow_outside_files, bool),
+            coerce("allow_local_addresses", allow_local_addresses, bool),
+        ),
         force=coerce("force", force, bool),
     )
 
@@ -366,7 +385,8 @@ def _panel(keywords: Mapping[str, Any]) -> Any:
         raise UsageError(
             f"Expected one panel, got {len(panels) or 'none'}.", "Pass a panel, or a dataset with its columns."
         )
-    return PanelChoice(panels[0], limit=keywords["limit"], shard=keywords["shard"], instruction=keywords["instruction"])
+    names = ("limit", "shard", "instruction", "allow_outside_files", "allow_local_addresses")
+    return PanelChoice(panels[0], **{name: keywords[name] for name in names})
 
 
 def _texts(keywords: Mapping[str, Any]) -> Any:

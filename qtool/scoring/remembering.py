@@ -18,7 +18,7 @@ from PIL.Image import Image
 from typing_extensions import override
 
 import qtool
-from qtool.errors import QtoolError, SetupError, UsageError
+from qtool.errors import QtoolError, SetupError, UsageError, reason
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.pictures import to_rgb
 from qtool.progress import ignore
@@ -27,10 +27,13 @@ from qtool.scoring.ledger import (
     AnswerStore,
     Ledger,
     answer_line,
+    check_answer,
     numbered_answer,
     open_ledger,
     read_answer,
     read_header,
+    read_identity,
+    stacked,
 )
 from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer
 from qtool.storage.output import named_write_errors
@@ -81,7 +84,7 @@ class QuestionKeys:
                 name: value if name in ("text", "instruction") else self._media(value) for name, value in shown.items()
             }
         except OSError as error:
-            raise UsageError(f"{item.name}: cannot read {error.filename}: {error.strerror}.") from error
+            raise UsageError(f"{item.name}: cannot read {error.filename}: {reason(error)}.") from error
 
     def _media(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -160,7 +163,7 @@ class Remembering(Scorer):
 
     @override
     def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
-        return np.stack(self._answers(items, self._scorer.embed, answered))
+        return stacked(self._answers(items, self._scorer.embed, answered))
 
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
@@ -197,6 +200,7 @@ class Remembering(Scorer):
             if known is None:
                 missing.append(key)
             else:
+                check_answer(questions[places[key][0]], known)
                 keep(key, known)
         if missing:
             ask([questions[places[key][0]] for key in missing], lambda index, answer: keep(missing[index], answer))
@@ -323,10 +327,10 @@ def _read_answers(part: Path, identity: Identity) -> Iterator[tuple[str, Answer]
 
 
 def _identity(path: Path) -> Identity:
-    try:
-        return Identity(**json.loads(next(_whole_lines(path), b""))["identity"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a ledger of answers.", _AGAIN) from error
+    identity = read_identity(next(_whole_lines(path), b""))
+    if identity is None:
+        raise UsageError(f"{path} is not a ledger of answers.", _AGAIN)
+    return identity
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
@@ -335,7 +339,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from (line for line in file if line.endswith(b"\n"))
     except OSError as error:
-        raise SetupError(f"{path} cannot be read: {error.strerror}.") from error
+        raise SetupError(f"{path} cannot be read: {reason(error)}.") from error
 
 
 class _NoModel(Scorer):

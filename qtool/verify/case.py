@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from qtool.checks.reference import Reference, open_reference
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.extras import require_extra
 from qtool.inputs.builtin import default_panels, load_panels
+from qtool.inputs.media import MediaAccess
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
@@ -99,10 +99,10 @@ def _ledgers(folder: Path) -> list[Path]:
 
 def _is_report(path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        content = read_json(path)
+    except ModelError:
         return False
-    return isinstance(content, dict) and content.keys() >= {"artefact", "reference", "verdict"}
+    return bool(content.keys() >= {"artefact", "reference", "verdict"})
 
 
 def _check_writable(folder: Path) -> None:
@@ -137,12 +137,15 @@ class VerifyOptions(Options):
     built-in names, by default those that the model and its runtime can read; `limit` takes the first queries of each,
     `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of each panel
     in bf16, too. With `output` every answer is kept in that folder as it comes, and an interrupted run is resumed;
-    `force` replaces a finished one and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
+    `force` replaces a finished one and starts over. `engine` to `timeout` are for a server: see RuntimeOptions. What a
+    panel may name is in `allow_outside_files` and `allow_local_addresses`: see PanelChoice.
     """
 
     artefact: str
     reference: str
     panels: tuple[str, ...] = ()
+    allow_outside_files: bool = False
+    allow_local_addresses: bool = False
     task: Task | None = None
     recipe: str | None = None
     dtype: str = "float32"
@@ -164,6 +167,11 @@ class VerifyOptions(Options):
     use_cache: bool = True
     output: Path | None = None
     force: bool = False
+
+    @property
+    def access(self) -> MediaAccess:
+        """What the panels may name."""
+        return MediaAccess(self.allow_outside_files, self.allow_local_addresses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +332,7 @@ def _default_panels(
 
 
 def _panels(options: VerifyOptions, reference: Detection) -> list[Panel]:
-    panels = [panel.shard(options.shard) for panel in load_panels(options.panels, options.limit)]
+    panels = [panel.shard(options.shard) for panel in load_panels(options.panels, options.limit, options.access)]
     if not reference.architecture.is_vision:
         for panel in panels:
             _refuse_pictures(panel, reference)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Answers as numbers. One that does not have exactly one entry for each question is an error.
 
 
+_HIGHEST_ID: Final = (1 << 31) - 1
+
+
 def scores_of(name: str, answer: Any, count: int) -> list[float]:
     """The scores of `count` documents by index, NaN where one is null; in the shapes of vLLM, Jina and TEI."""
     found: dict[int, float] = {}
@@ -71,6 +74,14 @@ def tokens_read(answer: Any) -> int | None:
     usage = answer.get("usage") if isinstance(answer, dict) else None
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return count if isinstance(count, int) else None
+
+
+def ids_of(answer: Any) -> list[int] | None:
+    """The token ids of a /tokenize answer; None where it contains none."""
+    ids = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(ids, list) or not all(type(each) is int and 0 <= each <= _HIGHEST_ID for each in ids):
+        return None
+    return ids
 
 
 def _entries(name: str, answer: Any, keys: Sequence[str]) -> list[Any]:

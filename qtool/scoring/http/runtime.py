@@ -174,7 +174,14 @@ class HttpScorer(Scorer):
             concurrency=self._options.concurrency,
             stop=self._client.stop,
         )
-        return np.stack([vectors[index] for index in range(len(items))])
+        found = [vectors[index] for index in range(len(items))]
+        odd = next((index for index, vector in enumerate(found) if len(vector) != len(found[0])), None)
+        if odd is not None:
+            raise ModelError(
+                f"item {items[odd].id!r}: The server's vector has {len(found[odd])} dimensions; the first has "
+                f"{len(found[0])}."
+            )
+        return np.stack(found)
 
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
