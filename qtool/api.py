@@ -17,6 +17,7 @@ from qtool import console
 from qtool.errors import UsageError
 from qtool.options import Options, coerce, parse_size
 from qtool.progress import Progress, StageProgress, ignore
+from qtool.redaction import keep_secret
 from qtool.resources import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def inspect(
     from qtool.arch.spec import Task
     from qtool.checks.inspect import inspect as run
 
+    keep_secret(token)
     with _stages("files", progress) as shown:
         return run(
             coerce("target", target, str),

@@ -28,7 +28,7 @@ class JsonError(ValueError):
     """What is wrong with a JSON text, as the end of a sentence without its full stop."""
 
 
-def parse_json(content: str | bytes | bytearray, *, allow_nan: bool = False) -> Any:
+def json_value(content: str | bytes | bytearray, *, allow_nan: bool = False) -> Any:
     """The value of a JSON text. Raises JsonError, and nothing else, for any content.
 
     Numbers that no float holds and nesting deeper than 200 brackets are refused, NaN and infinity unless `allow_nan`.
@@ -87,15 +87,22 @@ def _is_deeper(value: Any, levels: int) -> bool:
 def read_json(path: Path, kind: type = dict) -> Any:
     """The JSON object (or list) in `path`. Raises ModelError with the file and what is wrong with it."""
     try:
-        value = parse_json(read_bounded(path, MAX_BYTES))
+        data = read_bounded(path, MAX_BYTES)
     except FileNotFoundError:
         raise ModelError(f"{path.name} is missing from {path.parent}.") from None
     except OSError as error:
         raise ModelError(f"Cannot read {path}: {reason(error)}.") from None
+    return parse_json(data, path, kind)
+
+
+def parse_json(data: bytes, name: object, kind: type = dict) -> Any:
+    """The JSON object (or list) in the bytes of the file `name`. Raises ModelError."""
+    try:
+        value = json_value(data)
     except JsonError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from None
+        raise ModelError(f"{name} is not valid JSON: {error}.") from None
     if not isinstance(value, kind):
-        raise ModelError(f"{path} contains a JSON {type(value).__name__}; expected a {kind.__name__}.")
+        raise ModelError(f"{name} contains a JSON {type(value).__name__}; expected a {kind.__name__}.")
     return value
 
 

@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
+from functools import cache
 from html import unescape
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -35,9 +37,9 @@ _secrets: set[str] = set()
 _needles: dict[str, tuple[str, ...]] = {}
 
 
-def keep_secret(value: str | None) -> None:
+def keep_secret(value: object) -> None:
     """From now on, `value` is redacted wherever it would be shown or written."""
-    if value and _is_secret(value.strip()):
+    if isinstance(value, str) and _is_secret(value.strip()):
         _secrets.add(value.strip())
 
 
@@ -47,6 +49,18 @@ def _is_secret(value: str) -> bool:
 
 
 T = TypeVar("T")
+
+
+@cache
+def _stored_tokens() -> frozenset[str]:
+    """The token that `hf auth login` keeps, which huggingface_hub sends without being asked."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    path = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+    try:
+        token = path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError, RuntimeError):
+        return frozenset()
+    return frozenset({token}) if _is_secret(token) else frozenset()
 
 
 def redacted(value: T) -> T:
@@ -77,7 +91,7 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _known() -> list[str]:
-    found = set(_secrets)
+    found = _secrets | _stored_tokens()
     for name in _VARIABLES:
         value = os.environ.get(name, "").strip()
         if _is_secret(value):

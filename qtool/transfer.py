@@ -129,15 +129,30 @@ def _left(timeout: float | None, error_class: type[Exception]) -> float | None:
     return float(left if timeout is None else min(timeout, left))
 
 
+_SLOW_SECONDS: Final = 60.0
+_SLOW_BYTES: Final = 60_000
+"""Received in so many seconds of waiting, it is a server that keeps one waiting; a download may last for hours."""
+
+
 class _Stream(httpcore.NetworkStream):
-    """A connection that heeds the deadline."""
+    """A connection that heeds the deadline, and is given up where next to nothing arrives."""
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
+        self._waited = 0.0
+        self._received = 0
 
     @override
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        began = time.monotonic()
+        data = self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        self._waited += time.monotonic() - began
+        self._received += len(data)
+        if self._waited > _SLOW_SECONDS:
+            if self._received < _SLOW_BYTES:
+                raise httpcore.ReadTimeout("the server sends less than a kilobyte a second")
+            self._waited = self._received = 0
+        return data
 
     @override
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -224,6 +239,65 @@ def _check_proxied(client: httpx.Client, url: httpx.URL) -> None:
         return
     with suppress(httpcore.ConnectError):  # a name that only the proxy knows: its rules apply
         public_addresses(url.host, url.port or 443)
+
+
+# The Hub. huggingface_hub reads pages and errors whole, whatever their size; downloads go to the disk.
+
+_MAX_HUB_PAGE: Final = 64 << 20
+"""A list of the files of the largest repositories has some megabytes."""
+
+
+def hub_session() -> httpx.Client:
+    """huggingface_hub's own client, for all that uses it: its connections heed `within`, and pages are bounded."""
+    from huggingface_hub import get_session
+
+    client: httpx.Client = guarded(get_session())
+    hooks = client.event_hooks
+    if _bound_page not in hooks["response"]:
+        client.event_hooks = {
+            "request": [*hooks["request"], _ask_uncompressed],
+            "response": [*hooks["response"], _bound_page],
+        }
+    return client
+
+
+def _is_page(request: httpx.Request) -> bool:
+    return request.url.path.startswith("/api/")
+
+
+def _ask_uncompressed(request: httpx.Request) -> None:
+    if _is_page(request):
+        request.headers.update(IDENTITY)
+
+
+def _bound_page(response: httpx.Response) -> None:
+    if not (_is_page(response.request) or response.is_error):
+        return
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise httpx.DecodingError("the page is compressed unasked", request=response.request)
+    limit = MAX_ERROR_BYTES if response.is_error else _MAX_HUB_PAGE
+    response.stream = _BoundedStream(response.stream, limit)
+
+
+class _BoundedStream(httpx.SyncByteStream):
+    """A body that raises TooLargeError after `limit` bytes."""
+
+    def __init__(self, stream: Any, limit: int) -> None:
+        self._stream = stream
+        self._limit = limit
+
+    @override
+    def __iter__(self) -> Iterator[bytes]:
+        left = self._limit
+        for chunk in self._stream:
+            left -= len(chunk)
+            if left < 0:
+                raise TooLargeError(f"more than {self._limit:,} bytes")
+            yield chunk
+
+    @override
+    def close(self) -> None:
+        self._stream.close()
 
 
 # Addresses. A name can lead anywhere, to this machine too, and to another place the next time it is asked for.

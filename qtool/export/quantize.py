@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -62,7 +62,7 @@ class QuantizeOptions(Options):
     backend: Backend = "auto"
     task: Task | None = None
     revision: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
     force: bool = False
     dry_run: bool = False

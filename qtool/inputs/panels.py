@@ -13,7 +13,7 @@ from qtool.errors import UsageError, reason
 from qtool.inputs.items import OFFICIAL_LIMITS, Item, Pair, PixelLimits, Video
 from qtool.inputs.media import DISTRUST, LocalAddress, MediaAccess, allowed_file, is_url, quoted
 from qtool.inputs.panel_lines import HeaderLine, QueryLine, SidesLine, VideoLine, parse_line
-from qtool.jsonfile import JsonError, parse_json, read_bounded
+from qtool.jsonfile import JsonError, json_value, read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,7 +165,7 @@ def _where(path: Path, number: int) -> str:
 
 def _is_header(line: bytes) -> bool:
     try:
-        value = parse_json(line)
+        value = json_value(line)
     except JsonError:  # reported with its line when it is read as a query
         return False
     return isinstance(value, dict) and "qtool_panel" in value
@@ -195,7 +195,7 @@ def _queries(
 
 def _json(line: bytes, where: str) -> Any:
     try:
-        return parse_json(line, allow_nan=True)  # which the field that holds it refuses
+        return json_value(line, allow_nan=True)  # which the field that holds it refuses
     except JsonError as error:
         raise UsageError(f"{where}: Invalid JSON: {error}.") from error
 

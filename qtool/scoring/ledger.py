@@ -21,7 +21,7 @@ from typing_extensions import override
 import qtool
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.jsonfile import JsonError, json_line, parse_json
+from qtool.jsonfile import JsonError, json_line, json_value
 from qtool.redaction import redacted
 from qtool.storage.output import named_write_errors
 
@@ -96,7 +96,7 @@ def answer_line(key: str, question: Pair | Item, answer: Answer) -> bytes:
 def read_answer(line: bytes) -> tuple[str, Answer]:
     """Key and answer of a line. Raises ValueError whose text is what is wrong."""
     try:
-        content = parse_json(line, allow_nan=True)
+        content = json_value(line, allow_nan=True)
     except JsonError:
         raise ValueError("it is not valid JSON, or cut off") from None
     if not isinstance(content, dict):
@@ -143,7 +143,7 @@ def _line(content: dict[str, Any]) -> bytes:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        content = parse_json(line)
+        content = json_value(line)
     except JsonError:
         return {}
     return content if isinstance(content, dict) else {}

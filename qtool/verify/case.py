@@ -6,7 +6,7 @@ import fcntl
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -154,7 +154,7 @@ class VerifyOptions(Options):
     shard: PanelShard | None = None
     mmproj: Path | None = None
     revision: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     engine: str | None = None
     served_model: str | None = None
     concurrency: int = 8

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from qtool.checks.stage import RederivedFile, Stage, TensorError
 from qtool.escaping import json_escaped
-from qtool.jsonfile import JsonError, parse_json
+from qtool.jsonfile import JsonError, json_value
 from qtool.redaction import redacted
 from qtool.results import Result, counted
 from qtool.verify.gates import GateResult, Verdict
@@ -152,7 +152,7 @@ def parse_report(content: bytes) -> Report:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        data = parse_json(content)
+        data = json_value(content)
     except JsonError as error:
         raise ValueError(f"it is not valid JSON ({error})") from error
     version = data.get("schema_version") if isinstance(data, dict) else None

@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from qtool.errors import ModelError, NetworkError, QtoolError, SetupError, UsageError, reason
 from qtool.escaping import shown
-from qtool.jsonfile import JsonError, parse_json
+from qtool.jsonfile import JsonError, json_value
 from qtool.redaction import API_KEY, keep_secret, redacted
 from qtool.retries import LONGEST_PAUSE, with_retries
 
@@ -279,7 +279,7 @@ class _TransientError(Exception):
 
 def _parsed(answer: Answer) -> Any:
     """The JSON of an answer without the API key, wherever the server put it. Raises JsonError."""
-    return redacted(parse_json(answer.content, allow_nan=True))
+    return redacted(json_value(answer.content, allow_nan=True))
 
 
 def _prefix(subject: str) -> str:
@@ -355,7 +355,7 @@ def _split_url(url: str) -> SplitResult:
 def _error_text(text: str) -> str:
     """The message inside a JSON error of the shapes that engines send; all of `text` where there is none."""
     try:
-        error = parse_json(text, allow_nan=True)
+        error = json_value(text, allow_nan=True)
     except JsonError:
         return text
     for key in ("error", "message", "detail"):
