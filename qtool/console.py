@@ -140,9 +140,11 @@ def show_result(result: RenderableType) -> None:
 def _safe(result: Any) -> Any:
     """The texts, tables and groups of a result with safe text: before they are laid out, so that columns stay straight."""
     from rich.console import Group
+    from rich.protocol import rich_cast
     from rich.table import Table
     from rich.text import Text
 
+    result = rich_cast(result)
     if isinstance(result, str):
         return shown_lines(result)
     if isinstance(result, Text):

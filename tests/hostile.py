@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 CANARY = "sk-canary-4f1d9A/7b+2e=c08"
 """A key with characters that JSON, HTML, URLs and base64 each write in their own way."""
@@ -56,10 +56,10 @@ def forever(start: bytes, more: bytes) -> Mode:
 
 @cache
 def bomb(wbits: int) -> bytes:
-    """A gigabyte of spaces in a megabyte."""
+    """A gigabyte of spaces in a megabyte; blocks that were flushed in full may be repeated."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wbits)
-    spaces = b" " * (1 << 20)
-    return b"".join(packer.compress(spaces) for _ in range(1 << 10)) + packer.flush()
+    first, other = (packer.compress(b" " * (1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return first + other * 1023
 
 
 def redirect(path: str, _: str) -> Iterator[bytes]:
@@ -232,7 +232,7 @@ def leaks(text: str, secret: str = CANARY) -> list[str]:
         unescaped = html.unescape(escaped)
         for _ in range(3):
             with suppress(UnicodeError):
-                unescaped = __import__("urllib.parse", fromlist=["unquote"]).unquote(unescaped)
+                unescaped = unquote(unescaped)
         for variant in (escaped, unescaped):
             lowered = variant.lower()
             for name, form in forms.items():

@@ -30,7 +30,9 @@ def scores_of(name: str, answer: Any, count: int) -> list[float]:
     """The scores of `count` documents by index, NaN where one is null; in the shapes of vLLM, Jina and TEI."""
     found: dict[int, float] = {}
     for entry in _entries(name, answer, ("data", "results")):
-        index = entry.get("index")
+        if "index" not in entry:
+            raise ModelError(f"{name}: The server's answer contains a score without an index.")
+        index = entry["index"]
         if not isinstance(index, int) or not 0 <= index < count:
             raise ModelError(f"{name}: The server scored index {index!r}; expected 0 to {count - 1}.")
         if index in found:
