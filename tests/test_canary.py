@@ -124,7 +124,6 @@ def test_a_token_in_the_files_of_a_repository_is_shown_nowhere(qtool, tmp_path, 
         command = [sys.executable, "-m", "qtool", "quantize", "org/model", "--dry-run", "-v"]
         done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
-    assert "[redacted]" in done.stderr
     assert_silent(done.stdout + done.stderr, secret=TOKEN)
 
 
@@ -145,10 +144,8 @@ def test_whoever_logs_a_key_logs_it_redacted(qtool, capsys):
         qtool("score", url, "--panel", "panel.jsonl", "-v")
         log = logging.getLogger("somebody")
         log.warning("sent %s", {"Authorization": f"Bearer {CANARY}"})
-        try:
-            raise ValueError(CANARY)
-        except ValueError:
-            log.exception("failed\x1b[2J")
+        failure = ValueError(CANARY)
+        log.error("failed\x1b[2J", exc_info=failure)
     said = capsys.readouterr()
     assert_silent(said.out + said.err)
     assert "\x1b" not in said.err
