@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qtool.export.repair import RepairSummary as RepairSummary
     from qtool.inputs.items import Item as Item
     from qtool.inputs.items import Pair as Pair
+    from qtool.inputs.media import LocalAddress as LocalAddress
     from qtool.inputs.panels import PanelShard as PanelShard
     from qtool.scoring.embed import Embeddings as Embeddings
     from qtool.scoring.embed import EmbedOptions as EmbedOptions
@@ -74,6 +75,7 @@ _MODULES: Final = {
     "qtool.export.quantize": ("QuantizationSummary", "QuantizeOptions"),
     "qtool.export.repair": ("RepairOptions", "RepairSummary"),
     "qtool.inputs.items": ("Item", "Pair"),
+    "qtool.inputs.media": ("LocalAddress",),
     "qtool.inputs.panels": ("PanelShard",),
     "qtool.scoring.embed": ("EmbedOptions", "Embeddings", "Texts"),
     "qtool.scoring.llama_cpp.server": ("LlamaCppOptions",),

@@ -182,7 +182,7 @@ ECHOES: dict[str, Mode] = {
 
 
 @contextmanager
-def serving_raw(mode: Mode, pause: float = 0.02) -> Iterator[str]:
+def serving_raw(mode: Mode, *, host: str = "127.0.0.1", port: int = 0, pause: float = 0.02) -> Iterator[str]:
     """The address of a server that answers each request by `mode`."""
     closing = threading.Event()
 
@@ -203,7 +203,7 @@ def serving_raw(mode: Mode, pause: float = 0.02) -> Iterator[str]:
             while connection.recv(1 << 16):  # what was not read would reset the connection before the answer arrives
                 pass
 
-    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    listener = socket.create_server((host, port), backlog=64)
 
     def accept() -> None:
         with suppress(OSError):
@@ -214,7 +214,7 @@ def serving_raw(mode: Mode, pause: float = 0.02) -> Iterator[str]:
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http://{host}:{listener.getsockname()[1]}"
     finally:
         closing.set()
         listener.shutdown(socket.SHUT_RDWR)

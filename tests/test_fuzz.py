@@ -63,6 +63,13 @@ def answered_or_refused(seconds=5):
     assert time.perf_counter() - began < seconds
 
 
+class Files(dict):
+    """Contents by path, which hypothesis would print whole."""
+
+    def __repr__(self):
+        return f"{len(self)} files"
+
+
 def written(folder: Path, name: str, content: bytes) -> Path:
     path = folder / name
     path.write_bytes(content)
@@ -237,7 +244,7 @@ def shards(tmp_path_factory):
         )
         verify(shard)
     files = [path for path in (root / "shard1").rglob("*.json*") if path.is_file()]
-    return root, {path: path.read_bytes() for path in files}
+    return root, Files({path: path.read_bytes() for path in files})
 
 
 @rarely(5)
@@ -271,8 +278,7 @@ def checkpoint(tmp_path_factory):
     folder = tiny.write_text(tmp_path_factory.mktemp("checkpoint") / "model")
     (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "a.Transformer"}]))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
-    files = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    return folder, files
+    return folder, Files({path: path.read_bytes() for path in folder.iterdir() if path.is_file()})
 
 
 def readers(folder):

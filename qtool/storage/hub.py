@@ -83,6 +83,9 @@ def is_path(target: str) -> bool:
 def _download(repo: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    from qtool.transfer import hub_session
+
+    hub_session()
     try:
         return Path(snapshot_download(repo, revision=revision, token=token, allow_patterns=list(_WANTED)))
     except Exception as error:  # the errors of huggingface_hub share no base class below Exception
@@ -141,6 +144,9 @@ class HubRepository:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # a lazy name
 
+        from qtool.transfer import hub_session
+
+        hub_session()
         self.repo = repo
         self.fetched = 0
         self._revision_option = revision

@@ -62,7 +62,8 @@ def vector_of(name: str, answer: Any) -> NDArray[np.float64]:
     if not isinstance(values, list) or not values:
         raise ModelError(f"{name}: The server's answer contains no vector.")
     vector = np.array([_number(name, value) for value in values])
-    length = np.linalg.norm(vector)
+    with np.errstate(over="ignore", under="ignore"):
+        length = np.linalg.norm(vector)
     if not np.isfinite(length) or length == 0:
         raise ModelError(
             f"{name}: The server's vector has length {length:g}, so it cannot be normalised.",
