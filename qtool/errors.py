@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import ClassVar, Final
 
@@ -65,5 +66,8 @@ class InternalError(QtoolError):
 
 def reason(error: BaseException) -> str:
     """Why an operation failed, as the end of a sentence without its full stop: an OSError may lack a text of its own."""
-    text = getattr(error, "strerror", None) or str(error).strip().rstrip(".")
-    return text if isinstance(text, str) and text else type(error).__name__
+    if isinstance(error, OSError) and error.args[1:]:  # otherwise its text is all that it has
+        text = error.strerror or (os.strerror(error.errno) if error.errno else "")
+    else:
+        text = str(error).strip().rstrip(".")
+    return text or type(error).__name__

@@ -336,9 +336,10 @@ def test_a_film_that_names_other_files_is_no_film(playlist, tmp_path):
 
 def test_the_command_line_has_the_options(panel):
     path = panel("../secret.png")
-    command = [sys.executable, "-m", "qtool", "score", "http://127.0.0.1:9", "--panel", str(path)]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
-    assert refused.returncode == 2
-    assert "The file lies outside of the panel's folder: ../secret.png." in refused.stderr
-    allowed = subprocess.run([*command, "--allow-outside-files"], capture_output=True, text=True, check=False)
-    assert allowed.returncode == 5, allowed.stderr  # the panel was read, and then there was no server
+    with serving_raw(WRONG["no HTTP"]) as url:
+        command = [sys.executable, "-m", "qtool", "score", url, "--panel", str(path)]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert refused.returncode == 2
+        assert "The file lies outside of the panel's folder: ../secret.png." in refused.stderr
+        allowed = subprocess.run([*command, "--allow-outside-files"], capture_output=True, text=True, check=False)
+        assert allowed.returncode == 5, allowed.stderr  # the panel was read, and then the server was asked
