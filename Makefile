@@ -28,7 +28,7 @@ demo: setup      ## quantize the built-in models and show by their scores what t
 	$(BIN)/qtool demo
 
 test: setup      ## run the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-pythons: setup  ## the base install by every Python from 3.10 on that this machine has (a minute or two each)
 	$(BIN)/python -m tests.pythons

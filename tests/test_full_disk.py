@@ -15,7 +15,7 @@ from qtool.scoring.embed import EmbedOptions as Options
 from qtool.scoring.embed import Row, Texts, embed
 from qtool.scoring.embed import _write as write_vectors
 from qtool.scoring.runtime import RuntimeOptions
-from qtool.storage.output import atomic_write, named_write_errors
+from qtool.storage.atomic import atomic_write, named_write_errors
 from tests.reporting.reports import whole
 from tests.scoring.servers import serving
 

@@ -30,8 +30,8 @@ from qtool.recipe import load_recipe, parse_recipe
 from qtool.scoring.http import client as http_client
 from qtool.scoring.http.detect import ServerKind, detect_server
 from qtool.scoring.http.engine import ids_of, probabilities_as_log_odds, scores_of, tokens_read, vector_of
+from qtool.scoring.joined_ledgers import read_ledgers
 from qtool.scoring.ledger import answer_line, header_line, open_ledger
-from qtool.scoring.remembering import read_ledgers
 from qtool.scoring.scorer import Identity
 from qtool.scoring.tokenizer import PromptTokenizer
 from qtool.storage.checkpoint import open_checkpoint

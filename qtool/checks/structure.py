@@ -20,19 +20,18 @@ from qtool.checks.stage import STRUCTURE, Stage, concluded
 from qtool.checks.structure_folder import fact_findings, folder_findings, nbytes_of, vocabulary_problem
 from qtool.errors import ModelError
 from qtool.export.gguf_metadata import DEFAULT_KEY, NAMES_KEY
-from qtool.formats.ggml import BF16, F16, F32
+from qtool.formats.ggml import FLOAT_TYPES
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.storage.atomic import manifest_of
 from qtool.storage.gguf import Value
 from qtool.storage.gguf_model import PROJECTOR, RERANK_KEY, GgufModel
-from qtool.storage.output import manifest_of
 
 # A GGUF file against what converting the reference would write: fields, tokens, names, shapes and protected types. A
 # field that no score depends on (names, licences, sampling) is not compared; what upstream's converter writes passes.
 
 _TOKENS: Final = "tokenizer.ggml."
 _LISTS: Final = ("tokens", "token_type", "merges")
-_FLOATS: Final = (F32, F16, BF16)
 _SCALES: Final = (".scale", ".input_scale")
 _PIXELS: Final = ("clip.vision.image_mean", "clip.vision.image_std")
 _JUDGED_ALONE: Final = (".pooling_type", ".classifier.output_labels")
@@ -138,7 +137,7 @@ def _tensor_findings(side: GgufModel, planned: Planned) -> Iterator[Finding]:
             yield finding("other-shape", side.path, tensor=output.gguf_name, **facts)
             break
     for tensor, output in present:
-        if output.type in _FLOATS and tensor.type not in _FLOATS:
+        if output.type in FLOAT_TYPES and tensor.type not in FLOAT_TYPES:
             yield finding("protected-type", side.path, tensor=output.gguf_name, found=tensor.type.name)
             break
 

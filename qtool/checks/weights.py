@@ -23,7 +23,7 @@ from qtool.checks.weight_pairs import TensorPair, WeightError, bound, checkpoint
 from qtool.errors import ModelError
 from qtool.formats.floats import Float32
 from qtool.progress import StageProgress, ignore
-from qtool.storage.output import worker_pool
+from qtool.workers import worker_pool
 
 _ROUNDING: Final = 1e-5
 """Sums in single precision are exact to this."""

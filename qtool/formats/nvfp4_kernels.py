@@ -15,17 +15,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from qtool.formats.floats import FLOAT_FORMATS, U8, Bits, Float32, FloatFormat
+from qtool.formats.floats import E4M3_VALUES, FLOAT_FORMATS, U8, Bits, Float32, FloatFormat
 from qtool.formats.llvm import Emitter, constant
-from qtool.formats.nvfp4 import (
-    BLOCK,
-    E2M1_VALUES,
-    E4M3_VALUES,
-    NEAREST_FROM,
-    NEAREST_TO,
-    EncodeTables,
-    block_scale_codes,
-)
+from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, NEAREST_FROM, NEAREST_TO, EncodeTables, block_scale_codes
 
 # One block as vector instructions: 16 weights in, 8 bytes and 16 running sums out, all in registers. A code is the
 # number of thresholds that a magnitude reaches; nothing is divided or rounded.

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from qtool.escaping import reportable
 from qtool.reporting import html, junit, markdown
-from qtool.storage.output import atomic_write, named_write_errors
+from qtool.storage.atomic import atomic_write, named_write_errors
 from qtool.verify.report import SCHEMA_VERSION, Report
 
 ID: Final = f"urn:qtool:report:{SCHEMA_VERSION}"

@@ -23,7 +23,7 @@ from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.jsonfile import JsonError, json_line, json_value
 from qtool.redaction import redacted
-from qtool.storage.output import named_write_errors
+from qtool.storage.atomic import named_write_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -204,8 +204,8 @@ def find_sidecars(directory: Path) -> list[Path]:
     return sorted(path.relative_to(directory) for path in found)
 
 
-# Which tensor of a checkpoint is which tensor of its architecture. The world is closed: a tensor that the architecture
-# does not have, one that is missing, and one of another shape than config.json implies are errors that name it.
+# Which tensor of a checkpoint is which tensor of its architecture. A tensor that the architecture does not have, one that
+# is missing, and one of another shape than config.json implies are errors that name it.
 
 
 def named_tensors(
