@@ -125,7 +125,7 @@ def _left(timeout: float | None, error_class: type[Exception]) -> float | None:
         return timeout
     left = deadline - time.monotonic()
     if left <= 0:
-        raise error_class("the deadline has passed")
+        raise error_class("The deadline has passed.")
     return float(left if timeout is None else min(timeout, left))
 
 
@@ -150,7 +150,7 @@ class _Stream(httpcore.NetworkStream):
         self._received += len(data)
         if self._waited > _SLOW_SECONDS:
             if self._received < _SLOW_BYTES:
-                raise httpcore.ReadTimeout("the server sends less than a kilobyte a second")
+                raise httpcore.ReadTimeout("The server sends less than a kilobyte a second.")
             self._waited = self._received = 0
         return data
 

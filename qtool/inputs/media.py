@@ -61,7 +61,7 @@ def allowed_file(path: Path, folder: Path, access: MediaAccess) -> Path:
         raise UsageError("No such file.", "Relative paths start at the panel's folder.") from error
     if not is_inside:
         raise UsageError(
-            "The file lies outside of the panel's folder.",
+            "The file is outside of the panel's folder.",
             "If you trust the panel, pass --allow-outside-files (allow_outside_files=True in Python).",
         )
     return real

@@ -73,7 +73,7 @@ def _decoded(source: str | Path) -> Image.Image:
             with Image.open(content, formats=FORMATS) as image:
                 return to_rgb(image)
     except UnidentifiedImageError as error:  # whose own text names an object of Python
-        raise UsageError("cannot identify image: it is none of PNG, JPEG, WebP, GIF, BMP and TIFF.") from error
+        raise UsageError("Unknown format: expected PNG, JPEG, WebP, GIF, BMP or TIFF.") from error
     except Exception as error:  # pillow's decoders raise exceptions of any kind
         raise UsageError(f"{reason(error)}.") from error
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from qtool.errors import ModelError, UsageError
+from qtool.errors import ModelError, UsageError, reason
+from qtool.inputs.items import is_text
 from qtool.jsonfile import read_json
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -36,8 +37,10 @@ class PromptTokenizer:
             raise ModelError(f"tokenizer.json is missing from {directory}.")
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise ModelError(f"Cannot read the tokenizer {path}: {error}.") from error
+        except BaseException as error:  # the Rust side raises bare Exception, and panics are none
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            raise ModelError(f"Cannot read the tokenizer {path}: {reason(error)}.") from error
         return cls(tokenizer, _special_ids(tokenizer, directory))
 
     def encode(self, text: str) -> list[int]:
@@ -85,5 +88,11 @@ def _declared(config: Mapping[str, Any]) -> list[str]:
     tokens: list[Any] = [config.get(field) for field in _NAMED]
     for field in _LISTED:
         listed = config.get(field) or ()
-        tokens.extend(listed.values() if isinstance(listed, Mapping) else listed)
-    return [token["content"] if isinstance(token, Mapping) else token for token in tokens if token]
+        tokens += listed.values() if isinstance(listed, Mapping) else listed if isinstance(listed, list) else [listed]
+    names: list[str] = []
+    for token in filter(None, tokens):
+        name = token.get("content") if isinstance(token, Mapping) else token
+        if not is_text(name):
+            raise ModelError(f"tokenizer_config.json declares the special token {name!r}; expected a text.")
+        names.append(str(name))
+    return names

@@ -55,7 +55,7 @@ def test_one_is_sent_on_to_another_address() -> None:
         ("/403", 0, NetworkError, "The server answered 403", 1),
         ("/500", 0, NetworkError, "The server answered 500", 3),
         ("/red.png", 9, NetworkError, "The server answered 503", 3),
-        ("/page.html", 0, UsageError, "cannot identify image", 1),
+        ("/page.html", 0, UsageError, "Unknown format", 1),
     ],
 )
 def test_what_a_server_answers_is_said(

@@ -281,7 +281,7 @@ def test_pillow_takes_a_file_for_six_formats_and_nothing_else(tmp_path, monkeypa
         path = tmp_path / f"red.{kind.lower()}"
         if kind != "EPS":
             RED.save(path, kind)
-        with pytest.raises(UsageError, match="none of PNG, JPEG, WebP, GIF, BMP and TIFF"):
+        with pytest.raises(UsageError, match="expected PNG, JPEG, WebP, GIF, BMP or TIFF"):
             load_image(path if kind != "EPS" else tmp_path / "run.eps")
     RED.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[RED])
     assert load_image(tmp_path / "phone.jpg").size == RED.size  # a JPEG file to everybody else
@@ -340,6 +340,6 @@ def test_the_command_line_has_the_options(panel):
         command = [sys.executable, "-m", "qtool", "score", url, "--panel", str(path)]
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
         assert refused.returncode == 2
-        assert "The file lies outside of the panel's folder: ../secret.png." in refused.stderr
+        assert "The file is outside of the panel's folder: ../secret.png." in refused.stderr
         allowed = subprocess.run([*command, "--allow-outside-files"], capture_output=True, text=True, check=False)
         assert allowed.returncode == 5, allowed.stderr  # the panel was read, and then the server was asked

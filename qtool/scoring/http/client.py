@@ -207,7 +207,7 @@ class HttpClient:
             place = _quoted(answer.headers.get("Location", "")) or "no address"
             raise NetworkError(
                 f"{_prefix(subject)}{self.url}{path} answered {answer.status_code}: it leads to {place}.",
-                "Pass the address that it leads to; the API key is sent nowhere else.",
+                "Pass that address; the API key is sent only to the server that you name.",
             )
         return answer
 

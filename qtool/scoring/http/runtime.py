@@ -22,7 +22,7 @@ from qtool.inputs.pictures import decode
 from qtool.progress import ignore
 from qtool.scoring.http.client import HttpClient, ask_all
 from qtool.scoring.http.detect import Server, ServerKind, detect_server
-from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine
+from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine, item_name
 from qtool.scoring.http.llama_server import LlamaServer
 from qtool.scoring.http.text import Jina, Tei
 from qtool.scoring.http.vllm import Vllm
@@ -178,7 +178,7 @@ class HttpScorer(Scorer):
         odd = next((index for index, vector in enumerate(found) if len(vector) != len(found[0])), None)
         if odd is not None:
             raise ModelError(
-                f"item {items[odd].id!r}: The server's vector has {len(found[odd])} dimensions; the first has "
+                f"{item_name(items[odd])}: The server's vector has {len(found[odd])} dimensions; the first has "
                 f"{len(found[0])}."
             )
         return np.stack(found)
