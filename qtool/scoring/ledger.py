@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import fcntl
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.jsonfile import JsonError, json_line, json_value
 from qtool.redaction import redacted
+from qtool.scoring.scorer import LARGEST_LOG_ODDS
 from qtool.storage.atomic import named_write_errors
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def read_answer(line: bytes) -> tuple[str, Answer]:
     key, log_odds, vector = (content.get(name) for name in ("key", "log_odds", "vector"))
     if not isinstance(key, str):
         raise ValueError("it has no key")  # noqa: TRY004 - as above
-    if isinstance(log_odds, float) and math.isfinite(log_odds):
+    if isinstance(log_odds, float) and abs(log_odds) <= LARGEST_LOG_ODDS:  # false of NaN
         return key, log_odds
     if isinstance(vector, str):
         found = np.frombuffer(base64.b64decode(vector, validate=True), dtype="<f4").astype(np.float32, copy=False)

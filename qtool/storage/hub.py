@@ -123,6 +123,8 @@ def _first_line(error: Exception) -> str:
 
 _RETRIES: Final = 2
 _TIMEOUT: Final = 30.0
+_PAGE_SECONDS: Final = 120.0
+"""For the page that lists a repository's files, retries included."""
 _MAX_WHOLE: Final = 32 << 20
 """A file of a checkpoint that is larger contains weights."""
 
@@ -144,7 +146,7 @@ class HubRepository:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # a lazy name
 
-        from qtool.transfer import hub_session
+        from qtool.transfer import hub_session, within
 
         hub_session()
         self.repo = repo
@@ -153,7 +155,8 @@ class HubRepository:
         if constants.is_offline_mode():
             raise NetworkError(f"{repo} is on the Hub, and HF_HUB_OFFLINE is set.", "Unset it, or pass a local path.")
         api = HfApi(endpoint=constants.ENDPOINT, token=token)
-        info = self._retried(lambda: api.model_info(repo, revision=revision, timeout=_TIMEOUT))
+        with within(_PAGE_SECONDS):
+            info = self._retried(lambda: api.model_info(repo, revision=revision, timeout=_TIMEOUT))
         self.revision = str(info.sha)
         self.names = tuple(sorted(s.rfilename for s in info.siblings or () if _stays_inside(s.rfilename)))
         self._base = f"{constants.ENDPOINT}/{repo}/resolve/{self.revision}"

@@ -26,7 +26,16 @@ from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine, item_name
 from qtool.scoring.http.llama_server import LlamaServer
 from qtool.scoring.http.text import Jina, Tei
 from qtool.scoring.http.vllm import Vllm
-from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer, distinct_pairs, prompt_sha256, query_content
+from qtool.scoring.scorer import (
+    LARGEST_LOG_ODDS,
+    Answered,
+    Identity,
+    PromptSeen,
+    Scorer,
+    distinct_pairs,
+    prompt_sha256,
+    query_content,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -243,6 +252,6 @@ def _batches(pairs: Sequence[Pair]) -> list[list[list[int]]]:
 
 
 def _finite(pair: Pair, score: float) -> float | ModelError:
-    if math.isfinite(score):
+    if math.isfinite(score) and abs(score) <= LARGEST_LOG_ODDS:
         return score
     return ModelError(f"{pair.name}: The server's score is not a finite number.", "Check its weights and its kernels.")
