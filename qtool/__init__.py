@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from qtool.export.repair import RepairSummary as RepairSummary
     from qtool.inputs.items import Item as Item
     from qtool.inputs.items import Pair as Pair
+    from qtool.inputs.media import LocalAddress as LocalAddress
     from qtool.inputs.panels import PanelShard as PanelShard
     from qtool.reporting.several import Reports as Reports
     from qtool.scoring.embed import Embeddings as Embeddings
@@ -77,6 +78,7 @@ _MODULES: Final = {
     "qtool.export.quantize": ("QuantizationSummary", "QuantizeOptions"),
     "qtool.export.repair": ("RepairOptions", "RepairSummary"),
     "qtool.inputs.items": ("Item", "Pair"),
+    "qtool.inputs.media": ("LocalAddress",),
     "qtool.inputs.panels": ("PanelShard",),
     "qtool.reporting.several": ("Reports",),
     "qtool.scoring.embed": ("EmbedOptions", "Embeddings", "Texts"),

@@ -17,6 +17,7 @@ from qtool import console
 from qtool.errors import UsageError
 from qtool.options import Options, coerce, parse_size
 from qtool.progress import Progress, StageProgress, ignore
+from qtool.redaction import keep_secret
 from qtool.resources import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def inspect(
     from qtool.arch.spec import Task
     from qtool.checks.inspect import inspect as run
 
+    keep_secret(token)
     with _stages("files", progress) as shown:
         return run(
             coerce("target", target, str),
@@ -167,6 +169,8 @@ def score(
     columns: str | None = None,
     limit: int | None = None,
     shard: PanelShard | str | None = None,
+    allow_outside_files: bool = False,
+    allow_local_addresses: bool = False,
     instruction: str | None = None,
     output: StrPath | None = None,
     force: bool = False,
@@ -187,7 +191,8 @@ def score(
     """Score the pairs of a panel with a reranker: log-odds and probability of each.
 
     `target` is a folder, a GGUF file, `org/name`, a demo model or the URL of a server; `panel` is a JSONL file or a
-    built-in panel, or `dataset` and `columns` describe one. With `output`, a JSONL file, an interrupted run continues.
+    built-in panel, or `dataset` and `columns` describe one; it may name files outside of its folder and addresses of
+    this machine and its network only where that is allowed. With `output`, a JSONL file, an interrupted run continues.
     """
     keywords = dict(locals())
     from qtool.scoring.score import ScoreOptions
@@ -210,6 +215,8 @@ def embed(
     columns: str | None = None,
     limit: int | None = None,
     shard: PanelShard | str | None = None,
+    allow_outside_files: bool = False,
+    allow_local_addresses: bool = False,
     instruction: str | None = None,
     output: StrPath | None = None,
     ids: StrPath | None = None,
@@ -257,6 +264,8 @@ def verify(
     recipe: StrPath | None = None,
     limit: int | None = None,
     shard: PanelShard | str | None = None,
+    allow_outside_files: bool = False,
+    allow_local_addresses: bool = False,
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
@@ -314,13 +323,25 @@ def verify_all(artefacts: StrPath | Sequence[StrPath], **keywords: Any) -> Repor
         return verify_each(targets, options, shown, status=_show_finished_stage, command=console.settings.command)
 
 
-def merge_reports(folders: Sequence[StrPath], *, output: StrPath, force: bool = False) -> Report:
+def merge_reports(
+    folders: Sequence[StrPath],
+    *,
+    output: StrPath,
+    allow_outside_files: bool = False,
+    allow_local_addresses: bool = False,
+    force: bool = False,
+) -> Report:
     """Join the reports of all shards of a verification, judge them as one, and write the reports into `output`."""
+    from qtool.inputs.media import MediaAccess
     from qtool.reporting.run import merge_reports as run
 
     return run(
         coerce("folders", folders, tuple[Path, ...]),
         coerce("output", output, Path),
+        MediaAccess(
+            coerce("allow_outside_files", allow_outside_files, bool),
+            coerce("allow_local_addresses", allow_local_addresses, bool),
+        ),
         force=coerce("force", force, bool),
     )
 
@@ -392,7 +413,8 @@ def _panel(keywords: Mapping[str, Any]) -> Any:
         raise UsageError(
             f"Expected one panel, got {len(panels) or 'none'}.", "Pass a panel, or a dataset with its columns."
         )
-    return PanelChoice(panels[0], limit=keywords["limit"], shard=keywords["shard"], instruction=keywords["instruction"])
+    names = ("limit", "shard", "instruction", "allow_outside_files", "allow_local_addresses")
+    return PanelChoice(panels[0], **{name: keywords[name] for name in names})
 
 
 def _texts(keywords: Mapping[str, Any]) -> Any:

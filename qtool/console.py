@@ -1,12 +1,13 @@
 """The only module that prints: results to stdout, progress, status and errors to stderr.
 
-Colour and bars appear on a terminal only (and never with NO_COLOR). A reader of stdout that leaves early, as `head` does,
+All that it prints is without secrets and escape sequences (`escaping`), and so is what libraries log. Colour and bars appear on a terminal only (and never with NO_COLOR). A reader of stdout that leaves early, as `head` does,
 changes no exit code. Rich is imported when it is needed, so that `--help` stays fast.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -14,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -22,12 +23,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
 from qtool.errors import QtoolError, UsageError
+from qtool.escaping import printable, shown, shown_lines
 from qtool.progress import Progress, StageProgress, ignore
+from qtool.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
     from rich.progress import ProgressColumn, TaskID
+    from rich.segment import Segment
     from rich.text import Text
     from typing_extensions import Self
 
@@ -58,13 +62,30 @@ def configure(*, quiet: bool = False, verbose: bool = False) -> None:
     settings.is_command = True
     settings.quiet = quiet
     settings.verbose = verbose
-    if quiet or verbose:
-        import logging
+    _log_safely()
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when huggingface_hub is imported
         logging.disable(logging.WARNING)
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+
+def _log_safely() -> None:
+    """Whatever a library logs, and whichever handler writes it, is safe to show."""
+    factory = logging.getLogRecordFactory()
+    if getattr(factory, "is_safe", False):
+        return
+
+    def record(*arguments: Any, **options: Any) -> logging.LogRecord:
+        made = factory(*arguments, **options)
+        with suppress(Exception):  # arguments that do not fit, which logging itself reports
+            made.msg, made.args = shown_lines(made.getMessage()), None
+        if made.exc_info and not made.exc_text:
+            made.exc_text = shown_lines("".join(traceback.format_exception(*made.exc_info)).rstrip())
+        return made
+
+    record.is_safe = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(record)
 
 
 @cache
@@ -74,6 +95,13 @@ def _console(*, stderr: bool) -> Console:
     class QuietConsole(Console):
         def on_broken_pipe(self) -> None:  # rich's own ends the process with 1
             _mute(self.file)
+
+        def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+            # Whatever was laid out: rich itself drops five control characters, and not ESC.
+            safe = (
+                each if each.control else each._replace(text=printable(each.text, sys.maxsize, "\n")) for each in buffer
+            )
+            return super()._render_buffer(safe)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
@@ -105,12 +133,37 @@ def show_status(message: str) -> None:
 
 
 def _print_line(message: str) -> None:
-    _console(stderr=True).print(message, markup=False, soft_wrap=True)
+    _console(stderr=True).print(shown(message), markup=False, soft_wrap=True)
 
 
 def show_result(result: RenderableType) -> None:
     """The result, for a person."""
-    _console(stderr=False).print(result, crop=False)
+    _console(stderr=False).print(_safe(result), crop=False)
+
+
+def _safe(result: Any) -> Any:
+    """The texts, tables and groups of a result with safe text: before they are laid out, so that columns stay straight."""
+    from rich.console import Group
+    from rich.protocol import rich_cast
+    from rich.table import Table
+    from rich.text import Text
+
+    result = rich_cast(result)
+    if isinstance(result, str):
+        return shown_lines(result)
+    if isinstance(result, Text):
+        plain = shown_lines(result.plain)
+        if plain == result.plain or (not plain and not result.plain.strip()):
+            return result
+        return Text(plain, result.style, justify=result.justify, overflow=result.overflow, no_wrap=result.no_wrap)
+    if isinstance(result, Group):
+        return Group(*map(_safe, result.renderables))
+    if isinstance(result, Table):
+        result.title, result.caption = _safe(result.title), _safe(result.caption)
+        for column in result.columns:
+            column.header, column.footer = _safe(column.header), _safe(column.footer)
+            column._cells[:] = map(_safe, column._cells)  # noqa: SLF001 - rich lets one add cells, not change them
+    return result
 
 
 def unwrapped(line: str, style: str = "") -> Text:
@@ -133,27 +186,33 @@ def verify_next(output: Path, artefact: Path, reference: str) -> Text:
 
 def show_line(result: str) -> None:
     """The result as one line to copy, however long."""
-    with _stdout() as stdout:
-        stdout.write(result + "\n")
+    show_lines([result])
 
 
 def show_json(result: Mapping[str, Any]) -> None:
     """The result, for a program."""
     # ASCII, since a path may hold what stdout's encoding cannot: bytes that are not UTF-8, or any accent in a C locale.
     with _stdout() as stdout:
-        stdout.write(json.dumps(result, indent=2, ensure_ascii=True) + "\n")
+        stdout.write(json.dumps(redacted(result), indent=2, ensure_ascii=True) + "\n")
 
 
 def show_lines(lines: Iterable[str]) -> None:
-    """A result of many lines, unchanged."""
+    """A result of many lines, however long."""
     with _stdout() as stdout:
-        stdout.writelines(f"{line}\n" for line in lines)
+        stdout.writelines(f"{_encodable(shown_lines(line, sys.maxsize), stdout)}\n" for line in lines)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """The text with escapes for what the stream's encoding lacks, such as any accent in a C locale."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def show_error(error: QtoolError, *, as_json: bool = False) -> None:
     """The message and the hint on stderr, with a traceback where asked for; with `as_json` also as JSON on stdout."""
     if settings.verbose or os.environ.get("QTOOL_DEBUG") == "1":
-        _print_line("".join(traceback.format_exception(error)))
+        trace = shown_lines("".join(traceback.format_exception(error)))
+        _console(stderr=True).print(trace, markup=False, soft_wrap=True)
     _show_labelled("error: ", "bold red", error.message)
     if error.hint:
         _show_labelled("hint:  ", "bold", error.hint)
@@ -165,7 +224,9 @@ def show_error(error: QtoolError, *, as_json: bool = False) -> None:
 def _show_labelled(label: str, style: str, message: str) -> None:
     from rich.text import Text
 
-    _console(stderr=True).print(Text.assemble((label, style), message), soft_wrap=True)
+    # Further lines are indented, so that a file's name or a server's message cannot pose as a line of qtool's own.
+    indented = shown_lines(message).replace("\n", "\n" + " " * len(label))
+    _console(stderr=True).print(Text.assemble((label, style), indented), soft_wrap=True)
 
 
 def human_size(nbytes: int) -> str:
@@ -232,7 +293,7 @@ def _bar(status: Console, *amounts: ProgressColumn) -> Bar:
 
 def _update(bar: Bar, tasks: dict[str, TaskID], label: str, done: int, total: int) -> None:
     if label not in tasks:
-        tasks[label] = bar.add_task(label, total=total, rate="-")
+        tasks[label] = bar.add_task(shown(label), total=total, rate="-")
     speed = bar.tasks[tasks[label]].speed
     rate = "-" if speed is None else f"{speed:,.1f}"
     bar.update(tasks[label], completed=done, total=total, rate=rate)

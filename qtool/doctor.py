@@ -136,7 +136,10 @@ def _torch_cuda() -> str:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return "no torch"
-    text = Path(spec.origin).with_name("version.py").read_text()
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return "torch is not installed completely"
     found = re.search(r"^cuda\b.*= '([\d.]+)'", text, re.MULTILINE)
     return found[1] if found else "none (CPU build)"
 
@@ -175,10 +178,11 @@ def _hub() -> Iterator[Diagnosis]:
 
 
 def _hub_answer(endpoint: str) -> Diagnosis:
-    from huggingface_hub import get_session
+    from qtool.transfer import hub_session, within
 
     try:
-        response = get_session().head(endpoint, timeout=_HUB_SECONDS, follow_redirects=True)
+        with within(_HUB_SECONDS):
+            response = hub_session().head(endpoint, timeout=_HUB_SECONDS, follow_redirects=True)
     except Exception as error:  # noqa: BLE001 - a wrong address, proxy or certificate share no base class
         problem = f"{endpoint} cannot be reached: {error or type(error).__name__}"
     else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import ClassVar, Final
+
+from qtool.escaping import shown_lines
 
 EXIT_PASS: Final = 0
 EXIT_GATE_FAILED: Final = 1
@@ -16,16 +19,19 @@ EXIT_INTERRUPTED: Final = 130  # Ctrl-C, as typer ends
 
 
 class QtoolError(Exception):
-    """What a user can act on: `message` says what is wrong, `hint` what to do about it."""
+    """What a user can act on: `message` says what is wrong, `hint` what to do about it.
+
+    Both are safe to show: without secrets and escape sequences, whatever a file or a server put into them.
+    """
 
     exit_code: ClassVar[int] = EXIT_USAGE
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = shown_lines(message)
+        self.hint = shown_lines(hint)
+        super().__init__(self.message)
         if hint and sys.version_info >= (3, 11):
-            self.add_note(hint)  # a traceback shows it too
+            self.add_note(self.hint)  # a traceback shows it too
 
 
 class UsageError(QtoolError):
@@ -56,3 +62,12 @@ class InternalError(QtoolError):
     """A bug: an exception that qtool did not expect (exit 70). Only the command line raises it."""
 
     exit_code = EXIT_INTERNAL
+
+
+def reason(error: BaseException) -> str:
+    """Why an operation failed, as the end of a sentence without its full stop: an OSError may lack a text of its own."""
+    if isinstance(error, OSError) and error.args[1:]:  # otherwise its text is all that it has
+        text = error.strerror or (os.strerror(error.errno) if error.errno else "")
+    else:
+        text = str(error).strip().rstrip(".")
+    return text or type(error).__name__

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from qtool.errors import SetupError
+from qtool.errors import QtoolError, SetupError, reason
 
 DISTRIBUTION: Final = "qtool-retrieval"
 """What pip installs; PyPI's `qtool` is another project's."""
@@ -57,12 +59,15 @@ EXTRAS: Final[Mapping[str, Extra]] = {
 
 def is_installed(module: str) -> bool:
     """Whether a top-level module can be found, which is not imported; a mere folder `datasets` in the path is none."""
-    spec = find_spec(module)
+    try:
+        spec = find_spec(module)
+    except ValueError:  # something stands in sys.modules under that name, and is no module
+        return False
     return spec is not None and spec.origin is not None
 
 
 def require_extra(name: str, purpose: str, otherwise: str = "") -> None:
-    """Raise SetupError unless the packages of an extra are installed.
+    """Raise SetupError unless the packages of an extra are installed and can be imported.
 
     `purpose` is the subject of the sentence; `otherwise` is what the user can do instead, such as "pass --structure-only".
     """
@@ -74,6 +79,29 @@ def require_extra(name: str, purpose: str, otherwise: str = "") -> None:
             f"{purpose} needs {listed}, which {'is' if len(missing) == 1 else 'are'} not installed.",
             f"Run `{extra.command}`{alternative}.",
         )
+    with importing(name):
+        for module in extra.packages:
+            import_module(module)
+
+
+@contextmanager
+def importing(name: str) -> Iterator[None]:
+    """Raise SetupError where a package of the extra, imported in this block, is there but broken.
+
+    Half an installation, a library of the system that is missing, and versions that do not fit raise errors of any kind.
+    """
+    try:
+        yield
+    except (QtoolError, MemoryError):
+        raise
+    except ImportError as error:
+        raise import_failure(error) from error
+    except Exception as error:
+        extra = EXTRAS[name]
+        raise SetupError(
+            f"The packages of {DISTRIBUTION}[{name}] cannot be imported: {' '.join(reason(error).split())}.",
+            f"Run `qtool doctor` to compare versions, then `{extra.command} --upgrade`.",
+        ) from error
 
 
 def import_failure(error: ImportError) -> SetupError:
@@ -86,8 +114,8 @@ def import_failure(error: ImportError) -> SetupError:
     if isinstance(error, ModuleNotFoundError):
         package = extra.packages[module] if extra else module
         return SetupError(f"The package {package} is not installed.", f"Run `{command}`.")
-    reason = " ".join(str(error).split()).rstrip(".")
+    problem = " ".join(str(error).split()).rstrip(".")
     return SetupError(
-        f"{f'The package {module}' if module else 'A package'} cannot be imported: {reason}.",
+        f"{f'The package {module}' if module else 'A package'} cannot be imported: {problem}.",
         f"Run `qtool doctor` to compare versions, then `{command} --upgrade`.",
     )

@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from qtool.errors import UsageError
+from qtool.redaction import keep_secret
 
 _LONGEST_SHOWN: Final = 80
 
@@ -27,6 +28,8 @@ class Options:
         for field in fields(self):
             value = coerce(field.name, getattr(self, field.name), types[field.name])
             object.__setattr__(self, field.name, value)  # the dataclasses are frozen
+            if field.name == "token":
+                keep_secret(value)
 
 
 def coerce(name: str, value: object, expected: Any) -> Any:

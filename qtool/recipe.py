@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qtool import resources
-from qtool.errors import UsageError
+from qtool.errors import UsageError, reason
+from qtool.jsonfile import read_bounded
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -72,6 +73,9 @@ class LoadedRecipe(BaseModel):
 
 
 _FOLDER: Final = "recipes"
+_MAX_BYTES: Final = 1 << 20
+_DEEPEST: Final = 50
+"""Levels of nesting; a recipe has four."""
 
 
 def builtin_recipes() -> list[str]:
@@ -87,22 +91,62 @@ def load_recipe(name_or_path: str) -> LoadedRecipe:
             raise UsageError(f"No recipe is called {name_or_path!r}.", f"Known are {', '.join(builtin_recipes())}.")
         path = resources.path(f"{_FOLDER}/{name_or_path}.yaml")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, _MAX_BYTES, may_be_pipe=True).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The recipe {name_or_path} cannot be read: {error}.") from None
+        raise UsageError(f"The recipe {name_or_path} cannot be read: {reason(error)}.") from None
     return parse_recipe(text, name_or_path)
 
 
 def parse_recipe(text: str, origin: str = "recipe") -> LoadedRecipe:
     """The recipe in a YAML `text`; `origin` names it in errors."""
-    try:
-        document: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{origin} is not valid YAML: {error}") from None
+    document = read_yaml(text, origin)
     try:
         return LoadedRecipe(recipe=Recipe.model_validate(document), text=text, origin=origin)
     except ValidationError as error:
         raise UsageError(f"{origin} is not a valid recipe: {_first_problem(error)}", "See docs/recipes.md.") from None
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """The value of a YAML text of at most a megabyte, without anchors. Raises UsageError, and nothing else, for any text."""
+    if len(text) > _MAX_BYTES:
+        raise UsageError(f"{origin} has more than {_MAX_BYTES:,} characters.")
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{origin} is not valid YAML{place}: {error.problem or error.context}.") from None
+    except RecursionError:
+        raise UsageError(f"{origin} is not valid YAML: it is nested too deeply.") from None
+    except Exception as error:  # noqa: BLE001 - PyYAML's constructors of numbers and dates raise errors of any kind
+        raise UsageError(f"{origin} is not valid YAML: {' '.join(reason(error).split())}.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as JSON has it: texts, numbers, booleans, lists and mappings; a date is a text.
+
+    An anchor is refused, since a few lines of anchors stand for billions of values.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As PyYAML's, which would follow an alias."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not read", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def fetch_more_tokens(self) -> Any:
+        """As PyYAML's, within a depth that its recursion can follow."""
+        if self.flow_level + len(self.indents) > _DEEPEST:
+            raise RecursionError
+        return super().fetch_more_tokens()
+
+
+_PLAIN: Final = ("bool", "float", "int", "null")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in _PLAIN]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -14,7 +14,8 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     def forbidden(*_: object, **__: object) -> str:  # root may read everything
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", forbidden)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(ModelError, match=r"Cannot read .*config\.json: Permission denied\."):
         read_json(tmp_path / "config.json")
 

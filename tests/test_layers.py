@@ -22,8 +22,10 @@ ROWS = (
     ("arch", "recipe"),
     ("formats", "console", "manifest", "jsonfile"),
     ("options", "results"),
-    ("extras", "progress", "resources", "retries", "workers"),
+    ("extras", "progress", "resources", "retries", "transfer", "workers"),
     ("errors",),
+    ("escaping",),
+    ("redaction",),
 )
 """From top to bottom; a package may import what stands in a lower row."""
 

@@ -9,9 +9,9 @@ from enum import Enum
 from typing import Any, Final
 
 from qtool.checks.score_codes import SCORE_CODES
+from qtool.escaping import printable as printable  # noqa: PLC0414 - also for those who show findings
 from qtool.storage.gguf_model import is_gguf
 
-_LONGEST: Final = 200
 _LONGEST_COMMAND: Final = 5000
 
 
@@ -70,12 +70,6 @@ def finding(code: str, target: object, **facts: Any) -> Finding:
     meaning = CODES[code]
     remedy = printable(meaning.remedy.format(**known), _LONGEST_COMMAND)
     return Finding(code, meaning.severity, meaning.sentence.format(**known), remedy)
-
-
-def printable(text: str, longest: int = _LONGEST) -> str:
-    """A stranger's text, shortened, and without what a terminal would obey or an encoder refuse."""
-    short = text if len(text) <= longest else text[: longest - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
 def listed(names: Sequence[str]) -> str:

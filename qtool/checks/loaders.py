@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from qtool.errors import ModelError
+from qtool.errors import ModelError, reason
 from qtool.jsonfile import read_json
 from qtool.storage.checkpoint import INDEX, SINGLE, weight_map
 
@@ -308,7 +308,7 @@ class FolderFiles:
         except UnicodeDecodeError as error:
             raise ModelError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
         except OSError as error:
-            raise ModelError(f"Cannot read {path}: {error.strerror}.") from None
+            raise ModelError(f"Cannot read {path}: {reason(error)}.") from None
 
 
 def taken(reading: Reading, folder: FolderFiles) -> tuple[str, Any] | None:

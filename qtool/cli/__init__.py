@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
@@ -15,7 +16,7 @@ from qtool import console
 from qtool.cli import checkpoints, gguf, scoring, serving, verification
 from qtool.cli.examples import epilog
 from qtool.cli.typed import typed_command
-from qtool.errors import EXIT_USAGE, InternalError, QtoolError, SetupError, UsageError
+from qtool.errors import EXIT_USAGE, InternalError, QtoolError, SetupError, UsageError, reason
 from qtool.extras import import_failure
 
 _NAME: Final = "qtool"
@@ -151,6 +152,7 @@ for _name, _function in _COMMANDS.items():
 def main() -> None:
     """Run the command line; exits with the documented code."""
     console.settings.command = typed_command(sys.argv[1:])
+    logging.captureWarnings(capture=True)  # Python prints warnings, which may quote a stranger, by itself
     try:
         app()
     except (SystemExit, KeyboardInterrupt):
@@ -182,11 +184,11 @@ def _machine_error(error: BaseException) -> SetupError | None:
     if isinstance(error, ImportError) and not (error.name or "").startswith("qtool"):
         return import_failure(error)
     if isinstance(error, OSError):
-        what = f"{error.filename}: {error.strerror}." if error.filename and error.strerror else _one_line(error)
+        what = f"{error.filename}: {reason(error)}." if error.filename else _one_line(error)
         return SetupError(f"The system refused: {what}", "Set QTOOL_DEBUG=1 for the traceback.")
     return None
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join((reason(error) if isinstance(error, OSError) else str(error)).split())
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -139,6 +139,13 @@ ShardOption = Annotated[
     str | None,
     typer.Option("--shard", metavar="I/N", help="Use every N-th query only, from the I-th on.", show_default=False),
 ]
+AllowOutsideFiles = Annotated[
+    bool, typer.Option("--allow-outside-files", help="Let a panel name files outside of its folder.")
+]
+AllowLocalAddresses = Annotated[
+    bool,
+    typer.Option("--allow-local-addresses", help="Let a panel name addresses of this machine and its network."),
+]
 Dtype = Annotated[DtypeChoice, typer.Option(help="Precision in which a checkpoint is run.")]
 Device = Annotated[
     str,

@@ -10,6 +10,8 @@ import typer
 from qtool import console
 from qtool.cli.options import (
     PANELS,
+    AllowLocalAddresses,
+    AllowOutsideFiles,
     Columns,
     Concurrency,
     Dataset,
@@ -80,6 +82,8 @@ def verify(
     ] = None,
     limit: Limit = None,
     shard: ShardOption = None,
+    allow_outside_files: AllowOutsideFiles = False,
+    allow_local_addresses: AllowLocalAddresses = False,
     dtype: Dtype = "float32",
     device: Device = "auto",
     mmproj: Mmproj = None,
@@ -135,6 +139,8 @@ def verify(
         recipe=recipe,
         limit=limit,
         shard=shard,
+        allow_outside_files=allow_outside_files,
+        allow_local_addresses=allow_local_addresses,
         task=task,
         dtype=dtype,
         device=device,
@@ -168,6 +174,8 @@ def merge_reports(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="The folders of all shards.")],
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the joined answers and reports.")],
+    allow_outside_files: AllowOutsideFiles = False,
+    allow_local_addresses: AllowLocalAddresses = False,
     strict: Strict = False,
     force: Force = False,
     json: Json = False,
@@ -175,7 +183,14 @@ def merge_reports(
     """Join what `verify --shard` scored on several machines and judge it as one verification."""
     from qtool import api
 
-    _finish(api.merge_reports(folders, output=output, force=force), output, strict=strict, as_json=json)
+    report = api.merge_reports(
+        folders,
+        output=output,
+        allow_outside_files=allow_outside_files,
+        allow_local_addresses=allow_local_addresses,
+        force=force,
+    )
+    _finish(report, output, strict=strict, as_json=json)
 
 
 def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:

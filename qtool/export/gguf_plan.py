@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -88,7 +88,7 @@ class ConvertOptions(Options):
     split_max_bytes: int | None = None
     imatrix: Path | None = None
     revision: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     stream: bool | None = None
     force: bool = False
     dry_run: bool = False

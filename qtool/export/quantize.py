@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -68,7 +68,7 @@ class QuantizeOptions(Options):
     backend: Backend = "auto"
     task: Task | None = None
     revision: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES
     stream: bool | None = None
     force: bool = False

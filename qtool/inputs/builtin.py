@@ -12,6 +12,7 @@ from typing import Final
 
 from qtool import resources
 from qtool.errors import UsageError
+from qtool.inputs.media import DISTRUST, MediaAccess
 from qtool.inputs.panels import Panel, load_panel
 
 DEMO_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
@@ -57,11 +58,14 @@ def find_panel(name_or_path: str) -> Path:
     return resources.path(f"{_FOLDER}/{name_or_path}.jsonl")
 
 
-def load_panels(names_or_paths: Sequence[str], limit: int | None = None) -> list[Panel]:
-    """Panels by name or path, each cut to its first `limit` queries; no two may share a name."""
+def load_panels(names_or_paths: Sequence[str], limit: int | None = None, access: MediaAccess = DISTRUST) -> list[Panel]:
+    """Panels by name or path, each cut to its first `limit` queries; no two may share a name.
+
+    `access` is what they may name beside the files in their own folders and what is public.
+    """
     if limit is not None and limit < 1:
         raise UsageError(f"Invalid limit {limit}: expected at least 1 query.")
-    panels = [_load(name, limit) for name in names_or_paths]
+    panels = [_load(name, limit, access) for name in names_or_paths]
     check_panel_names(panels)
     return panels
 
@@ -71,14 +75,16 @@ def dataset_panel(dataset: str, columns: str) -> str:
     return f"{_DATASET}{dataset}?{columns}"
 
 
-def _load(name: str, limit: int | None) -> Panel:
+def _load(name: str, limit: int | None, access: MediaAccess) -> Panel:
     if not name.startswith(_DATASET):
-        return load_panel(find_panel(name)).first(limit)
+        # Our own panels are trusted: some installers link to the files of a package.
+        ours = MediaAccess(outside_files=True)
+        return load_panel(find_panel(name), ours if name in builtin_panels() else access).first(limit)
     from qtool.inputs.datasets import load_dataset_panel, parse_dataset
 
     dataset, _, columns = name.removeprefix(_DATASET).partition("?")
     bound = {} if limit is None else {"limit": limit}
-    return load_dataset_panel(parse_dataset(dataset, columns, **bound))
+    return load_dataset_panel(parse_dataset(dataset, columns, **bound), access)
 
 
 def check_panel_names(panels: Sequence[Panel]) -> None:

@@ -7,15 +7,15 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from qtool.errors import NetworkError, QtoolError, UsageError
+from qtool.errors import NetworkError, QtoolError, UsageError, reason
 from qtool.extras import require_extra
 from qtool.inputs.items import is_text
-from qtool.inputs.media import is_url, open_media, quoted
+from qtool.inputs.media import DISTRUST, MediaAccess, allowed_file, is_url, open_media, quoted
 from qtool.inputs.panel_lines import HIGHEST_GRADE
 from qtool.inputs.panels import Panel, panel_of
 
@@ -45,19 +45,34 @@ def open_rows(path: str, config: str | None, split: str | None, revision: str | 
     return Rows(_rows(path, _undecoded(found)), str(found.info.license or ""))
 
 
-def read_picture(path: str) -> bytes:
-    """A picture in a file of a data set: local, on the hub, or inside an archive."""
+def read_picture(path: str, dataset: str, access: MediaAccess) -> bytes:
+    """A picture in a file of `dataset`: in its folder, on the hub, or inside an archive there.
+
+    A row may name any file. Raises UsageError for one that is not the data set's, unless `access` has it otherwise.
+    """
     if "://" not in path:
-        media = open_media(path, _PICTURE_BYTES, _PICTURE_SECONDS)
+        folder = Path(dataset) if Path(dataset).is_dir() else Path(dataset).parent
+        media = open_media(allowed_file(Path(path), folder, access), _PICTURE_BYTES, _PICTURE_SECONDS)
         return media.read_bytes() if isinstance(media, Path) else media.getvalue()
     from datasets.utils.file_utils import xopen
 
+    if not _is_on_the_hub(path):
+        raise UsageError("The file is not on the Hub.", "Download the data set, or pass another.")
     try:
         with xopen(path, "rb") as file:
-            content: bytes = file.read()
+            content: bytes = file.read(_PICTURE_BYTES + 1)
     except Exception as error:  # as above
         raise _explained(path, error) from error
+    if len(content) > _PICTURE_BYTES:
+        raise UsageError(f"The file has more than {_PICTURE_BYTES:,} bytes.")
     return content
+
+
+def _is_on_the_hub(path: str) -> bool:
+    """Whether the last of fsspec's chained addresses, such as `zip://a.png::hf://datasets/org/name/b.zip`, is the Hub's."""
+    from huggingface_hub import constants
+
+    return path.rpartition("::")[2].startswith(("hf://", f"{constants.ENDPOINT}/"))
 
 
 def _open_splits(path: str, config: str | None, revision: str | None) -> Any:
@@ -111,8 +126,8 @@ def _explained(path: str, error: Exception) -> QtoolError:
     if isinstance(error, QtoolError):
         return error
     if isinstance(error, ConnectionError | httpx.TransportError | TimeoutError):
-        return NetworkError(f"Cannot read data set {path}: {error}", "Check the network.")
-    return UsageError(f"Cannot read data set {path}: {error}")
+        return NetworkError(f"Cannot read data set {path}: {reason(error)}.", "Check the network.")
+    return UsageError(f"Cannot read data set {path}: {reason(error)}.")
 
 
 # A row as a query with its documents. A column that is missing, empty or of the wrong type is an error that names the
@@ -184,18 +199,27 @@ def json_line(row: Row, number: int) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
-def read_row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
+Read = Callable[[str], bytes]
+"""Reads a picture that lies in a file of the data set."""
+
+
+def _reads_nothing(path: str) -> bytes:
+    raise UsageError(f"There is no data set to read {quoted(path)} from.")
+
+
+def read_row(values: Mapping[str, Any], columns: Columns, where: str, read: Read = _reads_nothing) -> Row:
     """Read a row by its columns; messages begin with `where`."""
     for column in (column for named in columns.values() for column in named):
         if column not in values:
             raise UsageError(f"{where}: There is no column {column!r}.", f"Choose from {', '.join(values)}.")
-    (query,) = _sides(values, columns, "query", where)[:1]
+    (query,) = _sides(values, columns, "query", where, read)[:1]
     ids = _values(values, columns, "id")
     row_id = str(ids[0]) if ids and ids[0] is not None else None
     if "positive" in columns or "positive_image" in columns:
-        negatives = () if _is_empty(values, columns, "negative") else _sides(values, columns, "negative", where)
-        return Row(row_id, query, _sides(values, columns, "positive", where), negatives).distinct
-    documents = _sides(values, columns, "documents", where)
+        negatives = () if _is_empty(values, columns, "negative") else _sides(values, columns, "negative", where, read)
+        positives = _sides(values, columns, "positive", where, read)
+        return Row(row_id, query, positives, negatives).distinct
+    documents = _sides(values, columns, "documents", where, read)
     return Row(row_id, query, _labelled(documents, values, columns, where), is_listed=True).distinct
 
 
@@ -224,10 +248,10 @@ def _grade(value: Any, where: str) -> float:
     raise UsageError(f"{where}: Invalid label {value!r}: expected a number from 0 to {HIGHEST_GRADE}.")
 
 
-def _sides(values: Mapping[str, Any], columns: Columns, role: str, where: str) -> tuple[Side, ...]:
+def _sides(values: Mapping[str, Any], columns: Columns, role: str, where: str, read: Read) -> tuple[Side, ...]:
     """The sides of a role: texts, pictures, or pairs of both."""
     texts: list[str | None] = [_text(value, role, where) for value in _values(values, columns, role)]
-    images: list[str | None] = [_image(value, role, where) for value in _values(values, columns, f"{role}_image")]
+    images: list[str | None] = [_image(value, role, where, read) for value in _values(values, columns, f"{role}_image")]
     if texts and images and len(texts) != len(images):
         raise UsageError(
             f"{where}: The number of texts ({len(texts)}) differs from that of pictures ({len(images)}) for {role}."
@@ -254,21 +278,21 @@ def _text(value: Any, role: str, where: str) -> str:
     return value
 
 
-def _image(value: Any, role: str, where: str) -> str:
+def _image(value: Any, role: str, where: str, read: Read) -> str:
     """The address of a picture; one stored in the data set becomes a `data:` URL."""
     if isinstance(value, str) and is_url(value):
         return value
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (None, None)
     if content is None and isinstance(path, str):
-        content = _read_stored(path, f"{where}: {role}_image")
+        content = _read_stored(path, f"{where}: {role}_image", read)
     if isinstance(content, bytes):
         return f"data:;base64,{base64.b64encode(content).decode()}"
     raise UsageError(f"{where}: {role}_image is {_kind(value)}; expected a picture or an http(s) address.")
 
 
-def _read_stored(path: str, where: str) -> bytes:
+def _read_stored(path: str, where: str, read: Read) -> bytes:
     try:
-        return read_picture(path)
+        return read(path)
     except QtoolError as error:
         raise type(error)(f"{where}: Cannot read {quoted(path)}: {error.message}", error.hint) from error
 
@@ -323,21 +347,25 @@ def parse_dataset(text: str, columns: str, **options: Any) -> DatasetSpec:
     return spec
 
 
-def load_dataset_panel(spec: DatasetSpec) -> Panel:
+def load_dataset_panel(spec: DatasetSpec, access: MediaAccess = DISTRUST) -> Panel:
     """The panel that `spec` describes; its hash is that of its lines. Raises UsageError or NetworkError."""
     _check(spec)
-    lines, licence = dataset_lines(spec)
-    panel = replace(panel_of(lines, Path(spec.name)), name=spec.name, license=licence)
+    lines, licence = dataset_lines(spec, access)
+    panel = replace(panel_of(lines, Path(spec.name), access), name=spec.name, license=licence)
     if spec.instruction is None:
         return panel
     instructed = (replace(query, item=query.item.with_instruction(spec.instruction)) for query in panel.queries)
     return replace(panel, queries=tuple(instructed))
 
 
-def dataset_lines(spec: DatasetSpec) -> tuple[bytes, str]:
+def dataset_lines(spec: DatasetSpec, access: MediaAccess = DISTRUST) -> tuple[bytes, str]:
     """The lines of a panel file without a header, and the data set's licence."""
     source = open_rows(spec.path, spec.config, spec.split, spec.revision)
-    rows = _first_queries((read_row(values, spec.columns, where) for where, values in source.rows), spec.limit)
+
+    def read(picture: str) -> bytes:
+        return read_picture(picture, spec.path, access)
+
+    rows = _first_queries((read_row(values, spec.columns, where, read) for where, values in source.rows), spec.limit)
     if not rows:
         raise UsageError(f"Data set {spec.name} has no rows.")
     lines = (json_line(row, number) for number, row in enumerate(_with_negatives(rows, spec), start=1))

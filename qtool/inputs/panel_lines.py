@@ -42,9 +42,12 @@ def _not_a_flag(value: Any) -> Any:
 
 Side = Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)]
 HIGHEST_GRADE: Final = 100
-Grade = Annotated[float, BeforeValidator(_not_a_flag), Field(ge=0, le=HIGHEST_GRADE, allow_inf_nan=False)]
+MOST_FRAMES: Final = 1 << 16
+Grade = Annotated[Annotated[float, Field(ge=0, le=HIGHEST_GRADE, allow_inf_nan=False)], BeforeValidator(_not_a_flag)]
 Id = Annotated[str, Field(min_length=1)]
-Pixels = Annotated[int | None, Field(ge=1)]
+MOST_PIXELS: Final = 1 << 26
+"""Of a picture that a panel asks for, 37 times the official bound: pictures are made larger up to `min_pixels`."""
+Pixels = Annotated[int | None, Field(ge=1, le=MOST_PIXELS)]
 
 
 def _no_lone_surrogates(value: Any) -> Any:
@@ -78,9 +81,10 @@ class VideoLine(_Line):
     """A video: a file, or its frames; a plain string stands for a file."""
 
     file: Id | None = None
-    frames: Annotated[tuple[Id, ...] | None, BeforeValidator(_as_tuple), Field(min_length=1)] = None
-    fps: Annotated[float | None, BeforeValidator(_not_a_flag), Field(gt=0, allow_inf_nan=False)] = None
-    max_frames: Annotated[int | None, Field(ge=1)] = None
+    # The bounds stand inside of the unions: outside, behind a validator, pydantic applies them to null, too, and crashes.
+    frames: Annotated[Annotated[tuple[Id, ...], Field(min_length=1)] | None, BeforeValidator(_as_tuple)] = None
+    fps: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(_not_a_flag)] = None
+    max_frames: Annotated[int | None, Field(ge=1, le=MOST_FRAMES)] = None
 
     @model_validator(mode="after")
     def _is_file_or_frames(self) -> VideoLine:
@@ -101,7 +105,7 @@ class SidesLine(_Line):
     video: Annotated[tuple[VideoLine, ...] | None, BeforeValidator(_as_videos)] = None
     min_pixels: Pixels = None
     max_pixels: Pixels = None
-    total_pixels: Pixels = None
+    total_pixels: Annotated[int | None, Field(ge=1, le=MOST_PIXELS * MOST_FRAMES)] = None
 
     @property
     def is_blank(self) -> bool:

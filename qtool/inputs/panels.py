@@ -7,24 +7,29 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from qtool.errors import UsageError
+from qtool.errors import UsageError, reason
 from qtool.inputs.items import OFFICIAL_LIMITS, Item, Pair, PixelLimits, Video
-from qtool.inputs.media import is_url, quoted
+from qtool.inputs.media import DISTRUST, LocalAddress, MediaAccess, allowed_file, is_url, quoted
 from qtool.inputs.panel_lines import HeaderLine, QueryLine, SidesLine, VideoLine, parse_line
+from qtool.jsonfile import JsonError, json_value, read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_MAX_BYTES: Final = 1 << 30
+"""Of a panel or a file of texts; pictures may be in it as `data:` URLs."""
+
+
 def read_text_bytes(path: Path, kind: str) -> bytes:
     """The content of a UTF-8 file. Raises UsageError with the line of an error; messages call the file `kind`."""
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MAX_BYTES, may_be_pipe=True)
         content.decode()
     except OSError as error:
-        raise UsageError(f"Cannot read {kind} {path}: {error.strerror}.") from error
+        raise UsageError(f"Cannot read {kind} {path}: {reason(error)}.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         column = error.start - error.object.rfind(b"\n", 0, error.start)
@@ -52,7 +57,7 @@ class PanelShard:
     @classmethod
     def parse(cls, text: str) -> PanelShard:
         """A shard as --shard takes it, such as 2/8."""
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if not match:
             raise UsageError(f"Invalid shard {text!r}.", "Write it as 2/8: the second of eight.")
         return cls(int(match[1]), int(match[2]))
@@ -122,19 +127,19 @@ class Panel:
         return self.modality != "text"
 
 
-def load_panel(path: Path) -> Panel:
-    """Read and check a panel; relative paths of pictures start at the panel's folder."""
-    return panel_of(read_text_bytes(path, "panel"), path)
+def load_panel(path: Path, access: MediaAccess = DISTRUST) -> Panel:
+    """Read and check a panel; relative paths of pictures start at the panel's folder, which they must not leave."""
+    return panel_of(read_text_bytes(path, "panel"), path, access)
 
 
-def panel_of(content: bytes, path: Path) -> Panel:
+def panel_of(content: bytes, path: Path, access: MediaAccess = DISTRUST) -> Panel:
     """The panel with this content; `path` gives its name and the folder of relative paths."""
     first, _, rest = content.partition(b"\n")
     if not _is_header(first):
-        queries = _queries(path, content, first_line=1, instruction=None)
+        queries = _queries(path, content, 1, None, access)
         return Panel(path.stem, "", _modality(queries), _labels(queries), _sha256(content), queries)
-    header = parse_line(HeaderLine, json.loads(first), _where(path, 1))
-    queries = _queries(path, rest, first_line=2, instruction=header.instruction)
+    header = parse_line(HeaderLine, _json(first, _where(path, 1)), _where(path, 1))
+    queries = _queries(path, rest, 2, header.instruction, access)
     panel = Panel(header.name, header.license, header.modality, header.labels, _sha256(rest), queries)
     _check_header(panel, header, path)
     return panel
@@ -160,20 +165,23 @@ def _where(path: Path, number: int) -> str:
 
 def _is_header(line: bytes) -> bool:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):  # reported with its line when it is read as a query
+        value = json_value(line)
+    except JsonError:  # reported with its line when it is read as a query
         return False
     return isinstance(value, dict) and "qtool_panel" in value
 
 
-def _queries(path: Path, content: bytes, first_line: int, instruction: str | None) -> tuple[Query, ...]:
+def _queries(
+    path: Path, content: bytes, first_line: int, instruction: str | None, access: MediaAccess
+) -> tuple[Query, ...]:
     queries: list[Query] = []
     seen: set[str] = set()
     # Not str.splitlines: JSON strings may contain U+2028 and other line separators.
     for number, line in enumerate(content.split(b"\n"), start=first_line):
         if not line.strip():
             continue
-        query = _query(line, len(queries) + 1, instruction, path, _where(path, number))
+        parsed = parse_line(QueryLine, _json(line, _where(path, number)), _where(path, number))
+        query = _Reader(path, access).query(parsed, len(queries) + 1, instruction, _where(path, number))
         if query.id in seen:
             message = f"{_where(path, number)}: id: Query {query.id!r} exists already."
             raise UsageError(message)
@@ -185,43 +193,52 @@ def _queries(path: Path, content: bytes, first_line: int, instruction: str | Non
     return tuple(queries)
 
 
-def _query(line: bytes, ordinal: int, instruction: str | None, path: Path, where: str) -> Query:
-    parsed = parse_line(QueryLine, _json(line, where), where)
-    own = instruction if parsed.instruction is None else parsed.instruction
-    item = _item(parsed.query, parsed.id or f"q{ordinal}", None, path, f"{where}: query")
-    documents = tuple(
-        _item(line, line.id or f"d{position + 1}", line.label, path, f"{where}: documents[{position}]")
-        for position, line in enumerate(parsed.documents)
-    )
-    _check_documents(documents, where)
-    documents = tuple(replace(document, origin=f"query {item.id!r}, {where}") for document in documents)
-    return Query(replace(item, instruction=own, origin=where), documents)
-
-
 def _json(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line)
-    except ValueError as error:
-        message = f"{where}: Invalid JSON: {error}."
-        raise UsageError(message) from error
-    except RecursionError as error:
-        message = f"{where}: The JSON is nested too deeply."
-        raise UsageError(message) from error
+        return json_value(line, allow_nan=True)  # which the field that holds it refuses
+    except JsonError as error:
+        raise UsageError(f"{where}: Invalid JSON: {error}.") from error
 
 
-def _item(sides: SidesLine, item_id: str, label: float | None, path: Path, where: str) -> Item:
-    if sides.is_blank:
-        message = f"{where}: No text, image or video."
-        raise UsageError(message, hint='Write "text": [] for a side that is empty on purpose.')
-    images = tuple(_media(path, source, f"{where}.image") for source in sides.image or ())
-    videos = tuple(_video(path, line, f"{where}.video") for line in sides.video or ())
-    return Item(item_id, sides.text or (), images, videos, label=label, limits=_limits(sides, where))
+class _Reader:
+    """Makes items of a panel's lines; `access` is what the panel may name."""
 
+    def __init__(self, panel: Path, access: MediaAccess) -> None:
+        self._folder = panel.parent
+        self._access = access
 
-def _video(panel: Path, line: VideoLine, where: str) -> Video:
-    if line.file is not None:
-        return Video(_media(panel, line.file, where), line.fps, line.max_frames)
-    return Video(tuple(_media(panel, frame, where) for frame in line.frames or ()), None, line.max_frames)
+    def query(self, line: QueryLine, ordinal: int, instruction: str | None, where: str) -> Query:
+        own = instruction if line.instruction is None else line.instruction
+        item = self._item(line.query, line.id or f"q{ordinal}", None, f"{where}: query")
+        documents = tuple(
+            self._item(each, each.id or f"d{position + 1}", each.label, f"{where}: documents[{position}]")
+            for position, each in enumerate(line.documents)
+        )
+        _check_documents(documents, where)
+        documents = tuple(replace(document, origin=f"query {item.id!r}, {where}") for document in documents)
+        return Query(replace(item, instruction=own, origin=where), documents)
+
+    def _item(self, sides: SidesLine, item_id: str, label: float | None, where: str) -> Item:
+        if sides.is_blank:
+            message = f"{where}: No text, image or video."
+            raise UsageError(message, hint='Write "text": [] for a side that is empty on purpose.')
+        images = tuple(self._media(source, f"{where}.image") for source in sides.image or ())
+        videos = tuple(self._video(line, f"{where}.video") for line in sides.video or ())
+        return Item(item_id, sides.text or (), images, videos, label=label, limits=_limits(sides, where))
+
+    def _video(self, line: VideoLine, where: str) -> Video:
+        if line.file is not None:
+            return Video(self._media(line.file, where), line.fps, line.max_frames)
+        return Video(tuple(self._media(frame, where) for frame in line.frames or ()), None, line.max_frames)
+
+    def _media(self, source: str, where: str) -> str:
+        if is_url(source):
+            return LocalAddress(source) if self._access.local_addresses else source
+        try:
+            return str(allowed_file(self._folder / source, self._folder, self._access))
+        except UsageError as error:
+            message = error.message.removesuffix(".")
+            raise UsageError(f"{where}: {message}: {quoted(source)}.", error.hint) from error
 
 
 def _limits(sides: SidesLine, where: str) -> PixelLimits:
@@ -231,23 +248,6 @@ def _limits(sides: SidesLine, where: str) -> PixelLimits:
     except UsageError as error:
         message = f"{where}: {error.message}"
         raise UsageError(message) from error
-
-
-def _media(panel: Path, source: str, where: str) -> str:
-    if is_url(source):
-        return source
-    resolved = panel.parent / source
-    if not _is_file(resolved):
-        message = f"{where}: No such file: {quoted(source)}."
-        raise UsageError(message, hint="Relative paths start at the panel's folder.")
-    return str(resolved)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # the name is too long or contains NUL
-        return False
 
 
 def _check_documents(documents: tuple[Item, ...], where: str) -> None:

@@ -13,15 +13,18 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from qtool.errors import QtoolError, UsageError
+from qtool.errors import QtoolError, UsageError, reason
 from qtool.inputs.items import OFFICIAL_LIMITS, PixelLimits, smart_resize
 from qtool.inputs.media import open_media, quoted
 
 _MAX_BYTES: Final = 128 << 20
 _SECONDS: Final = 60.0
-_HINT: Final = "Pass a picture file that pillow reads, an http(s) address, or a base64 data: URL."
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What pillow may take a file for. Of its other forty formats one runs Ghostscript, and most are decoders that few look
+after and nobody needs here."""
+_HINT: Final = "Pass a PNG, JPEG, WebP, GIF, BMP or TIFF file, an http(s) address, or a base64 data: URL."
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def decode(image: Image.Image) -> None:
         image.load()
     except Exception as error:  # as in _decoded
         name = quoted(getattr(image, "filename", "") or "in memory")
-        raise UsageError(f"Cannot read the picture {name}: {str(error) or type(error).__name__}.", _HINT) from error
+        raise UsageError(f"Cannot read the picture {name}: {reason(error)}.", _HINT) from error
 
 
 def _decoded(source: str | Path) -> Image.Image:
@@ -67,10 +70,12 @@ def _decoded(source: str | Path) -> Image.Image:
         # Up to its limit of about 179 million pixels pillow only warns, and the official loader continues.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(content) as image:
+            with Image.open(content, formats=FORMATS) as image:
                 return to_rgb(image)
+    except UnidentifiedImageError as error:  # whose own text names an object of Python
+        raise UsageError("Unknown format: expected PNG, JPEG, WebP, GIF, BMP or TIFF.") from error
     except Exception as error:  # pillow's decoders raise exceptions of any kind
-        raise UsageError(f"{error or type(error).__name__}.") from error
+        raise UsageError(f"{reason(error)}.") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

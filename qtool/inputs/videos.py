@@ -27,7 +27,11 @@ MAX_SECONDS: Final = 2 * 3600
 MAX_FRAMES: Final = MAX_SECONDS * 60
 _MAX_BYTES: Final = 1 << 30
 _MAX_FRAME_PIXELS: Final = 1 << 26
+_MAX_KEPT: Final = 2 << 30
+"""Bytes of all frames that are kept: 64 of 3840x2160 pixels have 1.6 GB."""
 _FETCH_SECONDS: Final = 600.0
+_FORMATS: Final = "avi,flv,gif,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts,ogg,asf"
+"""Containers that FFmpeg may take a file for: not the playlists and scripts among them, which name other files."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,17 @@ def read_frames(source: str, choose: Callable[[int, float], Sequence[int]]) -> F
     if not rate:
         raise UsageError("It declares no frame rate.")
     indices = choose(total, rate)
-    wanted = set(indices)
+    wanted, nbytes = set(indices), 0
+    kept = {}
     with _stream(content) as stream:
-        kept = {index: frame.to_ndarray(format="rgb24") for index, frame in _frames(stream) if index in wanted}
+        for index, frame in _frames(stream):
+            if index in wanted:
+                nbytes += frame.width * frame.height * 3
+                if nbytes > _MAX_KEPT:
+                    raise UsageError(
+                        f"Its {len(wanted):,} frames have more than {_MAX_KEPT:,} bytes.", "Pass a smaller max_frames."
+                    )
+                kept[index] = frame.to_ndarray(format="rgb24")
     return FileFrames([kept[index] for index in indices], indices, rate)
 
 
@@ -70,8 +82,9 @@ def _stream(content: Path | BytesIO) -> Iterator[Any]:
     if isinstance(content, BytesIO):
         content.seek(0)
     try:
-        # A playlist must not lead to other hosts.
-        with av.open(content, options={"protocol_whitelist": "file"}) as container:
+        # Nothing in the file may lead to other files or hosts.
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+        with av.open(content, options=options) as container:
             if not container.streams.video:
                 raise UsageError("It contains no video stream.")
             stream = container.streams.video[0]

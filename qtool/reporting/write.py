@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from qtool.escaping import reportable
 from qtool.reporting import html, junit, markdown
 from qtool.storage.atomic import atomic_write, named_write_errors
 from qtool.verify.report import SCHEMA_VERSION, Report
@@ -28,25 +31,32 @@ def report_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": ID, **schema}
 
 
+_COMPLETE: Final = "report.json"
 FORMS: Final[Mapping[str, Callable[[Report], str]]] = {
     "report.md": markdown.render_markdown,
     "report.html": html.render_html,
     "junit.xml": junit.render_junit,
-    "report.json": lambda report: report.to_json() + "\n",  # written last, as the sign that all are there
+    _COMPLETE: lambda report: report.to_json() + "\n",  # written last, as the sign that all are there
 }
 
 
 def write_reports(report: Report, folder: Path) -> list[Path]:
     """Write report.md, report.html, junit.xml and report.json into `folder`, which is made if need be. Raises SetupError."""
-    contents = {folder / name: _bytes(name, form(report)) for name, form in FORMS.items()}  # all, before one is written
+    safe = reportable(report)  # for people; report.json itself escapes what is invisible
+    contents = {
+        folder / name: _bytes(form(report if name == _COMPLETE else safe)) for name, form in FORMS.items()
+    }  # all, before one is written
     with named_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for path, content in contents.items():
-        with atomic_write(path) as file:
+    # All are on the disk before one appears under its name, so that a full disk leaves no half of them.
+    with ExitStack() as writing:
+        for path, content in reversed(contents.items()):
+            file = writing.enter_context(atomic_write(path))
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     return list(contents)
 
 
-def _bytes(name: str, text: str) -> bytes:
-    # A lone surrogate (from a file name that is not UTF-8) can be written as an escape in JSON only.
-    return text.encode("utf-8", "backslashreplace" if name.endswith(".json") else "replace")
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")

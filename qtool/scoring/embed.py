@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.lib.format import MAGIC_PREFIX
+from numpy.lib.format import MAGIC_PREFIX, header_data_from_array_1_0, write_array_header_1_0
 from typing_extensions import override
 
 from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.inputs.items import Item
 from qtool.inputs.panels import read_text_bytes
+from qtool.jsonfile import json_line
 from qtool.options import Options
 from qtool.progress import StageProgress, ignore
 from qtool.results import Result, counted
@@ -74,9 +75,7 @@ class Row:
     @property
     def text(self) -> str:
         """The row as a line of the file of ids."""
-        return json.dumps(
-            {name: value for name, value in asdict(self).items() if value is not None}, ensure_ascii=False
-        )
+        return json_line({name: value for name, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,7 +168,11 @@ def _lines(source: Texts) -> tuple[list[Row], list[Item]]:
 
 
 def _write(output: Path, ids: Path, rows: Sequence[Row], vectors: NDArray[np.float32]) -> None:
-    with atomic_write(ids) as file:
-        file.write("".join(f"{row.text}\n" for row in rows).encode())
-    with atomic_write(output) as file:  # last, as the sign that both are there
-        np.save(file, vectors)
+    # Both are on the disk before one appears under its name, so that a full disk leaves neither.
+    with atomic_write(output) as file:
+        write_array_header_1_0(file, header_data_from_array_1_0(vectors))
+        file.write(np.ascontiguousarray(vectors).data)  # not np.save, whose errors do not say why
+        file.flush()
+        os.fsync(file.fileno())
+        with atomic_write(ids) as names:
+            names.write("".join(f"{row.text}\n" for row in rows).encode())

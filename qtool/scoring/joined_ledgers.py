@@ -6,7 +6,6 @@ error that names it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from typing_extensions import override
 
-from qtool.errors import SetupError, UsageError
+from qtool.errors import SetupError, UsageError, reason
 from qtool.inputs.items import Item, Pair
 from qtool.progress import ignore
-from qtool.scoring.ledger import Answer, Ledger, numbered_answer, read_header
+from qtool.scoring.ledger import Answer, Ledger, numbered_answer, read_header, read_identity
 from qtool.scoring.remembering import Remembering
 from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer
 from qtool.storage.atomic import named_write_errors
@@ -62,10 +61,10 @@ def _read_answers(part: Path, identity: Identity) -> Iterator[tuple[str, Answer]
 
 
 def _identity(path: Path) -> Identity:
-    try:
-        return Identity(**json.loads(next(_whole_lines(path), b""))["identity"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a ledger of answers.", _AGAIN) from error
+    identity = read_identity(next(_whole_lines(path), b""))
+    if identity is None:
+        raise UsageError(f"{path} is not a ledger of answers.", _AGAIN)
+    return identity
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
@@ -74,7 +73,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from (line for line in file if line.endswith(b"\n"))
     except OSError as error:
-        raise SetupError(f"{path} cannot be read: {error.strerror}.") from error
+        raise SetupError(f"{path} cannot be read: {reason(error)}.") from error
 
 
 class _NoModel(Scorer):

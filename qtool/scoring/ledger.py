@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import fcntl
-import json
-import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,11 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from typing_extensions import override
 
 import qtool
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.jsonfile import JsonError, json_line, json_value
+from qtool.redaction import redacted
+from qtool.scoring.scorer import LARGEST_LOG_ODDS
 from qtool.storage.atomic import named_write_errors
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ _MARK: Final = "qtool_answers"
 _BEGINNING: Final = f'{{"{_MARK}": '.encode()
 _SHOWN: Final = 16
 _REMOVE: Final = "Delete that line, or the file."
+_REMOVE_FILE: Final = "It was changed by hand or damaged: delete the file."
 
 Answer: TypeAlias = float | NDArray[np.float32]
 """Log-odds of a pair, or the vector of an item."""
@@ -53,7 +56,7 @@ def read_header(line: bytes, identity: Identity, path: Path) -> None:
     if header.get(_MARK) is None or not isinstance(header.get("identity"), dict):
         raise UsageError(f"{path} is not a ledger of answers.", "Choose another output.")
     theirs: dict[str, Any] = {_MARK: header[_MARK], "qtool": header.get("qtool"), **header["identity"]}
-    ours = {_MARK: SCHEMA_VERSION, "qtool": qtool.__version__, **asdict(identity)}
+    ours = redacted({_MARK: SCHEMA_VERSION, "qtool": qtool.__version__, **asdict(identity)})
     for name in (_MARK, "qtool", *(field.name for field in fields(identity))):
         if theirs.get(name) != ours[name]:
             raise UsageError(
@@ -61,6 +64,17 @@ def read_header(line: bytes, identity: Identity, path: Path) -> None:
                 f"expected {_shown(ours[name])}.",
                 "Choose another output, or start over with --force.",
             )
+
+
+def read_identity(line: bytes) -> Identity | None:
+    """The identity in the first line of a ledger; None where it is no ledger."""
+    from qtool.scoring.scorer import Identity
+
+    content = _object(line).get("identity")
+    try:
+        return TypeAdapter(Identity).validate_python(content)
+    except ValidationError:
+        return None
 
 
 def may_be_ledger(path: Path) -> bool:
@@ -82,18 +96,21 @@ def answer_line(key: str, question: Pair | Item, answer: Answer) -> bytes:
 def read_answer(line: bytes) -> tuple[str, Answer]:
     """Key and answer of a line. Raises ValueError whose text is what is wrong."""
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
+        content = json_value(line, allow_nan=True)
+    except JsonError:
         raise ValueError("it is not valid JSON, or cut off") from None
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - one kind of error for all that can be wrong
     key, log_odds, vector = (content.get(name) for name in ("key", "log_odds", "vector"))
     if not isinstance(key, str):
         raise ValueError("it has no key")  # noqa: TRY004 - as above
-    if isinstance(log_odds, float) and math.isfinite(log_odds):
+    if isinstance(log_odds, float) and abs(log_odds) <= LARGEST_LOG_ODDS:  # false of NaN
         return key, log_odds
     if isinstance(vector, str):
-        return key, np.frombuffer(base64.b64decode(vector, validate=True), dtype="<f4").astype(np.float32, copy=False)
+        found = np.frombuffer(base64.b64decode(vector, validate=True), dtype="<f4").astype(np.float32, copy=False)
+        if not found.size or not np.isfinite(found).all():
+            raise ValueError("its vector is empty or not finite")
+        return key, found
     raise ValueError("it has neither finite log-odds nor a vector")
 
 
@@ -105,14 +122,29 @@ def numbered_answer(path: Path, number: int, line: bytes, hint: str) -> tuple[st
         raise UsageError(f"{path}, line {number} is not an answer: {error}.", hint) from error
 
 
+def check_answer(question: Pair | Item, answer: Answer) -> None:
+    """Raise UsageError where a store holds the answer to another kind of question."""
+    if isinstance(question, Pair) != isinstance(answer, float):
+        found, expected = ("a score", "a vector") if isinstance(answer, float) else ("a vector", "a score")
+        raise UsageError(f"The ledger holds {found} for {question.name}; expected {expected}.", _REMOVE_FILE)
+
+
+def stacked(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The vectors as one array. Raises UsageError where they differ in width."""
+    widths = sorted({len(vector) for vector in vectors})
+    if len(widths) > 1:
+        raise UsageError(f"The ledger holds vectors of {widths[0]} and of {widths[-1]} dimensions.", _REMOVE_FILE)
+    return np.stack(vectors)
+
+
 def _line(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+    return json_line(content).encode() + b"\n"
 
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(line)
-    except ValueError:
+        content = json_value(line)
+    except JsonError:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from PIL.Image import Image
 
-from qtool.errors import UsageError
+from qtool.errors import UsageError, reason
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.pictures import to_rgb
 
@@ -54,7 +54,7 @@ class QuestionKeys:
                 name: value if name in ("text", "instruction") else self._media(value) for name, value in shown.items()
             }
         except OSError as error:
-            raise UsageError(f"{item.name}: cannot read {error.filename}: {error.strerror}.") from error
+            raise UsageError(f"{item.name}: cannot read {error.filename}: {reason(error)}.") from error
 
     def _media(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from typing_extensions import override
 
 from qtool.inputs.items import Item, Pair
 from qtool.progress import ignore
-from qtool.scoring.ledger import Answer, AnswerStore
+from qtool.scoring.ledger import Answer, AnswerStore, check_answer, stacked
 from qtool.scoring.question_keys import QuestionKeys
 from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from qtool.arch.spec import Task
@@ -65,7 +65,7 @@ class Remembering(Scorer):
 
     @override
     def embed(self, items: Sequence[Item], answered: Answered = ignore) -> NDArray[np.float32]:
-        return np.stack(self._answers(items, self._scorer.embed, answered))
+        return stacked(self._answers(items, self._scorer.embed, answered))
 
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen | None:
@@ -102,6 +102,7 @@ class Remembering(Scorer):
             if known is None:
                 missing.append(key)
             else:
+                check_answer(questions[places[key][0]], known)
                 keep(key, known)
         if missing:
             ask([questions[places[key][0]] for key in missing], lambda index, answer: keep(missing[index], answer))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
 from qtool.errors import UsageError
-from qtool.extras import require_extra
+from qtool.extras import importing, require_extra
 from qtool.options import Options
 from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
@@ -37,7 +37,7 @@ class RuntimeOptions(Options):
     dtype: str = _DTYPE
     device: str = "auto"
     revision: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     mmproj: Path | None = None
     llama_cpp: LlamaCppOptions = VERIFYING
     engine: str | None = None
@@ -88,7 +88,8 @@ def _server(url: str, options: RuntimeOptions) -> HttpScorer:
 
 def _checkpoint(artefact: CheckpointArtefact, options: RuntimeOptions) -> Scorer:
     require_extra("score", "Scoring a checkpoint")
-    from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
+    with importing("score"):
+        from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
 
     return open_scorer(artefact, ScorerOptions(options.task, options.dtype, options.device))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -12,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 from typing_extensions import override
 
 from qtool.arch.spec import Task
-from qtool.errors import SetupError, UsageError
+from qtool.errors import SetupError, UsageError, reason
 from qtool.inputs.builtin import load_panels
+from qtool.inputs.media import MediaAccess
 from qtool.inputs.panels import Panel, PanelShard
+from qtool.jsonfile import json_line
 from qtool.options import Options
 from qtool.progress import StageProgress, ignore
+from qtool.redaction import redacted
 from qtool.results import Result, counted
 from qtool.scoring.ledger import open_ledger
 from qtool.scoring.remembering import Remembering
@@ -30,16 +32,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PanelChoice(Options):
-    """A panel by name or path: its first `limit` queries, of these one shard; `instruction` replaces the queries' own."""
+    """A panel by name or path: its first `limit` queries, of these one shard; `instruction` replaces the queries' own.
+
+    It may name files outside of its folder and addresses of this machine and its network only where that is allowed.
+    """
 
     source: str
     limit: int | None = None
     shard: PanelShard | None = None
     instruction: str | None = None
+    allow_outside_files: bool = False
+    allow_local_addresses: bool = False
 
     def load(self) -> Panel:
         """Read and check it."""
-        (panel,) = load_panels([self.source], self.limit)
+        access = MediaAccess(self.allow_outside_files, self.allow_local_addresses)
+        (panel,) = load_panels([self.source], self.limit, access)
         panel = panel.shard(self.shard)
         if self.instruction is None:
             return panel
@@ -65,7 +73,7 @@ def _begins(file: Path, beginning: bytes) -> bool:
     except FileNotFoundError:  # a broken link
         return False
     except OSError as error:
-        raise SetupError(f"{file} cannot be read: {error.strerror}.") from error
+        raise SetupError(f"{file} cannot be read: {reason(error)}.") from error
 
 
 @contextmanager
@@ -110,7 +118,7 @@ class ScoredPair:
     @property
     def line(self) -> str:
         """The pair as a line of the output."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json_line(asdict(self))
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,7 +141,7 @@ class Scores(Result):
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        return {"schema_version": 1, **asdict(self)}
+        return redacted({"schema_version": 1, **asdict(self)})
 
 
 def score(options: ScoreOptions, progress: StageProgress | None = None) -> Scores:

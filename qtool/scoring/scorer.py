@@ -126,6 +126,10 @@ def log_odds(probability: float) -> float:
     return math.log(kept) - math.log1p(-kept)
 
 
+LARGEST_LOG_ODDS: Final = 1e100
+"""No model gives more; statistics of larger ones overflow."""
+
+
 def sigmoid(score: float) -> float:
     """The probability of these log-odds, to the last digits however small."""
     small = math.exp(-abs(score))

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from qtool.errors import QtoolError, SetupError, UsageError
+from qtool.errors import QtoolError, SetupError, UsageError, reason
 
 PARTIAL: Final = ".partial"
 """The suffix of what is not complete yet."""
@@ -162,7 +162,7 @@ def _explained(error: OSError, target: Path) -> QtoolError:
             f"The disk filled up while {target} was written.",
             "Nothing was kept. Free some space, and run the command again.",
         )
-    return SetupError(f"{target} could not be written: {error}.")
+    return SetupError(f"{target} could not be written: {reason(error)}.")
 
 
 @contextmanager
@@ -172,7 +172,7 @@ def named_write_errors(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SetupError(
-            f"{place} cannot be written: {error.strerror}.", "Choose another path, or free some space."
+            f"{place} cannot be written: {reason(error)}.", "Choose another path, or free some space."
         ) from error
 
 

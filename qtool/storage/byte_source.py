@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from qtool.errors import ModelError
+from qtool.errors import ModelError, reason
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,7 +36,7 @@ class FileBytes(ByteSource):
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+            raise ModelError(f"{path} cannot be read: {reason(error)}.") from None
         self.name = str(path)
         self.size = os.fstat(self._file.fileno()).st_size
 
@@ -56,7 +56,7 @@ def read_exactly(path: Path, offset: int, buffer: NDArray[np.uint8], what: str) 
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+        raise ModelError(f"{path} cannot be read: {reason(error)}.") from None
     try:
         done = 0
         while done < buffer.nbytes:

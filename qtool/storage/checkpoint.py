@@ -113,7 +113,11 @@ def _weight_files(directory: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:
             raise ModelError(f"{INDEX} names {name!r}, which is not a file name.")
-        if not (directory / name).is_file():
+        try:
+            is_there = (directory / name).is_file()
+        except OSError:  # the name is too long for a file
+            is_there = False
+        if not is_there:
             raise ModelError(f"{INDEX} names {name}, which is missing from {directory}.")
     return [directory / name for name in names]
 

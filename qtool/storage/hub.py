@@ -159,6 +159,9 @@ def snapshot(
     """
     from huggingface_hub import snapshot_download
 
+    from qtool.transfer import hub_session
+
+    hub_session()
     try:
         return Path(
             snapshot_download(

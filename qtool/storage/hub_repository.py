@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _RETRIES: Final = 4
 _TIMEOUT: Final = 30.0
+_PAGE_SECONDS: Final = 120.0
+"""For the page that lists a repository's files, retries included."""
 _LONGEST_WAIT: Final = 300.0
 """A server that asks for more seconds than this before the next request is not waited for."""
 _MAX_WHOLE: Final = 32 << 20
@@ -180,6 +182,9 @@ class HubRepository:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # a lazy name
 
+        from qtool.transfer import hub_session, within
+
+        hub_session()
         self.repo = repo
         self.fetched = 0
         self.asked_revision = revision
@@ -187,9 +192,11 @@ class HubRepository:
         if is_offline():
             raise NetworkError(f"{repo} is on the Hub, and HF_HUB_OFFLINE is set.", "Unset it, or pass a local path.")
         api = HfApi(endpoint=constants.ENDPOINT, token=token)
-        info = self._retried(
-            lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT), _pause_unless_away
-        )
+        with within(_PAGE_SECONDS):
+            info = self._retried(
+                lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT),
+                _pause_unless_away,
+            )
         self.revision = str(info.sha)
         siblings = [sibling for sibling in info.siblings or () if _stays_inside(sibling.rfilename)]
         self.entries = {sibling.rfilename: _entry(sibling) for sibling in siblings}

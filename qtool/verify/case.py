@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from qtool.checks.stage import REDERIVE, WEIGHTS
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.extras import require_extra
 from qtool.inputs.builtin import default_panels, demo_panels_among, load_panels
+from qtool.inputs.media import MediaAccess
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
@@ -105,10 +106,10 @@ def _ledgers(folder: Path) -> list[Path]:
 
 def _is_report(path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        content = read_json(path)
+    except ModelError:
         return False
-    return isinstance(content, dict) and content.keys() >= {"artefact", "reference", "verdict"}
+    return bool(content.keys() >= {"artefact", "reference", "verdict"})
 
 
 def _check_writable(folder: Path) -> None:
@@ -144,12 +145,15 @@ class VerifyOptions(Options):
     each, `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of
     each panel in bf16, too. `revision` and `reference_revision` are of repositories on the hub. With `output` every
     answer is kept in that folder as it comes, and an interrupted run is resumed; `force` replaces a finished one
-    and starts over. `engine` to `timeout` are for a server: see RuntimeOptions.
+    and starts over. `engine` to `timeout` are for a server: see RuntimeOptions. What a panel may name
+    is in `allow_outside_files` and `allow_local_addresses`: see PanelChoice.
     """
 
     artefact: str
     reference: str
     panels: tuple[str, ...] = ()
+    allow_outside_files: bool = False
+    allow_local_addresses: bool = False
     task: Task | None = None
     recipe: str | None = None
     dtype: str = "float32"
@@ -159,7 +163,7 @@ class VerifyOptions(Options):
     mmproj: Path | None = None
     revision: str | None = None
     reference_revision: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     engine: str | None = None
     served_model: str | None = None
     concurrency: int = 8
@@ -177,6 +181,11 @@ class VerifyOptions(Options):
     def reads_headers_only(self) -> bool:
         """Whether no stage needs weights: of repositories on the hub only headers and small files are fetched."""
         return self.structure_only and not (self.weights or self.rederive)
+
+    @property
+    def access(self) -> MediaAccess:
+        """What the panels may name."""
+        return MediaAccess(self.allow_outside_files, self.allow_local_addresses)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,7 +435,7 @@ def _default_panels(
 
 
 def _panels(options: VerifyOptions, reference: Detection) -> list[Panel]:
-    panels = [panel.shard(options.shard) for panel in load_panels(options.panels, options.limit)]
+    panels = [panel.shard(options.shard) for panel in load_panels(options.panels, options.limit, options.access)]
     if not reference.architecture.is_vision:
         for panel in panels:
             _refuse_pictures(panel, reference)

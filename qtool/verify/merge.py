@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qtool.arch.spec import Task
 from qtool.checks.stage import Outcome, Stage
-from qtool.errors import UsageError
+from qtool.errors import UsageError, reason
 from qtool.inputs.builtin import load_panels
+from qtool.inputs.media import DISTRUST, MediaAccess
 from qtool.inputs.panels import Panel, PanelShard
+from qtool.jsonfile import read_bounded
 from qtool.recipe import parse_recipe
 from qtool.scoring.joined_ledgers import UnansweredError, copy_ledgers, read_ledgers
 from qtool.scoring.scorer import Scorer
@@ -27,10 +31,33 @@ from qtool.verify.stages import Checked
 _SHARD: Final = "shard"
 """The one setting in which the runs of one verification differ."""
 
+_MAX_REPORT: Final = 1 << 30
+_LONGEST_RUN: Final = 1e9
+"""Seconds, 30 years."""
+_SHARDS_SHOWN: Final = 16
 _AGAIN: Final = "Verify that shard again: the same command with --force."
 
 
-def merge_runs(folders: Sequence[Path], output: Path, *, force: bool = False) -> Report:
+class _Settings(BaseModel):
+    """What a shard's report says of how it was made; anything may be in a file that came from another machine."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    artefact: str
+    reference: str
+    task: Literal["rerank", "embed"]
+    panels: list[str]
+    panel_sources: list[str]
+    limit: int | None
+    dtype: str
+    noise_queries: Annotated[int, Field(ge=0)]
+    query_instruction: str | None
+    recipe_text: str
+    shard: str | None
+    undecided_panels: list[str] = []
+
+
+def merge_runs(folders: Sequence[Path], output: Path, access: MediaAccess = DISTRUST, *, force: bool = False) -> Report:
     """Join the runs in `folders` and judge them together; their answers go to `output`, which `force` replaces.
 
     Panels are read again from where the runs read them and must have the same hash. Without answers of a shard that an
@@ -45,7 +72,7 @@ def merge_runs(folders: Sequence[Path], output: Path, *, force: bool = False) ->
         raise UsageError(f"{output} holds answers of an unfinished verification.", "Pass --force to replace them.")
     _check_alike(reports)
     _check_complete(reports)
-    case = _case(next(iter(reports.values())), output)
+    case = _case(next(iter(reports.values())), output, access)
     ledgers = _ledgers(reports)
     scores = {role: _scores(case, role, files, reports) for role, files in ledgers.items()}
     report = _concluded(case, reports.values(), scores)
@@ -59,16 +86,38 @@ def read_report(folder: Path) -> Report:
     """The report of a finished run. Raises UsageError."""
     path = folder / REPORT
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MAX_REPORT)
     except OSError as error:
         raise UsageError(
-            f"{folder} holds no finished verification: cannot read {path.name}: {error.strerror}.",
+            f"{folder} holds no finished verification: cannot read {path.name}: {reason(error)}.",
             "Finish it: the same command resumes it.",
         ) from error
     try:
-        return parse_report(content)
+        report = parse_report(content)
+        _settings(report)
     except ValueError as error:
         raise UsageError(f"{path} is not a report that this version reads: {error}.", _AGAIN) from error
+    return report
+
+
+def _settings(report: Report) -> _Settings:
+    """The settings of a shard. Raises ValueError whose text is what is wrong."""
+    try:
+        settings = _Settings.model_validate(dict(report.settings))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"settings.{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    if settings.shard is not None:
+        try:
+            PanelShard.parse(settings.shard)
+        except UsageError as error:
+            raise ValueError(error.message.removesuffix(".")) from error
+    if settings.panels and len(settings.panels) != len(settings.panel_sources):
+        raise ValueError("settings.panels and settings.panel_sources differ in length")
+    times = [report.seconds, *(stage.seconds for stage in report.stages)]
+    if not all(0 <= seconds <= _LONGEST_RUN for seconds in times):
+        raise ValueError(f"a stage took {max(times, key=abs):g} seconds")
+    return settings
 
 
 def _is_same(output: Path, folder: Path) -> bool:
@@ -107,30 +156,36 @@ def _check_complete(reports: dict[Path, Report]) -> None:
         raise UsageError(
             f"{whole} holds a whole verification, not a shard.", f"Its verdict is final: see {whole / REPORT}."
         )
-    shards = [str(report.settings[_SHARD]) for report in reports.values()]
-    count = shards[0].partition("/")[2]
-    wanted = [f"{index}/{count}" for index in range(1, int(count) + 1)]
-    if sorted(shards) != sorted(wanted):
+    shards = [PanelShard.parse(report.settings[_SHARD]) for report in reports.values()]
+    count = shards[0].count
+    # Compared by their number first: a report may claim to be one of a trillion.
+    if count != len(shards) or {(each.index, each.count) for each in shards} != {(i + 1, count) for i in range(count)}:
+        wanted = [f"{index}/{count}" for index in range(1, min(count, _SHARDS_SHOWN) + 1)]
+        more = ["…", f"{count}/{count}"] if count > _SHARDS_SHOWN else []
         raise UsageError(
-            f"The folders hold shards {', '.join(shards)}; a whole verification is {', '.join(wanted)}.",
+            f"The folders hold shards {', '.join(map(str, shards))}; a whole verification is "
+            f"{', '.join([*wanted, *more])}.",
             "Pass the folder of each shard once.",
         )
 
 
-def _case(report: Report, output: Path) -> Case:
-    settings = report.settings
+def _case(report: Report, output: Path, access: MediaAccess) -> Case:
+    settings = _settings(report)
+    task = Task(settings.task)
     options = VerifyOptions(
-        artefact=settings["artefact"],
-        reference=settings["reference"],
-        panels=tuple(settings["panel_sources"]),
-        task=Task(settings["task"]),
-        dtype=settings["dtype"],
-        limit=settings["limit"],
-        noise_queries=settings["noise_queries"],
+        artefact=settings.artefact,
+        reference=settings.reference,
+        panels=tuple(settings.panel_sources),
+        allow_outside_files=access.outside_files,
+        allow_local_addresses=access.local_addresses,
+        task=task,
+        dtype=settings.dtype,
+        limit=settings.limit,
+        noise_queries=settings.noise_queries,
         output=output,
     )
-    panels = load_panels(options.panels, options.limit) if settings["panels"] else []  # none with --structure-only
-    for panel, sha256 in zip(panels, settings["panels"], strict=True):
+    panels = load_panels(options.panels, options.limit, access) if settings.panels else []  # none: --structure-only
+    for panel, sha256 in zip(panels, settings.panels, strict=True):
         if panel.sha256 != sha256:
             raise UsageError(
                 f"Panel {panel.name} has changed since the shards were scored: its sha256 differs.",
@@ -138,14 +193,14 @@ def _case(report: Report, output: Path) -> Case:
             )
     return Case(
         options=options,
-        task=Task(settings["task"]),
+        task=task,
         task_source=report.task_source,
-        query_instruction=settings["query_instruction"],
-        recipe=parse_recipe(settings["recipe_text"], report.recipe),
+        query_instruction=settings.query_instruction,
+        recipe=parse_recipe(settings.recipe_text, report.recipe),
         panels=tuple(panels),
         artefact_revision=report.artefact.revision,
         reference_revision=report.reference.revision,
-        undecided=tuple(settings.get("undecided_panels", ())),
+        undecided=tuple(settings.undecided_panels),
     )
 
 

@@ -10,6 +10,9 @@ from typing import Any, Final
 from typing_extensions import override
 
 from qtool.checks.stage import RederivedFile, Stage, TensorError
+from qtool.escaping import json_escaped
+from qtool.jsonfile import JsonError, json_value
+from qtool.redaction import redacted
 from qtool.results import Result, counted
 from qtool.verify.gates import GateResult, Verdict
 from qtool.verify.metrics import Interval
@@ -158,11 +161,11 @@ class Report(Result):
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        return {"schema_version": self.schema_version, **asdict(self)}
+        return redacted({"schema_version": self.schema_version, **asdict(self)})
 
     def to_json(self) -> str:
         """The report as one JSON document."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        return json_escaped(json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +185,8 @@ def parse_report(content: bytes) -> Report:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        data = json_value(content)
+    except JsonError as error:
         raise ValueError(f"it is not valid JSON ({error})") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version not in (_OLDER, SCHEMA_VERSION):

@@ -180,8 +180,8 @@ def with_document(**fields: Any) -> dict[str, Any]:
         (with_document(id="\ud83d"), r"line 2: documents\[1\].id: "),
         ({"query": "a \ud83d", "documents": ["x"]}, r"line 2: query.text\[0\]: .*half of a character"),
         ({"query": "a", "instruction": "\udcff", "documents": ["x"]}, "line 2: instruction: .*half of a character"),
-        ("[" * 100_000, "line 2: The JSON is nested too deeply"),
-        ('{"query": ' + "[" * 100_000, "line 2: The JSON is nested too deeply"),
+        ("[" * 100_000, "line 2: Invalid JSON: it is nested too deeply"),
+        ('{"query": ' + "[" * 100_000, "line 2: Invalid JSON: it is nested too deeply"),
     ],
 )
 def test_a_broken_query_names_line_and_field(tmp_path: Path, query: Any, message: str) -> None:
@@ -255,7 +255,7 @@ def test_files_that_are_no_panels(tmp_path: Path) -> None:
 
 def test_a_first_line_of_brackets_is_no_header_and_named(tmp_path: Path) -> None:
     for line in ("[" * 100_000, '{"qtool_panel": ' + "[" * 100_000):
-        with pytest.raises(UsageError, match=r"deep\.jsonl, line 1: The JSON is nested too deeply"):
+        with pytest.raises(UsageError, match=r"deep\.jsonl, line 1: Invalid JSON: it is nested too deeply"):
             load_panel(write(tmp_path / "deep.jsonl", lines(line)))
 
 

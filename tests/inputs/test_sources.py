@@ -17,6 +17,7 @@ from qtool.errors import NetworkError, QtoolError, SetupError, UsageError
 from qtool.inputs import media as sources
 from qtool.inputs import pictures as vision
 from qtool.inputs.items import OFFICIAL_LIMITS, PixelLimits, fitted
+from qtool.inputs.media import LocalAddress
 from qtool.inputs.pictures import load_image, patchify
 from tests.inputs.site import serve
 
@@ -38,13 +39,13 @@ RED = Image.new("RGB", (40, 30), "red")
 @pytest.mark.parametrize("failures", [0, 2])
 def test_a_picture_behind_an_address_is_fetched_with_patience_for_passing_failures(failures: int) -> None:
     with serve({"/red.png": encoded(RED)}, failures) as site:
-        assert load_image(f"{site.url}/red.png").tobytes() == RED.tobytes()
+        assert load_image(LocalAddress(f"{site.url}/red.png")).tobytes() == RED.tobytes()
         assert len(site.asked) == failures + 1
 
 
 def test_one_is_sent_on_to_another_address() -> None:
     with serve({"/red.png": encoded(RED)}) as site:
-        assert load_image(f"{site.url}/away/red.png").size == RED.size
+        assert load_image(LocalAddress(f"{site.url}/away/red.png")).size == RED.size
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_one_is_sent_on_to_another_address() -> None:
         ("/403", 0, NetworkError, "The server answered 403", 1),
         ("/500", 0, NetworkError, "The server answered 500", 3),
         ("/red.png", 9, NetworkError, "The server answered 503", 3),
-        ("/page.html", 0, UsageError, "cannot identify image", 1),
+        ("/page.html", 0, UsageError, "Unknown format", 1),
     ],
 )
 def test_what_a_server_answers_is_said(
@@ -62,7 +63,7 @@ def test_what_a_server_answers_is_said(
 ) -> None:
     with serve({"/red.png": encoded(RED), "/page.html": b"<html>"}, failures) as site:
         with pytest.raises(kind, match=f"Cannot read the picture {site.url}{path}: {message}") as caught:
-            load_image(f"{site.url}{path}")
+            load_image(LocalAddress(f"{site.url}{path}"))
         assert type(caught.value) is kind
         assert len(site.asked) == requests
 
@@ -71,20 +72,20 @@ def test_a_server_that_never_stops_or_stalls_is_left(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(vision, "_MAX_BYTES", 100_000)
     with serve({}) as site:
         with pytest.raises(UsageError, match="sends more than the limit of 100,000 bytes"):
-            load_image(f"{site.url}/endless")
+            load_image(LocalAddress(f"{site.url}/endless"))
         monkeypatch.setattr(sources, "_STEP_SECONDS", 0.1)
         with pytest.raises(NetworkError, match="timed out"):
-            load_image(f"{site.url}/hangs")
+            load_image(LocalAddress(f"{site.url}/hangs"))
         monkeypatch.setattr(vision, "_SECONDS", 0.05)
         monkeypatch.setattr(vision, "_MAX_BYTES", 1 << 30)
         with pytest.raises(NetworkError, match="too slow"):
-            load_image(f"{site.url}/endless")
+            load_image(LocalAddress(f"{site.url}/endless"))
 
 
 @pytest.mark.parametrize(("url", "kind"), [("http://127.0.0.1:9/a.png", NetworkError), ("http://", UsageError)])
 def test_an_address_where_nobody_is(url: str, kind: type[QtoolError]) -> None:
     with pytest.raises(kind, match="Cannot read the picture"):
-        load_image(url)
+        load_image(LocalAddress(url))
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -16,6 +16,7 @@ from PIL import Image
 from qtool.errors import NetworkError, SetupError, UsageError
 from qtool.inputs import videos as video_file
 from qtool.inputs.items import OFFICIAL_LIMITS, Video
+from qtool.inputs.media import LocalAddress
 from qtool.inputs.videos import frame_size, frames_wanted, patchify_video
 from tests.inputs.films import Film, frames
 from tests.inputs.official_videos import CASES, EVERY, WRITTEN, Case, samples
@@ -106,16 +107,16 @@ def broken_films(folder: Path) -> dict[str, Path]:
     (folder / "cut.mov").write_bytes(whole[: len(whole) // 2])
     (folder / "text.mp4").write_text("this is no film")
     (folder / "empty.mp4").write_bytes(b"")
-    with av.open(str(folder / "sound.wav"), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        stream.layout = "mono"
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
-        sound.sample_rate = 8000
-        container.mux(stream.encode(sound))
+    for name in ("sound.wav", "sound.mov"):
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream("pcm_s16le", rate=8000)
+            stream.layout = "mono"
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
+            sound.sample_rate = 8000
+            container.mux(stream.encode(sound))
     frames(1)[0].save(folder / "still.png")
-    return {
-        name: folder / name for name in ("cut.mov", "text.mp4", "empty.mp4", "sound.wav", "still.png", "missing.mp4")
-    }
+    Film(1).write(folder / "one.mov")
+    return {path.name: path for path in (*folder.iterdir(), folder / "missing.mp4")}
 
 
 @pytest.mark.parametrize(
@@ -124,8 +125,10 @@ def broken_films(folder: Path) -> dict[str, Path]:
         ("cut.mov", "It is broken"),
         ("text.mp4", "It is broken"),
         ("empty.mp4", "It is broken"),
-        ("sound.wav", "It contains no video"),
-        ("still.png", "Too few frames: it has 1, and max_frames is 64; expected at least 2"),
+        ("sound.wav", "It is broken"),
+        ("sound.mov", "It contains no video"),
+        ("still.png", "It is broken"),
+        ("one.mov", "Too few frames: it has 1, and max_frames is 64; expected at least 2"),
         ("missing.mp4", "No such file"),
     ],
 )
@@ -173,9 +176,9 @@ def test_a_playlist_leads_nowhere_else(tmp_path: Path) -> None:
 def test_a_film_behind_an_address_is_seen_as_the_file_is(tmp_path: Path) -> None:
     path = Film(40, Fraction(10)).write(tmp_path / "film.mov")
     with serve({"/film.mov": path.read_bytes()}) as site:
-        there = patchify_video(Video(f"{site.url}/film.mov"))
+        there = patchify_video(Video(LocalAddress(f"{site.url}/film.mov")))
         with pytest.raises(NetworkError, match=r"Cannot read the video .*500"):
-            patchify_video(Video(f"{site.url}/500"))
+            patchify_video(Video(LocalAddress(f"{site.url}/500")))
     here = patchify_video(Video(str(path)))
     np.testing.assert_array_equal(there.steps[1].pixel_values, here.steps[1].pixel_values)
 

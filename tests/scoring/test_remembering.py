@@ -13,6 +13,7 @@ from PIL import Image
 
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Item, Pair, Video
+from qtool.inputs.media import LocalAddress
 from qtool.inputs.panels import load_panel
 from qtool.scoring import ledger
 from qtool.scoring.cache import cached_answers, open_cache
@@ -164,7 +165,7 @@ def test_what_lies_behind_an_address_is_cached_for_one_run_only(
     monkeypatch.setenv("QTOOL_CACHE", str(tmp_path))
     pages, vectors = {}, []
     with serve(pages) as site:
-        address = f"{site.url}/x.png"
+        address = LocalAddress(f"{site.url}/x.png")
         items = [
             Item("here", ("x",)),
             Item("there", image=(address,)),

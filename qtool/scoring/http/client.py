@@ -1,9 +1,10 @@
-"""JSON over HTTP to a scoring server: retries, errors that name the request, and concurrent requests."""
+"""JSON over HTTP to a scoring server: bounds, retries, errors that name the request, and concurrent requests."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,11 +16,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import SplitResult, urlsplit
 from weakref import WeakSet
 
-from qtool.errors import ModelError, NetworkError, QtoolError, SetupError, UsageError
+from qtool.errors import ModelError, NetworkError, QtoolError, SetupError, UsageError, reason
+from qtool.escaping import shown
+from qtool.jsonfile import JsonError, json_value
+from qtool.redaction import API_KEY, keep_secret, redacted
 from qtool.retries import LONGEST_PAUSE, with_retries
 
 if TYPE_CHECKING:
     import httpx
+
+    from qtool.transfer import Answer
 
 # Open connections, so that all of them can be shut down at once. A thread that waits for a response is woken only by
 # shutting its socket down; on Linux, closing the socket does not wake it.
@@ -60,11 +66,9 @@ def _shut_down(connection: socket.socket) -> None:
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
-# The client. A transient failure (no connection, 429, 502 to 504) is retried and then a NetworkError; an invalid
-# answer is a ModelError at once. Every message names the address and the request; no message contains the API key.
-
-KEY_VARIABLE: Final = "QTOOL_API_KEY"
-"""The only variable that is read: a key for another service must not be sent to this server."""
+# The client. A transient failure (no connection, 429, 502 to 504) is retried and then a NetworkError, as is an answer
+# that never ends; an invalid one is a ModelError at once. Every message names the address and the request; nothing that
+# leaves this module holds the API key, which some servers send back.
 
 # Unlike a hub's, a scoring server's 500 is its answer to a request that it cannot process: repeating it is pointless.
 _TRANSIENT: Final = (
@@ -77,12 +81,16 @@ _NO_ENDPOINT: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 _LOCKED: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _MAX_QUOTED: Final = 300
 _CONNECT_SECONDS: Final = 10.0
+_MAX_PAGE: Final = 1 << 20
+"""Bytes of a page about the server: llama-server's /props holds a chat template."""
+_MAX_ANSWER: Final = 4 << 20
+"""Of an answer to questions: a vector of 8,192 numbers has 200 kB, the ids of 262,144 tokens 2 MB."""
 
 
 class HttpClient:
     """One server, used from any number of threads.
 
-    A request may take `timeout` seconds. It is repeated up to `retries` times, but not once `stop` is set.
+    A request may take `timeout` seconds in all, however lively its answer arrives. It is repeated up to `retries` times, but not once `stop` is set.
     """
 
     def __init__(self, url: str, timeout: float, retries: int) -> None:
@@ -97,10 +105,12 @@ class HttpClient:
     def _client(self) -> httpx.Client:
         import httpx
 
+        from qtool.transfer import IDENTITY, guarded
+
         key = _api_key()
         try:
-            return httpx.Client(
-                headers={"Authorization": f"Bearer {key}"} if key else {},
+            client = httpx.Client(
+                headers={**IDENTITY, **({"Authorization": f"Bearer {key}"} if key else {})},
                 timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, _CONNECT_SECONDS)),
                 limits=httpx.Limits(max_connections=None),
             )
@@ -109,6 +119,7 @@ class HttpClient:
                 f"Cannot create an HTTP client: {error}.",
                 "Check the environment variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE.",
             ) from error
+        return guarded(client)
 
     def close(self) -> None:
         """Drop the connections, those of running requests too; later requests raise UsageError."""
@@ -120,15 +131,15 @@ class HttpClient:
 
     def get_json(self, path: str) -> Any:
         """The JSON at `path`; None where there is no such endpoint or its answer is not JSON. Raises NetworkError."""
-        response = self._send("GET", path, None)
-        if response.is_server_error and response.status_code != HTTPStatus.NOT_IMPLEMENTED:
+        answer = self._send("GET", path, None, max_bytes=_MAX_PAGE)
+        if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and answer.status_code != HTTPStatus.NOT_IMPLEMENTED:
             hint = "Check that the server is healthy and has loaded its model."
-            raise NetworkError(self._status(response, path), hint)
-        if response.status_code in _LOCKED:
-            raise self._status_error(response, path)
+            raise NetworkError(self._status(answer, path), hint)
+        if answer.status_code in _LOCKED:
+            raise self._status_error(answer, path)
         try:
-            return json.loads(response.text) if response.is_success else None
-        except ValueError:
+            return _parsed(answer) if answer.is_success else None
+        except JsonError:
             return None
 
     def has_endpoint(self, path: str) -> bool:
@@ -146,32 +157,32 @@ class HttpClient:
         """
         refusals = []
         for path in (paths,) if isinstance(paths, str) else paths:
-            response = self._send("POST", path, body, subject)
-            if response.status_code not in _NO_ENDPOINT:
-                return self._parsed(response, path, subject)
-            refusals.append(self._status(response, path))
+            answer = self._send("POST", path, body, subject)
+            if answer.status_code not in _NO_ENDPOINT:
+                return self._value(answer, path, subject)
+            refusals.append(self._status(answer, path))
         raise ModelError(
             f"{_prefix(subject)}{' '.join(refusals)}", "Check the address, the engine and the name of the served model."
         )
 
     def post_if_supported(self, subject: str, path: str, body: Any) -> Any:
         """Like `post`, but None where the server has no such endpoint."""
-        response = self._send("POST", path, body, subject)
-        return None if response.status_code in _NO_ENDPOINT else self._parsed(response, path, subject)
+        answer = self._send("POST", path, body, subject)
+        return None if answer.status_code in _NO_ENDPOINT else self._value(answer, path, subject)
 
-    def _parsed(self, response: httpx.Response, path: str, subject: str) -> Any:
-        if not response.is_success:
-            raise self._status_error(response, path, subject)
+    def _value(self, answer: Answer, path: str, subject: str) -> Any:
+        if not answer.is_success:
+            raise self._status_error(answer, path, subject)
         try:
-            return json.loads(response.text)
-        except ValueError:
-            quoted = _quoted(response.text)
+            return _parsed(answer)
+        except JsonError:
+            quoted = _quoted(answer.text)
             raise ModelError(f"{_prefix(subject)}The answer of {self.url}{path} is not JSON: {quoted}") from None
 
-    def _send(self, method: str, path: str, body: Any, subject: str = "") -> httpx.Response:
-        """A response with a status that is not transient.
+    def _send(self, method: str, path: str, body: Any, subject: str = "", *, max_bytes: int = _MAX_ANSWER) -> Answer:
+        """An answer with a status that is not transient.
 
-        Raises NetworkError where there is none after all retries, ModelError where it cannot be decoded.
+        Raises NetworkError where there is none after all retries, or a redirect; ModelError where it cannot be decoded.
         """
         import httpx
 
@@ -179,59 +190,96 @@ class HttpClient:
         content = None if body is None else json.dumps(body).encode()
         attempts = 0
 
-        def attempt() -> httpx.Response:
+        def attempt() -> Answer:
             nonlocal attempts
             attempts += 1
-            return self._attempt(method, path, content)
+            return self._attempt(method, path, content, max_bytes)
 
         try:
-            return with_retries(attempt, retries=self._retries, pause_after=_pause_after, wait=self.stop.wait)
-        except httpx.HTTPStatusError as error:
+            answer = with_retries(attempt, retries=self._retries, pause_after=_pause_after, wait=self.stop.wait)
+        except _TransientError as error:
             times = "once" if attempts == 1 else f"{attempts} times"
-            message = f"{_prefix(subject)}{self._status(error.response, path)}"
+            message = f"{_prefix(subject)}{self._status(error.answer, path)}"
             raise NetworkError(message, f"The request was sent {times}.") from None
         except httpx.RequestError as error:
             raise self._request_error(subject, path, error) from _without_secrets(error)
+        if HTTPStatus.MULTIPLE_CHOICES <= answer.status_code < HTTPStatus.BAD_REQUEST:
+            place = _quoted(answer.headers.get("Location", "")) or "no address"
+            raise NetworkError(
+                f"{_prefix(subject)}{self.url}{path} answered {answer.status_code}: it leads to {place}.",
+                "Pass that address; the API key is sent only to the server that you name.",
+            )
+        return answer
 
-    def _attempt(self, method: str, path: str, content: bytes | None) -> httpx.Response:
-        """The response. Raises httpx.HTTPStatusError where its status is transient."""
-        import httpx
+    def _attempt(self, method: str, path: str, content: bytes | None, max_bytes: int) -> Answer:
+        """The answer. Raises _TransientError where its status is transient."""
+        from qtool.transfer import exchange
 
         if self._is_closed:
             raise UsageError(f"The connections to {self.url} are closed.", "Open the scorer again.")
         headers = {} if content is None else {"Content-Type": "application/json"}
-        extensions = {"trace": self._sockets.trace}
-        response = self._client.request(
-            method, self.url + path, content=content, headers=headers, extensions=extensions
+        answer = exchange(
+            self._client,
+            method,
+            self.url + path,
+            max_bytes=max_bytes,
+            seconds=self._timeout,
+            content=content,
+            headers=headers,
+            extensions={"trace": self._sockets.trace},
         )
-        if response.status_code in _TRANSIENT:
-            raise httpx.HTTPStatusError("transient", request=response.request, response=response)
-        return response
+        if answer.status_code in _TRANSIENT:
+            raise _TransientError(answer)
+        return answer
 
     def _request_error(self, subject: str, path: str, error: httpx.RequestError) -> QtoolError:
         import httpx
 
+        from qtool.transfer import TooLargeError
+
         endpoint = f"{self.url}{path}"
         if isinstance(error, httpx.DecodingError):
             return ModelError(f"{_prefix(subject)}The answer of {endpoint} cannot be decoded: {error}.")
-        if isinstance(error, httpx.ReadTimeout):
+        if isinstance(error, TooLargeError):
+            return NetworkError(
+                f"{_prefix(subject)}The answer of {endpoint} is too large: {error}.", "Check the address."
+            )
+        if isinstance(error, httpx.RemoteProtocolError) and not _is_disconnection(error):
+            return NetworkError(
+                f"{_prefix(subject)}The answer of {endpoint} is not valid HTTP: {error}.", "Check the address."
+            )
+        if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout):
             message = f"{_prefix(subject)}{endpoint} did not answer within {self._timeout:g} seconds."
             return NetworkError(
                 message, "Check that it is not stuck; a slow one needs a longer timeout or less concurrency."
             )
         if isinstance(error, httpx.LocalProtocolError):
             return NetworkError(f"{_prefix(subject)}The request to {endpoint} is not valid HTTP.", "Check the API key.")
-        return NetworkError(f"{_prefix(subject)}Cannot reach {endpoint}: {error}.", "Check that the server is running.")
+        message = f"{_prefix(subject)}Cannot reach {endpoint}: {reason(error)}."
+        return NetworkError(message, "Check that the server is running.")
 
-    def _status_error(self, response: httpx.Response, path: str, subject: str = "") -> QtoolError:
-        message = f"{_prefix(subject)}{self._status(response, path)}"
-        if response.status_code in _LOCKED:
-            return NetworkError(message, f"Set the environment variable {KEY_VARIABLE} to the server's API key.")
+    def _status_error(self, answer: Answer, path: str, subject: str = "") -> QtoolError:
+        message = f"{_prefix(subject)}{self._status(answer, path)}"
+        if answer.status_code in _LOCKED:
+            return NetworkError(message, f"Set the environment variable {API_KEY} to the server's API key.")
         return ModelError(message)
 
-    def _status(self, response: httpx.Response, path: str) -> str:
-        text = _quoted(_error_text(response.text))
-        return f"{self.url}{path} answered {response.status_code}: {text}{'' if text.endswith('.') else '.'}"
+    def _status(self, answer: Answer, path: str) -> str:
+        text = _quoted(_error_text(answer.text)) or "no explanation"
+        return f"{self.url}{path} answered {answer.status_code}: {text}{'' if text.endswith('.') else '.'}"
+
+
+class _TransientError(Exception):
+    """A status that may be another one soon."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status_code)
+        self.answer = answer
+
+
+def _parsed(answer: Answer) -> Any:
+    """The JSON of an answer without the API key, wherever the server put it. Raises JsonError."""
+    return redacted(json_value(answer.content, allow_nan=True))
 
 
 def _prefix(subject: str) -> str:
@@ -240,12 +288,13 @@ def _prefix(subject: str) -> str:
 
 def _api_key() -> str:
     # A key copied from a file may end in a newline; httpx would quote the header, and the key in it, in its error.
-    key = os.environ.get(KEY_VARIABLE, "").strip()
+    key = os.environ.get(API_KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UsageError(
-            f"The API key in the environment variable {KEY_VARIABLE} cannot be sent.",
+            f"The API key in the environment variable {API_KEY} cannot be sent.",
             "It must consist of printable ASCII characters; check that nothing else was copied with it.",
         )
+    keep_secret(key)  # the variable may be set to another one while this client lives
     return key
 
 
@@ -253,12 +302,21 @@ def _pause_after(error: Exception) -> float | None:
     """The least number of seconds before another attempt; None where it is pointless."""
     import httpx
 
-    if isinstance(error, httpx.HTTPStatusError):
-        requested = error.response.headers.get("Retry-After", "")
-        return min(float(requested), LONGEST_PAUSE) if requested.isdecimal() else 0.0
+    from qtool.transfer import TooLargeError
+
+    if isinstance(error, _TransientError):
+        requested = error.answer.headers.get("Retry-After", "")
+        return min(float(requested), LONGEST_PAUSE) if re.fullmatch(r"[0-9]{1,9}", requested) else 0.0
     # A server that did not answer within the whole timeout is not given another one.
-    is_final = isinstance(error, (httpx.ReadTimeout, httpx.LocalProtocolError, httpx.DecodingError))
-    return None if is_final or not isinstance(error, httpx.RequestError) else 0.0
+    final = (httpx.ReadTimeout, httpx.WriteTimeout, httpx.LocalProtocolError, httpx.DecodingError, TooLargeError)
+    if isinstance(error, httpx.RemoteProtocolError) and not _is_disconnection(error):
+        return None
+    return None if isinstance(error, final) or not isinstance(error, httpx.RequestError) else 0.0
+
+
+def _is_disconnection(error: httpx.RemoteProtocolError) -> bool:
+    """Whether the server hung up, and not sent what is no HTTP: httpx has one class for both."""
+    return "disconnected" in str(error) or "closed" in str(error)
 
 
 def _without_secrets(error: httpx.RequestError) -> httpx.RequestError | None:
@@ -275,7 +333,7 @@ def _checked_url(url: str) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             "A server address must not contain a user, password, query or fragment.",
-            f"Set the environment variable {KEY_VARIABLE} to the API key.",
+            f"Set the environment variable {API_KEY} to the API key.",
         )
     # Clients are often configured with OpenAI's base address, which ends in /v1.
     return url.rstrip("/").removesuffix("/v1")
@@ -297,8 +355,8 @@ def _split_url(url: str) -> SplitResult:
 def _error_text(text: str) -> str:
     """The message inside a JSON error of the shapes that engines send; all of `text` where there is none."""
     try:
-        error = json.loads(text)
-    except ValueError:
+        error = json_value(text, allow_nan=True)
+    except JsonError:
         return text
     for key in ("error", "message", "detail"):
         if isinstance(error, dict) and key in error:
@@ -307,8 +365,7 @@ def _error_text(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= _MAX_QUOTED else f"{flat[:_MAX_QUOTED]}..."
+    return shown(" ".join(text.split()), _MAX_QUOTED)
 
 
 # Concurrent requests. After an error no new request is sent; the answers of those under way are still reported.

@@ -43,6 +43,7 @@ class Server:
         return f"{self.kind.value} {self.version}".strip()
 
 
+_LONGEST_NAME: Final = 1000
 RERANK_PATHS: Final = ("/v1/rerank", "/rerank", "/v2/rerank")
 """The rerank endpoints of servers with Jina's interface."""
 
@@ -62,10 +63,16 @@ def detect_server(client: HttpClient, kind: ServerKind | None, model: str | None
         if kind is engine or proof in page:
             if task is Task.EMBED and proof in page:
                 _refuse_reranker(client, engine, page)
-            name = model or page.get("model_id") or _listed_model(client)
-            marker = str(page.get("media_marker", ""))
-            return Server(engine, str(page.get(version, "")), str(name), task or _task(client, engine, page), marker)
+            name = model or _text(page, "model_id") or _listed_model(client)
+            reported, marker = _text(page, version), _text(page, "media_marker")
+            return Server(engine, reported, name, task or _task(client, engine, page), marker)
     return Server(ServerKind.JINA, "", model or _listed_model(client), task or _task(client, ServerKind.JINA, {}))
+
+
+def _text(page: Mapping[str, Any], name: str) -> str:
+    """A name or version that a server reports: one that is no text, or a novel, is not one."""
+    value = page.get(name, "")
+    return value if isinstance(value, str) and len(value) <= _LONGEST_NAME else ""
 
 
 def _refuse_reranker(client: HttpClient, kind: ServerKind, page: Mapping[str, Any]) -> None:
@@ -84,7 +91,8 @@ def _task(client: HttpClient, kind: ServerKind, page: Mapping[str, Any]) -> Task
     endpoint.
     """
     if "model_type" in page:
-        return Task.RERANK if "reranker" in page["model_type"] else Task.EMBED
+        declared = page["model_type"]  # TEI: {"reranker": …} or {"embedding": …}
+        return Task.RERANK if isinstance(declared, dict | str) and "reranker" in declared else Task.EMBED
     endpoints = {ServerKind.VLLM: ("/classify",), ServerKind.LLAMA_SERVER: ("/v1/rerank",)}
     if any(client.has_endpoint(path) for path in endpoints.get(kind, RERANK_PATHS)):
         return Task.RERANK
@@ -94,9 +102,10 @@ def _task(client: HttpClient, kind: ServerKind, page: Mapping[str, Any]) -> Task
 
 
 def _listed_model(client: HttpClient) -> str:
-    listed = client.get_json("/v1/models")
-    entries = listed.get("data") if isinstance(listed, dict) else None
-    names = [str(entry["id"]) for entry in entries or [] if isinstance(entry, dict) and "id" in entry]
+    page = client.get_json("/v1/models")
+    entries = page.get("data") if isinstance(page, dict) else None
+    listed = entries if isinstance(entries, list) else []
+    names = [_text(entry, "id") for entry in listed if isinstance(entry, dict) and "id" in entry]
     if len(names) > 1:
         raise UsageError(f"{client.url} serves several models: {', '.join(names)}.", "Choose one by its name.")
     return names[0] if names else ""

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 # Answers as numbers. One that does not have exactly one entry for each question is an error.
 
 
+_HIGHEST_ID: Final = (1 << 31) - 1
+
+
 def scores_of(name: str, answer: Any, count: int) -> list[float]:
     """The scores of `count` documents by index, NaN where one is null; in the shapes of vLLM, Jina and TEI."""
     found: dict[int, float] = {}
     for entry in _entries(name, answer, ("data", "results")):
-        index = entry.get("index")
+        if "index" not in entry:
+            raise ModelError(f"{name}: The server's answer contains a score without an index.")
+        index = entry["index"]
         if not isinstance(index, int) or not 0 <= index < count:
             raise ModelError(f"{name}: The server scored index {index!r}; expected 0 to {count - 1}.")
         if index in found:
@@ -59,7 +64,8 @@ def probabilities_as_log_odds(name: str, scores: Sequence[float]) -> list[float]
 def vector_of(name: str, answer: Any) -> NDArray[np.float64]:
     """The one vector of an answer in OpenAI's or TEI's shape, normalised. Raises ModelError where it is zero."""
     vector = raw_vector_of(name, answer)
-    length = np.linalg.norm(vector)
+    with np.errstate(over="ignore", under="ignore"):
+        length = np.linalg.norm(vector)
     if not np.isfinite(length) or length == 0:
         raise ModelError(
             f"{name}: The server's vector has length {length:g}, so it cannot be normalised.",
@@ -84,6 +90,14 @@ def tokens_read(answer: Any) -> int | None:
     usage = answer.get("usage") if isinstance(answer, dict) else None
     count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return count if isinstance(count, int) else None
+
+
+def ids_of(answer: Any) -> list[int] | None:
+    """The token ids of a /tokenize answer; None where it contains none."""
+    ids = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(ids, list) or not all(type(each) is int and 0 <= each <= _HIGHEST_ID for each in ids):
+        return None
+    return ids
 
 
 def _entries(name: str, answer: Any, keys: Sequence[str]) -> list[Any]:

@@ -20,6 +20,7 @@ from qtool.scoring.http.engine import (
     HttpEngine,
     check_no_video,
     check_text_only,
+    ids_of,
     known_prompt,
     probabilities_as_log_odds,
     raw_vector_of,
@@ -165,8 +166,8 @@ class _ServerTokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> _Encoding:  # noqa: FBT001, FBT002 - tokenizers' own
         body = {"content": normalized(text), "add_special": add_special_tokens, "parse_special": True}
         answer = self._client.post("", "/tokenize", body)
-        ids = answer.get("tokens") if isinstance(answer, dict) else None
-        if not isinstance(ids, list):
+        ids = ids_of(answer)
+        if ids is None:
             raise ModelError(f"The answer of {self._client.url}/tokenize contains no tokens.")
         return _Encoding(ids)
 

@@ -22,11 +22,20 @@ from qtool.inputs.pictures import decode
 from qtool.progress import ignore
 from qtool.scoring.http.client import HttpClient, ask_all
 from qtool.scoring.http.detect import Server, ServerKind, detect_server
-from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine, request_name, scores_of, tokens_read
+from qtool.scoring.http.engine import DOCUMENTS_AT_ONCE, HttpEngine, item_name, request_name, scores_of, tokens_read
 from qtool.scoring.http.llama_server import LlamaServer
 from qtool.scoring.http.text import Jina, Tei
 from qtool.scoring.http.vllm import Vllm
-from qtool.scoring.scorer import Answered, Identity, PromptSeen, Scorer, distinct_pairs, prompt_sha256, query_content
+from qtool.scoring.scorer import (
+    LARGEST_LOG_ODDS,
+    Answered,
+    Identity,
+    PromptSeen,
+    Scorer,
+    distinct_pairs,
+    prompt_sha256,
+    query_content,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -174,7 +183,14 @@ class HttpScorer(Scorer):
             concurrency=self._options.concurrency,
             stop=self._client.stop,
         )
-        return np.stack([vectors[index] for index in range(len(items))])
+        found = [vectors[index] for index in range(len(items))]
+        odd = next((index for index, vector in enumerate(found) if len(vector) != len(found[0])), None)
+        if odd is not None:
+            raise ModelError(
+                f"{item_name(items[odd])}: The server's vector has {len(found[odd])} dimensions; the first has "
+                f"{len(found[0])}."
+            )
+        return np.stack(found)
 
     def together(self, pairs: Sequence[Pair]) -> list[float]:
         """The log-odds of `pairs` of one query, asked in one request. Raises QtoolError."""
@@ -260,6 +276,6 @@ def _batches(pairs: Sequence[Pair]) -> list[list[list[int]]]:
 
 
 def _finite(pair: Pair, score: float) -> float | ModelError:
-    if math.isfinite(score):
+    if math.isfinite(score) and abs(score) <= LARGEST_LOG_ODDS:
         return score
     return ModelError(f"{pair.name}: The server's score is not a finite number.", "Check its weights and its kernels.")

@@ -27,6 +27,7 @@ from qtool.scoring.http.engine import (
     ScaleError,
     check_empty_is_missing,
     check_no_video,
+    ids_of,
     item_name,
     known_prompt,
     picture_url,
@@ -133,8 +134,8 @@ class Vllm(HttpEngine):
             name, count = item_name(question), tokens_read(self._embedding(question))
         for body in self._tokenizations(question):
             answer = self._client.post_if_supported(name, "/tokenize", self._model | body)
-            ids = answer.get("tokens") if isinstance(answer, dict) else None
-            if isinstance(ids, list) and len(ids) == count:
+            ids = ids_of(answer)
+            if ids is not None and len(ids) == count:
                 return PromptSeen(tuple(ids), tuple(_grids(question)))
         return None
 

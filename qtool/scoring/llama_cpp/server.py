@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from qtool.errors import ModelError
-from qtool.extras import import_failure, require_extra
+from qtool.extras import require_extra
 from qtool.inputs.items import OFFICIAL_LIMITS
 from qtool.workers import WORKERS
 
@@ -62,10 +62,8 @@ VERIFYING: Final = LlamaCppOptions()
 def import_llama_cpp() -> Any:
     """The module xllamacpp. Raises SetupError."""
     require_extra("llamacpp", "Scoring a GGUF file")
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise import_failure(error) from error
+    import xllamacpp
+
     return xllamacpp
 
 

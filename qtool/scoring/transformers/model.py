@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from qtool.arch.prompts import NO, YES
-from qtool.errors import ModelError
+from qtool.errors import ModelError, reason
+from qtool.extras import importing
 from qtool.jsonfile import read_json
 from qtool.storage.packed import PackedWeight, packed_weights, read_global_scale
 
@@ -157,8 +158,7 @@ def load_model(detection: Detection, weights: Iterable[tuple[str, Float32]], dty
     heads = {name: tensors.pop(name) for name in HEADS if name in tensors}
     # Checkpoints of a base model (Qwen3-Embedding) have no prefix.
     state = {name.removeprefix(detection.architecture.prefix): tensor for name, tensor in tensors.items()}
-    with torch.device("meta"):
-        expected = model_class(config).state_dict()
+    expected = _expected(model_class, config)
     _check(state, expected)
     with _without_progress_bar():
         base = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
@@ -166,12 +166,28 @@ def load_model(detection: Detection, weights: Iterable[tuple[str, Float32]], dty
 
 
 def _model_class(detection: Detection) -> tuple[Any, Any]:
-    import transformers
+    with importing("score"):
+        import transformers
 
+        config_class = getattr(transformers, detection.family.config_class)
+        model_class = getattr(transformers, detection.family.model_class)
     # The weights are dequantized before they are loaded; transformers has no loader for the format.
     fields = {key: value for key, value in detection.config.items() if key != "quantization_config"}
-    config_class = getattr(transformers, detection.family.config_class)
-    return getattr(transformers, detection.family.model_class), config_class.from_dict(fields)
+    try:
+        return model_class, config_class.from_dict(fields)
+    except Exception as error:  # whatever stumbles over a value of another type
+        raise ModelError(f"transformers cannot read config.json: {' '.join(reason(error).split())}.") from error
+
+
+def _expected(model_class: Any, config: Any) -> Mapping[str, torch.Tensor]:
+    try:
+        with torch.device("meta"):
+            state: Mapping[str, torch.Tensor] = model_class(config).state_dict()
+    except Exception as error:  # a size of zero, a negative one, one that does not fit another
+        raise ModelError(
+            f"transformers cannot build the model that config.json describes: {' '.join(reason(error).split())}."
+        ) from error
+    return state
 
 
 def _check(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
