@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from qtool.storage.hub import Source, resolve
 from qtool.storage.location import ArtefactLocation, LocalLocation
 
 CONFIG: Final = "config.json"
+_DEEPSTACK: Final = re.compile(r"v\.deepstack\.\d+\.fc1\.weight")
 
 T = TypeVar("T")
 
@@ -265,7 +267,7 @@ def misfit(projector: GgufModel, model: GgufModel, family: Family) -> str:
     if found != expected:
         return f"{projector.target} is a projector of type {found!r}; {model.target} takes {expected!r}."
     width = projector.integer("clip.vision.projection_dim")
-    layers = sum(projector.flags("clip.vision.is_deepstack_layers"))
+    layers = sum(bool(_DEEPSTACK.fullmatch(name)) for name in projector.tensors)  # llama.cpp goes by the tensors
     wanted = model.integer(model.key("embedding_length")), model.integer(model.key("n_deepstack_layers")) or 0
     if (width, layers) != wanted:
         return (

@@ -113,7 +113,17 @@ _GGUF_FILE: Final[Mapping[str, Code]] = {
     "gguf-tensor-shape": broken(
         "{tensor} has the shape {found}, expected {expected} by the file's fields: llama.cpp refuses to load it.", _CONVERT
     ),
-    "gguf-unknown-tensor": warning("The file holds {tensors}, which the architecture does not have.", _CONVERT),
+    "gguf-unknown-tensor": broken(
+        "The file holds {tensors}, which the architecture does not have, so llama.cpp refuses to load it.", _CONVERT
+    ),
+    "gguf-refused": broken("llama.cpp refuses to load the file: {problem}.", _CONVERT),
+    "gguf-aborts": broken("llama.cpp ends the whole process with this file: {problem}.", _CONVERT),
+    "gguf-stray-scale": warning(
+        "The file holds {tensors} beside a weight that is stored as {type}: llama.cpp multiplies by it.", _CONVERT
+    ),
+    "gguf-file-type": warning(
+        "general.file_type declares {declared}, and no matrix is stored so; most are {found}.", _CONVERT
+    ),
 }  # fmt: skip
 _GGUF_TASK: Final[Mapping[str, Code]] = {
     "gguf-task-undeclared": warning(
@@ -154,6 +164,21 @@ _GGUF_TASK: Final[Mapping[str, Code]] = {
         "The rerank template is {whose}: scores drift from the official ones.", _REPAIR
     ),
     "gguf-incomplete-rerank-template": broken("The rerank template lacks {{{side}}}.", _REPAIR),
+    "gguf-doubled-placeholder": broken(
+        "The rerank template has {{{side}}} {count} times, and llama.cpp fills in each.", _REPAIR
+    ),
+    "gguf-exchanged-placeholders": broken(
+        "The rerank template puts the document where the query belongs, and the query in its place.", _REPAIR
+    ),
+    "gguf-padded-rerank-template": broken(
+        "The rerank template is the official one with {found} before or after it, which llama.cpp sends, too.", _REPAIR
+    ),
+    "gguf-respaced-rerank-template": broken(
+        "The rerank template is the official one with other white space: the model reads other tokens.", _REPAIR
+    ),
+    "gguf-ranker-markers": broken(
+        "An embedder holds {found}, which only rerankers have: programs that go by it take the file for one.", _CONVERT
+    ),
     "gguf-unknown-rerank-template": warning(
         "The rerank template is not the official one: scores drift from the official ones.", _REPAIR
     ),
@@ -170,12 +195,16 @@ _GGUF_TOKENIZER: Final[Mapping[str, Code]] = {
     "gguf-prompt-token": broken(
         "{token} of the official prompt is not a special token of this file, so it is split into several tokens.", _CONVERT
     ),
+    "gguf-template-names": warning(
+        "tokenizer.chat_templates names {found}; the templates in the file are {expected}.", _CONVERT
+    ),
     "gguf-start-token": broken("llama.cpp adds a start token before every text; the family has none.", _CONVERT),
     "gguf-end-token": broken("{problem}, so the embedding is taken from the wrong token.", _CONVERT),
 }  # fmt: skip
 _GGUF_POSITIONS: Final[Mapping[str, Code]] = {
     "gguf-rope": broken("The rotary embedding is wrong: {problem}.", _CONVERT),
     "gguf-rope-scaling": warning("Positions are scaled ({found}); no published model of the family does so.", _CONVERT),
+    "gguf-not-causal": broken("Attention is declared not to be causal; the family's is.", _CONVERT),
     "gguf-deepstack": broken("The deepstack features of pictures are lost: {problem}.", _CONVERT),
 }  # fmt: skip
 _PROJECTOR: Final[Mapping[str, Code]] = {
@@ -191,6 +220,9 @@ _PROJECTOR: Final[Mapping[str, Code]] = {
     ),
     "mmproj-missing-field": broken("The projector lacks {field}, so llama.cpp refuses to load it.", _CONVERT),
     "mmproj-missing-tensor": broken("The projector lacks {tensors}, so llama.cpp refuses to load it.", _CONVERT),
+    "mmproj-taken-tensor": broken(
+        "The projector holds {tensors}, which the family does not have and llama.cpp computes with.", _CONVERT
+    ),
     "mmproj-tensor-shape": broken(
         "The projector's {tensor} has the shape {found}, expected {expected} by the file's fields.", _CONVERT
     ),
@@ -306,6 +338,7 @@ _CONFIG: Final[Mapping[str, Code]] = {
     "other-token-ids": broken(f"The ids of the picture tokens differ: {_HAS}.", _MAKE),
     "other-tying": broken(f"The head is another matrix: {_HAS}.", _MAKE),
     "other-config": broken(f"The computation differs: {_HAS}.", _MAKE),
+    "unread-field": note("{fields} not read by llama.cpp for this architecture, so it has no effect."),
     "other-length": warning(f"The longest input differs: {_HAS}.", _MAKE),
     "nothing-quantized": broken(
         "config.json declares {algorithm}, but no weight is packed: engines read plain weights as packed ones.", _QUANTIZE
@@ -319,6 +352,9 @@ _FILES: Final[Mapping[str, Code]] = {
     "added-token-missing": broken(
         "The tokenizer lacks the added token {tokens}, whose text is then split into several tokens.", _MAKE
     ),
+    "other-token-types": broken(
+        "{tokens} of another type than in the reference: llama.cpp splits texts into other tokens.", _CONVERT
+    ),
     "other-tokenizer-rules": broken("Text is split into other tokens: {part} differs from the reference's.", _MAKE),
     "other-padding-side": broken(
         "Batches are padded on the {found}, the reference's on the {expected}: the official code and "
@@ -331,6 +367,11 @@ _FILES: Final[Mapping[str, Code]] = {
     "other-minor-file": warning("{name} differs from the reference's."),
     "other-instruction": broken(
         "The baked instruction is not the official one, and no manifest declares it: {instruction}", _CONVERT
+    ),
+    "other-baked-prompt": broken(
+        "The baked prompt is not the official one, and no manifest declares it: from character {place} on it is {found}, "
+        "expected {expected}.",
+        _CONVERT,
     ),
     "other-rerank-template": broken("rerank_template.jinja does not render the official prompt for vLLM.", _QUANTIZE),
     "other-chat-template": warning("{field} differs from the reference's.", _CONVERT),
