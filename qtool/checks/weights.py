@@ -19,7 +19,8 @@ from qtool.checks.diagnosis import explain
 from qtool.checks.findings import Finding, finding, listed_are
 from qtool.checks.reference import Reference
 from qtool.checks.stage import WEIGHTS, Outcome, Stage, TensorError, concluded
-from qtool.checks.weight_pairs import TensorPair, WeightError, bound, checkpoint_pairs, gguf_pairs
+from qtool.checks.rounding import Misfits, bound
+from qtool.checks.weight_pairs import TensorPair, WeightError, checkpoint_pairs, gguf_pairs
 from qtool.errors import ModelError
 from qtool.formats.floats import Float32
 from qtool.progress import StageProgress, ignore
@@ -88,7 +89,7 @@ def _measure_all(
 def _measure(pair: TensorPair) -> WeightError | None:
     """How far a tensor is from its source; None if nothing here reads its type."""
     error = power = 0.0
-    misfits, is_zero = 0, True
+    misfits, is_zero = Misfits(), True
     try:
         for start, expected in pair.expected():
             found, strays = pair.stored.compare(start, expected, pair.source_format)
