@@ -391,25 +391,73 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
     "weights-zero": broken("{tensor} is all zeros.", _MAKE),
     "weights-exchanged": broken("{tensor} and {other} are exchanged.", _MAKE),
     "weights-misplaced": broken("{tensor} holds the weights of {other}.", _MAKE),
+    "weights-transposed": broken("{tensor} is transposed.", _MAKE),
+    "bytes-swapped": broken("The two halves of each number of {tensor} are exchanged: it has another byte order.", _MAKE),
+    "fused-parts-moved": broken("The three parts of {tensor} stand in another order.", _MAKE),
+    "rope-permuted": broken(
+        "The rows of each head of {tensor} are interleaved, as converters do for other families: positions are wrong.",
+        _MAKE,
+    ),
+    "rows-permuted": broken("The rows of {tensor} are the reference's in another order.", _MAKE),
+    "columns-permuted": broken("The columns of {tensor} are the reference's in another order.", _MAKE),
+    "layers-shifted": broken("{first} and the {count} layers in all hold the weights of the layer {step}.", _MAKE),
     "layer-repeated": broken("{layer} holds the weights of {other}.", _MAKE),
     "head-rows-exchanged": broken("The rows of yes and no are exchanged in {tensor}: every ranking is reversed.", _MAKE),
     "rows-exchanged": broken("Rows {first} and {second} of {tensor} are exchanged.", _MAKE),
+    "head-rows-doubled": broken(
+        "Both rows of {tensor} are that of {word}, so every document gets the same score.", _MAKE
+    ),
     "head-other-rows": broken("The rank head holds the rows of {found}, expected yes and no.", _MAKE),
     "global-scale-inverted": broken("The global scale of {tensor} is inverted.", _QUANTIZE),
+    "global-scale-misplaced": broken("{tensor} has the global scale of {other}.", _QUANTIZE),
+    "weights-prescaled": warning(
+        "The columns of {tensor} are scaled and {other} by the inverse, as AWQ does: the product is the reference's, and "
+        "whether it is rounded rightly cannot be judged."
+    ),
     "weights-scaled": broken("{tensor} is {factor} times the reference's.", _MAKE),
     "nibbles-swapped": broken("The two 4-bit codes of each byte of {tensor} are exchanged.", _QUANTIZE),
+    "codes-twos-complement": broken(
+        "The codes of {tensor} are two's complement, expected a sign and a magnitude: negative weights are wrong.",
+        _QUANTIZE,
+    ),
+    "codes-renumbered": broken("The 4-bit codes of {tensor} are numbered otherwise than E2M1's.", _QUANTIZE),
+    "block-scales-swizzled": broken(
+        "The block scales of {tensor} lie in the tiles of a kernel, expected row by row.", _QUANTIZE
+    ),
+    "block-scales-inverted": broken("The block scales of {tensor} are inverted.", _QUANTIZE),
+    "block-scales-misplaced": broken("{tensor} has the block scales of another tensor.", _QUANTIZE),
     "block-scales-shifted": broken("The block scales of {tensor} are shifted by one block.", _QUANTIZE),
     "blocks-corrupt": broken(
         "{count} of {total} {unit} of {tensor} are not what rounding the reference gives: the bytes are damaged.", _MAKE
     ),
+    "weights-changed": broken(
+        "{tensor} is near the reference's (relative error {error}), but {count} of {total} {unit} are not what rounding "
+        "it gives: the weights were changed, or are another revision's.",
+        _MAKE,
+    ),
+    "weights-revised": broken(
+        "{count} of {total} matrices are near the reference's (relative error up to {error}) and not what rounding them "
+        "gives: the weights are another revision's.",
+        _FETCH,
+    ),
     "blocks-otherwise-rounded": warning(
-        "{count} of {total} {unit} of {tensor} are not rounded to nearest: another algorithm made them, or damage that "
-        "is within its tolerance."
+        "{count} of {total} {unit} of {tensor} are not rounded to nearest, as in most others: an algorithm such as GPTQ "
+        "made them, or the weights were changed; weights alone cannot tell."
+    ),
+    "scales-searched": note("{tensors} rounded under block scales that a search chose, not under those of the maxima."),
+    "scales-not-as-declared": broken(
+        "{tensors} rounded under other block scales than those of the maxima, which the artefact's recipe declares.",
+        _QUANTIZE,
     ),
     "other-revision": broken(
         "Every tensor of {shard} differs from the reference and no other does: the file is from another revision.", _FETCH
     ),
-    "other-projector": broken("The vision tower of {name} is another model's: none of its matrices matches.", _CONVERT),
+    "other-projector": broken(
+        "The vision tower of {name} is another model's: none of its matrices matches; they are {kinship}.", _CONVERT
+    ),
+    "other-weights": broken(
+        "{count} of {total} matrices differ from the reference's; they are {kinship}.", _MAKE
+    ),
     "weights-differ": broken(
         "{tensor} differs from the reference: its relative error is {error}; {format} allows {bound}.", _MAKE
     ),

@@ -86,7 +86,8 @@ def units(stored: str, count: int) -> int:
 
 def misfits(stored: str, source: str, expected: Float32, found: Float32) -> Misfits:
     """The values or blocks that lost more than rounding can; formats with codes of 2 to 6 bits have checks of their own."""
-    error = np.abs(found - expected)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(found - expected)
     if is_exact(stored, source):
         return _single(~(error == 0))
     if stored in _RELATIVE:

@@ -162,7 +162,8 @@ class InGguf(WeightStore):
 
     @override
     def values(self, start: int, count: int) -> Float32:
-        return decode(self._stored(start, count).reshape(1, -1), self._tensor.type).reshape(-1) * self._scale
+        found = decode(self._stored(start, count).reshape(1, -1), self._tensor.type).reshape(-1)
+        return found if self._scale == 1 else found * self._scale
 
     @override
     def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, Misfits]:

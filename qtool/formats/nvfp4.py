@@ -198,7 +198,7 @@ def judge_blocks_reference(values: Float32, packed: U8, block_scales: U8, scale:
     with np.errstate(divide="ignore", invalid="ignore"):  # block scale 0
         factors = E4M3_VALUES[block_scales] * scale
         quotients = np.abs(blocks) / factors[:, None]
-        is_searched = ~is_near & (SEARCHED_FROM <= maxima / factors) & (maxima / factors <= SEARCHED_TO)
+        is_searched = ~is_near & (maxima / factors >= SEARCHED_FROM) & (maxima / factors <= SEARCHED_TO)
     is_nearest = (NEAREST_FROM[magnitudes] <= quotients) & (quotients <= NEAREST_TO[magnitudes])
     is_sign_right = (magnitudes == 0) | ((blocks < 0) == (codes > 7))
     wrong = ~(is_nearest & is_sign_right)

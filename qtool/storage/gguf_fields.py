@@ -190,13 +190,7 @@ def projector_problems(model: GgufModel) -> Iterator[LoadProblem]:
         yield LoadProblem(f"clip.vision.attention.head_count is {heads}, which does not divide {width}", aborts=True)
     elif heads and width and head_dim not in (None, 0, width // heads):
         yield LoadProblem(f"clip.vision.attention.head_dim is {head_dim}, expected {width // heads}", aborts=True)
-    merge = model.integer("clip.vision.spatial_merge_size")
-    if merge not in (None, 2):
-        yield LoadProblem(f"clip.vision.spatial_merge_size is {merge}, expected 2", aborts=merge != 0)
-    epsilon = model.number("clip.vision.attention.layer_norm_epsilon")
-    if epsilon is not None and not epsilon >= 0:
-        yield LoadProblem(f"clip.vision.attention.layer_norm_epsilon is {epsilon}", aborts=True)
-    yield from _list_problems(model)
+    yield from _vision_problems(model)
     for tensor in model.tensors.values():
         if tensor.type is not F32 and (len(tensor.shape) == 1 or tensor.gguf_name == "v.position_embd.weight"):
             yield LoadProblem(f"{tensor.gguf_name} is stored as {tensor.type.name}, expected F32", aborts=True)
@@ -205,7 +199,13 @@ def projector_problems(model: GgufModel) -> Iterator[LoadProblem]:
         yield LoadProblem("the file has a class embedding, which the model has not", aborts=True)
 
 
-def _list_problems(model: GgufModel) -> Iterator[LoadProblem]:
+def _vision_problems(model: GgufModel) -> Iterator[LoadProblem]:
+    merge = model.integer("clip.vision.spatial_merge_size")
+    if merge not in (None, 2):
+        yield LoadProblem(f"clip.vision.spatial_merge_size is {merge}, expected 2", aborts=merge != 0)
+    epsilon = model.number("clip.vision.attention.layer_norm_epsilon")
+    if epsilon is not None and not epsilon >= 0:
+        yield LoadProblem(f"clip.vision.attention.layer_norm_epsilon is {epsilon}", aborts=True)
     if len(model.integers("clip.vision.image_grid_pinpoints")) % 2:
         yield LoadProblem("clip.vision.image_grid_pinpoints has an odd number of elements")
     layers = model.integer("clip.vision.block_count") or 0

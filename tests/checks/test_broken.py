@@ -92,7 +92,7 @@ def test_there_is_a_case_for_each_code():
     covered = {case.code for case in CASES}
     elsewhere = {
         "other-length", "mostly-unquantized", "other-minor-file", "narrower-type", "unread-field", "other-special-tokens", "other-chat-template",
-        "blocks-otherwise-rounded", "weights-not-compared", "recipe-assumed", "files-not-rederived", "fields-not-rederived",
+        "blocks-otherwise-rounded", "scales-searched", "weights-prescaled", "weights-not-compared", "recipe-assumed", "files-not-rederived", "fields-not-rederived",
         "prompt-vision-template", "prompt-pictures", "prompt-untold",
     }  # fmt: skip
     assert covered | elsewhere >= set(COMPARISON_CODES)
