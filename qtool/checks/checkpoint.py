@@ -277,7 +277,7 @@ def _scale_findings(model: CheckpointModel) -> Iterator[Finding]:
         if info.dtype != dtype:
             yield model.found("nvfp4-scale-type", tensor=name, found=info.dtype, expected=dtype)
             return
-        if info.shape != expected[name]:
+        if info.shape != expected[name] and (info.shape, expected[name]) != ((1,), ()):  # a number as a list of one
             found, needed = list(info.shape), list(expected[name])
             yield model.found("nvfp4-scale-shape", tensor=name, found=found, expected=needed)
             return

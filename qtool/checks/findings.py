@@ -468,6 +468,7 @@ _REDERIVED: Final[Mapping[str, Code]] = {
     "tensors-not-rederived": broken(
         "{tensors} other bytes than making the artefact again gives: another base, another recipe, or damage."
     ),
+    "tensors-stored-wider": note("{tensors} stored in a wider type than the file's own; the numbers are equal."),
     "files-not-rederived": warning("{names} other bytes than making the artefact again gives; all tensors are equal."),
     "fields-not-rederived": note("The metadata differ in {fields}; all tensors are equal."),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.storage.gguf import Value
 from qtool.storage.gguf_fields import DECODER, PROJECTOR_FIELDS, TOKENIZER, value_of
-from qtool.storage.gguf_model import PROJECTOR, RERANK_KEY, GgufModel
+from qtool.storage.gguf_model import OUTPUT, PROJECTOR, RERANK_KEY, TOKEN_EMBEDDING, GgufModel
 from qtool.storage.output import manifest_of
 
 _FLOATS: Final = (F32, F16, BF16)
@@ -241,10 +241,14 @@ def _declared_template(path: Path) -> Any:
 def _tensor_findings(side: GgufModel, planned: Planned) -> Iterator[Finding]:
     expected = {tensor.output.gguf_name: tensor.output for tensor in planned.file.tensors}
     merged = fused_parts(side, expected)
-    missing = [name for name in expected if name not in side.tensors and name not in merged]
+    needed = [name for name in expected if name != OUTPUT]  # the head of all words, which no score depends on
+    missing = [name for name in needed if name not in side.tensors and name not in merged]
     if missing:
         yield finding("missing-tensor", side.path, tensors=listed_are(missing))
     known = {*expected, *(fused for fused, _ in merged.values())}
+    head, embedding = side.tensors.get(OUTPUT), expected.get(TOKEN_EMBEDDING)
+    if head is not None and embedding is not None and head.shape == embedding.shape:
+        known.add(OUTPUT)
     extra = [name for name in side.tensors if name not in known and not _is_scale(name, side)]
     if extra:
         yield finding("extra-tensor", side.path, tensors=listed(extra))

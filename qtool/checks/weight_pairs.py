@@ -18,8 +18,9 @@ from qtool.artefact import CheckpointArtefact, GgufArtefact
 from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.gguf_reference import fused_parts
 from qtool.checks.reference import Planned, Reference
-from qtool.checks.rounding import Misfits, bound, coded_misfits, misfits, unit, units
+from qtool.checks.rounding import Misfits, bound, coded_misfits, is_exact, misfits, unit, units
 from qtool.export.engine import TensorSource
+from qtool.export.gguf_plan import take_inventory
 from qtool.export.sources import Frame, Rows, Whole, float32_runs
 from qtool.formats.floats import FLOAT_FORMATS, U8, Float32
 from qtool.formats.ggml import F32, NVFP4
@@ -27,7 +28,7 @@ from qtool.formats.nvfp4 import BLOCK
 from qtool.formats.nvfp4_kernels import dequantize, judge_blocks
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf import GgufTensor
-from qtool.storage.gguf_model import GgufModel, decode, scale_of
+from qtool.storage.gguf_model import OUTPUT, GgufModel, decode, scale_of
 from qtool.storage.packed import PackedWeight, is_quantized, packed_weights, read_global_scale
 
 # The weights of an artefact, tensor by tensor, as float32, from whatever they are stored as. Any run of whole blocks
@@ -244,6 +245,8 @@ def checkpoint_pairs(artefact: CheckpointArtefact, reference: CheckpointArtefact
 def gguf_pairs(artefact: GgufArtefact, reference: Reference) -> list[TensorPair]:
     """The tensors of the GGUF files, as converting the reference orders them."""
     pairs = list(_file_pairs(artefact.model, reference.language))
+    if OUTPUT in artefact.model.tensors and OUTPUT not in {pair.name for pair in pairs}:
+        pairs += _head_pairs(artefact.model, reference)
     if artefact.projector is not None and reference.family.is_vision:
         pairs += _file_pairs(artefact.projector, reference.projector)
     return pairs
@@ -255,6 +258,15 @@ def _file_pairs(model: GgufModel, planned: Planned) -> Iterator[TensorPair]:
         name, shape, source = each.output.gguf_name, each.output.shape, each.source
         if isinstance(source, Whole | Rows | Frame) and (stored := _stored(model, name, shape, merged)) is not None:
             yield TensorPair(name, shape, replace(source, target=F32), source.info.dtype, stored)
+
+
+def _head_pairs(model: GgufModel, reference: Reference) -> Iterator[TensorPair]:
+    """The head of all words where the file stores it though no score needs it: the rank head is compared with its rows."""
+    inventory = take_inventory(reference.checkpoint, reference.detection)
+    stored = _stored(model, OUTPUT, inventory.embedding.shape, {})
+    if stored is not None:
+        info = inventory.head
+        yield TensorPair(OUTPUT, info.shape, Whole(reference.checkpoint, info, OUTPUT, F32), info.dtype, stored)
 
 
 def _stored(
@@ -292,7 +304,8 @@ class WeightError:
     @property
     def is_sound(self) -> bool:
         """Whether nothing is wrong with it."""
-        return self.relative_error <= self.bound and not self.misfits.units
+        within = self.relative_error <= self.bound or is_exact(self.pair.stored.format, self.pair.source_format)
+        return within and not self.misfits.units
 
     @property
     def is_finite(self) -> bool:

@@ -148,7 +148,7 @@ NVFP4 = {
     "nvfp4-scale-type": in_tensors(
         lambda t: t.update({f"{QUERY}.weight_scale": t[f"{QUERY}.weight_scale"].view(torch.uint8)})
     ),
-    "nvfp4-scale-shape": scale_of(QUERY, torch.ones(1)),
+    "nvfp4-scale-shape": scale_of(QUERY, torch.ones(2)),
     "nvfp4-bad-scale": scale_of(QUERY, torch.tensor(-1.0)),
     "nvfp4-unequal-scales": scale_of(QUERY, torch.tensor(0.5)),
     "nvfp4-partial-group": unpack,
