@@ -393,7 +393,7 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
     "weights-misplaced": broken("{tensor} holds the weights of {other}.", _MAKE),
     "weights-transposed": broken("{tensor} is transposed.", _MAKE),
     "bytes-swapped": broken("The two halves of each number of {tensor} are exchanged: it has another byte order.", _MAKE),
-    "fused-parts-moved": broken("The three parts of {tensor} stand in another order.", _MAKE),
+    "fused-parts-moved": broken("The three parts of {tensor} are in another order.", _MAKE),
     "rope-permuted": broken(
         "The rows of each head of {tensor} are interleaved, as converters do for other families: positions are wrong.",
         _MAKE,
@@ -422,13 +422,15 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
     ),
     "codes-renumbered": broken("The 4-bit codes of {tensor} are numbered otherwise than E2M1's.", _QUANTIZE),
     "block-scales-swizzled": broken(
-        "The block scales of {tensor} lie in the tiles of a kernel, expected row by row.", _QUANTIZE
+        "The block scales of {tensor} are in the tiles of a kernel, expected row by row.", _QUANTIZE
     ),
     "block-scales-inverted": broken("The block scales of {tensor} are inverted.", _QUANTIZE),
     "block-scales-misplaced": broken("{tensor} has the block scales of another tensor.", _QUANTIZE),
     "block-scales-shifted": broken("The block scales of {tensor} are shifted by one block.", _QUANTIZE),
     "blocks-corrupt": broken(
-        "{count} of {total} {unit} of {tensor} are not what rounding the reference gives: the bytes are damaged.", _MAKE
+        "{count} of {total} {unit} of {tensor} are not what rounding the reference gives: bytes are damaged, or a few "
+        "weights were changed.",
+        _MAKE,
     ),
     "weights-changed": broken(
         "{tensor} is near the reference's (relative error {error}), but {count} of {total} {unit} are not what rounding "
@@ -442,7 +444,7 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
     ),
     "blocks-otherwise-rounded": warning(
         "{count} of {total} {unit} of {tensor} are not rounded to nearest, as in most others: an algorithm such as GPTQ "
-        "made them, or the weights were changed; weights alone cannot tell."
+        "made them, or the weights were changed."
     ),
     "scales-searched": note("{tensors} rounded under block scales that a search chose, not under those of the maxima."),
     "scales-not-as-declared": broken(

@@ -204,15 +204,14 @@ def _unofficial(model: LanguageModel, template: str) -> Finding:
     turned = template.replace(query, "\0").replace(document, query).replace("\0", document)
     if _owner(turned)[0] is not None:
         return model.found("gguf-exchanged-placeholders")
-    for prompt in reranker_prompts():
-        before, _, after = prompt.template.partition("{instruction}")
-        first, last = template.find(before), template.rfind(after) + len(after)
-        if 0 <= first < last - len(after):
-            added = [text for text in (template[:first], template[last:]) if text]
-            return model.found("gguf-padded-rerank-template", found=" and ".join(repr(text) for text in added))
-        squeezed = ["".join(text.split()) for text in (template, before, after)]
-        if squeezed[0].startswith(squeezed[1]) and squeezed[0].endswith(squeezed[2]):
-            return model.found("gguf-respaced-rerank-template")
+    before, _, after = model.family.reranker.template.partition("{instruction}")
+    first, last = template.find(before), template.rfind(after) + len(after)
+    if 0 <= first < last - len(after):
+        added = [text for text in (template[:first], template[last:]) if text]
+        return model.found("gguf-padded-rerank-template", found=" and ".join(repr(text) for text in added))
+    squeezed = ["".join(text.split()) for text in (template, before, after)]
+    if squeezed[0].startswith(squeezed[1]) and squeezed[0].endswith(squeezed[2]):
+        return model.found("gguf-respaced-rerank-template")
     return model.found("gguf-unknown-rerank-template")
 
 

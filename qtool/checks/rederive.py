@@ -218,7 +218,7 @@ def _is_wider(name: str, mine: GgufModel, again: GgufModel) -> bool:
         # A number that F16 cannot hold is rounded there, and only there.
         if made.type.name == "F16":
             values[0] = values[0].astype(np.float16).astype(np.float32)
-        if not np.array_equal(*values):
+        if not np.array_equal(values[0], values[1]):
             return False
     return True
 
