@@ -28,7 +28,7 @@ demo: setup      ## quantize the built-in models and show by their scores what t
 	$(BIN)/qtool demo
 
 test: setup      ## run the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-pythons: setup  ## the base install by every Python from 3.10 on that this machine has (a minute or two each)
 	$(BIN)/python -m tests.pythons
@@ -43,8 +43,8 @@ fix: setup       ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-fuzz: setup      ## ten thousand damaged GGUF files
-	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/storage/test_gguf_fuzz.py tests/checks/test_gguf_field_fuzz.py
+fuzz: setup      ## ten thousand damaged GGUF files and folders
+	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/storage/test_gguf_fuzz.py tests/checks/test_folder_fuzz.py tests/checks/test_gguf_field_fuzz.py
 
 # `make bench BENCH="--against ../old"` compares quantization and conversion with another checkout instead (20 GB).
 bench: setup     ## measure speed and memory on full-size checkpoints (60 GB of disk, more than half an hour)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -156,12 +156,13 @@ def test_no_colour_codes_reach_a_pipe():
 
 
 def test_help_is_quick():
-    """At its best, for a busy machine only ever adds."""
+    """In processor seconds, at its best: other work on the machine only ever adds."""
     times = []
     while not times or (min(times) >= 0.3 and len(times) < 20):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert qtool("--help").returncode == 0
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.3
 
 

@@ -18,7 +18,7 @@ from qtool.artefact import declared_task
 from qtool.checks.findings import Finding, finding, printable
 from qtool.checks.positions import Positions
 from qtool.export.gguf_metadata import DEFAULT_KEY, NAMES_KEY
-from qtool.formats.ggml import BF16, F16, F32
+from qtool.formats.ggml import FLOAT_TYPES
 from qtool.storage.gguf_model import RANK_HEAD, RERANK_KEY, GgufModel
 
 
@@ -161,7 +161,7 @@ def _head_findings(model: LanguageModel) -> Iterator[Finding]:
     expected = (2, model.integer("embedding_length"))
     if head.shape != expected:
         yield model.found("gguf-head-shape", found=list(head.shape), expected=list(expected))
-    if head.type not in (F32, F16, BF16):
+    if head.type not in FLOAT_TYPES:
         bits = 8 * head.type.block_bytes / head.type.block
         yield model.found("gguf-head-8-bit" if bits >= 8 else "gguf-head-quantized", type=head.type.name, bits=bits)
 

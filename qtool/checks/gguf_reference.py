@@ -13,17 +13,16 @@ from qtool.arch.prompts import PromptSpec
 from qtool.arch.spec import Task
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.reference import Planned, Reference
-from qtool.checks.structure_folder import vocabulary_problem
+from qtool.checks.structure_tokenizer import vocabulary_problem
 from qtool.export.gguf_metadata import DEFAULT_KEY, NAMES_KEY
-from qtool.formats.ggml import BF16, F16, F32
+from qtool.formats.ggml import FLOAT_TYPES
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.storage.atomic import manifest_of
 from qtool.storage.gguf import Value
 from qtool.storage.gguf_fields import DECODER, PROJECTOR_FIELDS, TOKENIZER, value_of
 from qtool.storage.gguf_model import OUTPUT, PROJECTOR, RERANK_KEY, TOKEN_EMBEDDING, GgufModel
-from qtool.storage.output import manifest_of
 
-_FLOATS: Final = (F32, F16, BF16)
 _SCALES: Final = (".scale", ".input_scale")
 _TOKENIZER: Final = "tokenizer.ggml."
 
@@ -259,7 +258,7 @@ def _tensor_findings(side: GgufModel, planned: Planned) -> Iterator[Finding]:
             yield finding("other-shape", side.path, tensor=output.gguf_name, **facts)
             break
     for tensor, output in present:
-        if output.type in _FLOATS and tensor.type not in _FLOATS:
+        if output.type in FLOAT_TYPES and tensor.type not in FLOAT_TYPES:
             yield finding("protected-type", side.path, tensor=output.gguf_name, found=tensor.type.name)
             break
 

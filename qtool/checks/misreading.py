@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from qtool.checks.findings import Finding, finding
 from qtool.checks.weight_pairs import Blocks, Nvfp4Store, WeightError, distance
-from qtool.formats.floats import U8, Float32
-from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, E4M3_VALUES, block_scale_codes, encode_e4m3, unpack
+from qtool.formats.floats import E4M3_VALUES, U8, Float32, encode_e4m3
+from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, block_scale_codes, unpack
 
 # Each known mistake is undone on the beginning of the tensor, or on all of it. It is the diagnosis only if what comes out
 # is the reference's tensor, to within its format's rounding.

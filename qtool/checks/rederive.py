@@ -166,16 +166,11 @@ def _file_rows(artefact: Path, again: Path) -> Iterator[RederivedFile]:
 def _tensor_rows(found: Checkpoint, made: Checkpoint) -> Iterator[RederivedFile]:
     for name, info in found.tensors.items():
         again = made.tensors.get(name)
-        same_kind = again is not None and (again.dtype, _shape(again.shape)) == (info.dtype, _shape(info.shape))
+        same_kind = again is not None and (again.dtype, again.shape or (1,)) == (info.dtype, info.shape or (1,))
         other = sha256_of_part(again.file, again.offset, again.nbytes) if again and same_kind else None
         if other is None and not _counts(name, found):
             continue
         yield RederivedFile(name, sha256_of_part(info.file, info.offset, info.nbytes), other)
-
-
-def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A number may be stored as a list of one."""
-    return () if shape == (1,) else shape
 
 
 def _compare_model(mine: GgufModel, again: GgufModel, table: list[RederivedFile]) -> Iterator[Finding]:

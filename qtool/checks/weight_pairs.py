@@ -19,9 +19,9 @@ from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.gguf_reference import fused_parts
 from qtool.checks.reference import Planned, Reference
 from qtool.checks.rounding import Misfits, bound, coded_misfits, is_exact, misfits, unit, units
-from qtool.export.engine import TensorSource
 from qtool.export.gguf_plan import take_inventory
 from qtool.export.sources import Frame, Rows, Whole, float32_runs
+from qtool.export.tensor_writer import TensorSource
 from qtool.formats.floats import FLOAT_FORMATS, U8, Float32
 from qtool.formats.ggml import F32, NVFP4
 from qtool.formats.nvfp4 import BLOCK

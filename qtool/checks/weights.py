@@ -27,7 +27,7 @@ from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.progress import StageProgress, ignore
 from qtool.recipe import parse_recipe
-from qtool.storage.output import worker_pool
+from qtool.workers import worker_pool
 
 _ROUNDING: Final = 1e-5
 """Sums in single precision are exact to this."""

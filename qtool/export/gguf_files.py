@@ -158,10 +158,9 @@ def _shared_metadata(
     fields = {**decoder_metadata(family, detection.text), **task_metadata(family.gguf_architecture, task)}
     if family.is_vision:
         fields |= deepstack_metadata(family.gguf_architecture, detection.vision)
-    vocab_size = next(info.shape[0] for spec, info in inventory.tensors.items() if spec.module.endswith("embed_tokens"))
     return {
         **fields,
-        **tokenizer_metadata(source.directory, tokenizer, vocab_size, family.tokenizer),
+        **tokenizer_metadata(source.directory, tokenizer, inventory.embedding.shape[0], family.tokenizer),
         **template_metadata(source.directory, template),
     }
 

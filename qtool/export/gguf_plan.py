@@ -14,9 +14,9 @@ from qtool.arch.detect import Detection
 from qtool.arch.gguf_names import PATCH_EMBEDDINGS, POSITION_EMBEDDING
 from qtool.arch.spec import Presence, Task, TensorSpec
 from qtool.errors import ModelError, UsageError
-from qtool.export.engine import TensorSource
 from qtool.export.gguf_metadata import PROMPTS, PromptChoice
 from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, Whole
+from qtool.export.tensor_writer import TensorSource
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
 from qtool.options import Options
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape
@@ -290,8 +290,7 @@ def _matrices(inventory: Inventory, file_type: FileType) -> GgmlType:
     """The type of unpacked matrices; those beside NVFP4 weights keep theirs."""
     if file_type.matrices is not NVFP4:
         return file_type.matrices
-    embedding = next(info for spec, info in inventory.tensors.items() if spec.module.endswith("embed_tokens"))
-    return next(each for each in GGML_TYPES.values() if each.name == embedding.dtype)
+    return next(each for each in GGML_TYPES.values() if each.name == inventory.embedding.dtype)
 
 
 def require_rankable(detection: Detection) -> None:

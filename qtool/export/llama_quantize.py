@@ -18,7 +18,7 @@ from typing import Final
 
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES
-from qtool.formats.ggml import BF16, F16, F32, Q8_0
+from qtool.formats.ggml import FLOAT_TYPES, Q8_0
 from qtool.progress import Progress, ignore
 from qtool.storage.gguf import GgufFile, GgufTensor, read_gguf
 from qtool.storage.gguf_model import RANK_HEAD, TOKEN_EMBEDDING
@@ -115,7 +115,7 @@ _UPDATE: Final = "Update llama.cpp: qtool is tested with that of llama-cpp-pytho
 def _require_quantizable(source: GgufFile, type_name: str) -> None:
     for tensor in source.tensors.values():
         where = f"{source.name}: {tensor.gguf_name} {list(tensor.shape)}"
-        if tensor.type not in (F32, F16, BF16):
+        if tensor.type not in FLOAT_TYPES:
             raise ModelError(f"{where} is {tensor.type.name}; {type_name} needs F32, F16 or BF16.")
         block = Q8_0.block if tensor.gguf_name == TOKEN_EMBEDDING else _SUPER_BLOCK
         if _is_quantized(tensor) and tensor.shape[-1] % block:

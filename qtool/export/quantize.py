@@ -37,11 +37,12 @@ from qtool.progress import Meter, Progress, ignore
 from qtool.recipe import LoadedRecipe, load_recipe
 from qtool.resources import DEFAULT_RECIPE
 from qtool.results import Result
+from qtool.storage.atomic import check_target, require_space, staged_folder
 from qtool.storage.checkpoint import INDEX, Checkpoint, find_sidecars
 from qtool.storage.hashing import sha256_of
 from qtool.storage.hub import Source, resolve
-from qtool.storage.output import WORKERS, check_target, require_space, staged_folder
 from qtool.storage.shards import ShardLayout, lay_out
+from qtool.workers import WORKERS
 
 # Options, and the job that is made of them from configs and headers alone.
 
@@ -328,8 +329,8 @@ def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: P
 def _write_streaming(
     job: QuantizeJob, folder: Path, progress: Progress
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
-    from qtool.export.engine import write_tensors
     from qtool.export.nvfp4 import quantization_sources, relative_errors
+    from qtool.export.tensor_writer import write_tensors
 
     sources = quantization_sources(job.checkpoint, job.plan)
     meter = Meter(sum(source.work_bytes for source in sources), progress)

@@ -17,7 +17,6 @@ from qtool.arch.prompts import ANSWERS, NO, YES, PromptSpec
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact, require_family
 from qtool.errors import ModelError, UsageError
-from qtool.export.engine import TensorSource, write_tensors
 from qtool.export.gguf_metadata import (
     NAMES_KEY,
     rank_prompt,
@@ -26,12 +25,14 @@ from qtool.export.gguf_metadata import (
 )
 from qtool.export.gguf_plan import Inventory, PlannedGgufTensor, take_inventory
 from qtool.export.sources import Rows, StoredRows, StoredTensor, encode_rows
-from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, GgmlType
+from qtool.export.tensor_writer import TensorSource, write_tensors
+from qtool.formats.ggml import F32, FLOAT_TYPES, GGML_TYPES, GgmlType
 from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions
 from qtool.options import Options
 from qtool.progress import Meter, Progress, ignore
 from qtool.results import Result, counted
+from qtool.storage.atomic import check_target_file, manifest_of, require_space, staged_files
 from qtool.storage.checkpoint import TensorInfo
 from qtool.storage.gguf import GgufFile, GgufTensor, Value, array, encode_string, encode_value, string
 from qtool.storage.gguf_layout import GgufOutputTensor, lay_out_encoded
@@ -54,13 +55,11 @@ from qtool.storage.head_rows import (
     tolerance,
 )
 from qtool.storage.hub import resolve
-from qtool.storage.output import check_target_file, manifest_of, require_space, staged_files
 from qtool.storage.output_files import FileLayout
 
 # The rank head: added, reordered, or taken from a base. Rows that equal the vocabulary's yes and no keep their bytes;
 # for other rows the labels decide which is yes, and without labels that say so there is no repair.
 
-_EXACT: Final = (F32, F16, BF16)
 _AGAIN: Final = "Convert the original again."
 
 
@@ -102,7 +101,7 @@ def repaired_head(model: GgufModel, base: str | None) -> RepairedHead | None:
         raise ModelError(
             f"{model.target}: {RANK_HEAD} has {present.shape[0]} rows; expected 2, for yes and no.", _AGAIN
         )
-    if file.base is not None and present.type not in _EXACT:
+    if file.base is not None and present.type not in FLOAT_TYPES:
         return _rebuilt(file, f"was stored as {present.type.name}")
     order = head_order(model, ANSWERS)
     if order is HeadOrder.EXCHANGED:
@@ -215,7 +214,7 @@ def _head_of_file(file: _File) -> PlannedGgufTensor:
             f"{file.model.target} has neither {OUTPUT} nor {TOKEN_EMBEDDING}, which contain the rows of yes and no."
         )
     rows = tuple(_token_row(file, text, matrix.shape[0]) for text in (YES, NO))
-    kind = matrix.type if matrix.type in _EXACT else F32
+    kind = matrix.type if matrix.type in FLOAT_TYPES else F32
     return _planned(kind, matrix.shape[1], partial(StoredRows, file.model, matrix, rows))
 
 

@@ -1,4 +1,4 @@
-"""The floating-point element types of safetensors files, as raw bits and as exact float32 values."""
+"""The floating-point types of safetensors files, as raw bits and as exact float32 values; rounding to E4M3."""
 
 from __future__ import annotations
 
@@ -52,3 +52,29 @@ FLOAT_FORMATS: Final = {
         FloatFormat("F32", 4, 0x7F80_0000),
     )
 }
+
+E4M3_MAX: Final = np.float32(448)
+E4M3_MIN: Final = np.float32(2.0**-9)
+
+
+def _e4m3_values() -> Float32:
+    codes = np.arange(256)
+    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
+    magnitude = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
+    magnitude[[0x7F, 0xFF]] = np.nan
+    return np.where(codes >= 128, -magnitude, magnitude).astype(np.float32)
+
+
+E4M3_VALUES: Final = _e4m3_values()
+"""Value of each 8-bit E4M3 code (the `fn` variant: no infinities, 0x7F and 0xFF are NaN)."""
+
+_E4M3_MIDPOINTS: Final = (E4M3_VALUES[:0x7E].astype(np.float64) + E4M3_VALUES[1:0x7F]) / 2
+
+
+def encode_e4m3(values: Float32) -> U8:
+    """E4M3 codes of `values` in 0..448, rounded to nearest, ties to even."""
+    code = np.searchsorted(_E4M3_MIDPOINTS, values, side="left")
+    is_tie = _E4M3_MIDPOINTS[np.minimum(code, len(_E4M3_MIDPOINTS) - 1)] == values
+    rounded: U8 = (code + (is_tie & (code % 2 == 1))).astype(np.uint8)
+    return rounded

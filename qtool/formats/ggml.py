@@ -36,6 +36,8 @@ F16: Final = GGML_TYPES[GGMLQuantizationType.F16]
 BF16: Final = GGML_TYPES[GGMLQuantizationType.BF16]
 Q8_0: Final = GGML_TYPES[GGMLQuantizationType.Q8_0]
 NVFP4: Final = GGML_TYPES[GGMLQuantizationType.NVFP4]
+FLOAT_TYPES: Final = (F32, F16, BF16)
+"""The types that store each value by itself."""
 
 # The specification of `ggml_kernels`, which tests compare with it bit for bit.
 

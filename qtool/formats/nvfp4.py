@@ -12,13 +12,20 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from qtool.formats.floats import FLOAT_FORMATS, U8, Bits, Float32, FloatFormat
+from qtool.formats.floats import (
+    E4M3_MAX,
+    E4M3_MIN,
+    E4M3_VALUES,
+    FLOAT_FORMATS,
+    U8,
+    Bits,
+    Float32,
+    FloatFormat,
+    encode_e4m3,
+)
 
 BLOCK: Final = 16
 E2M1_MAX: Final = np.float32(6)
-E4M3_MAX: Final = np.float32(448)
-E4M3_MIN: Final = np.float32(2.0**-9)
-E4M3_ONE: Final = 0x38
 
 E2M1_VALUES: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 """Value of each 4-bit code; bit 3 is the sign."""
@@ -26,29 +33,6 @@ E2M1_VALUES: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5,
 # Midpoints between neighbouring magnitudes; as in ModelOpt, a tie goes to the even code.
 _E2M1_MIDPOINTS: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], dtype=np.float32)
 _TIE_GOES_UP: Final = np.array([False, True, False, True, False, True, False])
-
-
-def _e4m3_values() -> Float32:
-    codes = np.arange(256)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
-    magnitude = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
-    magnitude[[0x7F, 0xFF]] = np.nan
-    return np.where(codes >= 128, -magnitude, magnitude).astype(np.float32)
-
-
-E4M3_VALUES: Final = _e4m3_values()
-"""Value of each 8-bit E4M3 code (the `fn` variant: no infinities, 0x7F and 0xFF are NaN)."""
-
-_E4M3_MIDPOINTS: Final = (E4M3_VALUES[:0x7E].astype(np.float64) + E4M3_VALUES[1:0x7F]) / 2
-
-
-def encode_e4m3(values: Float32) -> U8:
-    """E4M3 codes of `values` in 0..448, rounded to nearest, ties to even."""
-    code = np.searchsorted(_E4M3_MIDPOINTS, values, side="left")
-    is_tie = _E4M3_MIDPOINTS[np.minimum(code, len(_E4M3_MIDPOINTS) - 1)] == values
-    rounded: U8 = (code + (is_tie & (code % 2 == 1))).astype(np.uint8)
-    return rounded
 
 
 def global_scale(amax: np.float32) -> np.float32:

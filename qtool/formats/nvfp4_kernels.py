@@ -15,12 +15,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from qtool.formats.floats import FLOAT_FORMATS, U8, Bits, Float32, FloatFormat
+from qtool.formats.floats import E4M3_VALUES, FLOAT_FORMATS, U8, Bits, Float32, FloatFormat
 from qtool.formats.llvm import Emitter, constant
 from qtool.formats.nvfp4 import (
     BLOCK,
     E2M1_VALUES,
-    E4M3_VALUES,
     NEAREST_FROM,
     NEAREST_TO,
     SEARCHED_FROM,

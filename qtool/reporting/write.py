@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qtool.reporting import html, junit, markdown
-from qtool.storage.output import atomic_write, named_write_errors
+from qtool.storage.atomic import atomic_write, named_write_errors
 from qtool.verify.report import SCHEMA_VERSION, Report
 
 ID: Final = f"urn:qtool:report:{SCHEMA_VERSION}"

@@ -23,7 +23,7 @@ from qtool.results import Result, counted
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.score import PanelChoice, check_output, resumable
 from qtool.scoring.scorer import AnswerCounter, shortened
-from qtool.storage.output import atomic_write
+from qtool.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from typing_extensions import override
 import qtool
 from qtool.errors import UsageError
 from qtool.inputs.items import Item, Pair
-from qtool.storage.output import named_write_errors
+from qtool.storage.atomic import named_write_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -22,7 +22,7 @@ from qtool.scoring.ledger import open_ledger
 from qtool.scoring.remembering import Remembering
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import AnswerCounter, sigmoid
-from qtool.storage.output import atomic_write
+from qtool.storage.atomic import PARTIAL, atomic_write, refuse_existing
 
 if TYPE_CHECKING:
     from qtool.scoring.scorer import Scorer
@@ -51,23 +51,19 @@ class PanelChoice(Options):
 # in the ledger `NAME.partial`.
 
 
-_PARTIAL: Final = ".partial"
-
-
 def check_output(output: Path, beginning: bytes, *, force: bool) -> None:
     """Raise UsageError where `output` exists; with `force` only where it does not begin with `beginning`, as ours do."""
     if output.is_dir():
         raise UsageError(f"{output} is a folder; expected a file.", "Choose another --output.")
-    if not force and (output.exists() or output.is_symlink()):
-        raise UsageError(f"{output} exists.", "Choose another --output, or pass --force to replace it.")
-    if output.exists() and not _begins(output, beginning):
-        raise UsageError(f"{output} was not written by this command.", "Choose another --output.")
+    refuse_existing(output, lambda file: _begins(file, beginning), "it holds something else", force=force)
 
 
 def _begins(file: Path, beginning: bytes) -> bool:
     try:
         with file.open("rb") as opened:
             return opened.read(len(beginning)) in (beginning, b"")
+    except FileNotFoundError:  # a broken link
+        return False
     except OSError as error:
         raise SetupError(f"{file} cannot be read: {error.strerror}.") from error
 
@@ -82,7 +78,7 @@ def resumable(scorer: Scorer, output: Path | None, *, force: bool) -> Iterator[S
         if output is None:
             yield scorer
             return
-        partial = output.with_name(output.name + _PARTIAL)
+        partial = output.with_name(output.name + PARTIAL)
         with open_ledger(partial, scorer.identity, anew=force) as ledger:
             yield Remembering(scorer, [ledger])
             partial.unlink()

@@ -1,4 +1,4 @@
-"""Reads GGUF files: the header once and distrustfully, tensor bytes on demand."""
+"""Reads GGUF files: the header once, trusting none of its numbers; tensor bytes on demand."""
 
 from __future__ import annotations
 

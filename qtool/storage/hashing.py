@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from qtool.storage.output import worker_pool
+from qtool.workers import worker_pool
 
 _CHUNK: Final = 1 << 20
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtool.formats.floats import Float32
-from qtool.formats.ggml import BF16, F16, F32, GgmlType
+from qtool.formats.ggml import FLOAT_TYPES, GgmlType
 from qtool.storage.gguf import GgufTensor
 from qtool.storage.gguf_model import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING, TOKENS_KEY, GgufModel, decode
 
@@ -19,7 +19,6 @@ from qtool.storage.gguf_model import OUTPUT, RANK_HEAD, TOKEN_EMBEDDING, TOKENS_
 # neither those rows nor the same exchanged is one of its own, as fine-tuning makes it or an untied vocabulary head that
 # the file lacks, and no fault.
 
-_FLOATS: Final = (F32, F16, BF16)
 _FLOAT_TOLERANCE: Final = 2.0**-6  # several roundings to BF16
 _MOST: Final = 0.5  # rows of different tokens lie further apart
 _ROWS_AT_ONCE: Final = 4096
@@ -82,7 +81,7 @@ def tolerance(*types: GgmlType) -> float:
 
 
 def _tolerance(kind: GgmlType) -> float:
-    return _FLOAT_TOLERANCE if kind in _FLOATS else 4 * 2.0 ** -(8 * kind.block_bytes / kind.block)
+    return _FLOAT_TOLERANCE if kind in FLOAT_TYPES else 4 * 2.0 ** -(8 * kind.block_bytes / kind.block)
 
 
 def decoded_rows(model: GgufModel, tensor: GgufTensor, rows: Sequence[int]) -> Float32 | None:

@@ -64,21 +64,20 @@ def _packed_weight(checkpoint: Checkpoint, hf_name: str) -> PackedWeight:
         raise ModelError(f"{hf_name} has shape {list(packed.shape)}; packed weights are [out, in / 2].")
     blocks = (packed.shape[0], packed.shape[1] * 2 // BLOCK)
     block_scales = _scale(checkpoint, hf_name, BLOCK_SCALE, "F8_E4M3", blocks)
-    return PackedWeight(packed, block_scales, _scale(checkpoint, hf_name, GLOBAL_SCALE, "F32", (), (1,)))
+    return PackedWeight(packed, block_scales, _scale(checkpoint, hf_name, GLOBAL_SCALE, "F32", ()))
 
 
-def _scale(checkpoint: Checkpoint, hf_name: str, suffix: str, dtype: str, *shapes: tuple[int, ...]) -> TensorInfo:
-    """The scale of a packed weight, whose shape must be one of `shapes`: some exporters write a number as a list of one."""
+def _scale(checkpoint: Checkpoint, hf_name: str, suffix: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
     name = hf_name.removesuffix(WEIGHT) + suffix
     found = checkpoint.tensors.get(name)
     if found is None:
         raise ModelError(f"{name} is missing: the packed weight cannot be read without it.")
     if found.dtype != dtype:
         raise ModelError(f"{found.hf_name} is stored as {found.dtype}, expected {dtype}.")
-    if found.shape not in shapes:
+    if found.shape not in (shape, shape or (1,)):  # other exporters store a scalar as one of [1]
         weight = list(checkpoint.tensors[hf_name].shape)
         raise ModelError(
-            f"{found.hf_name} has shape {list(found.shape)}, expected {list(shapes[0])} for its weight {weight}."
+            f"{found.hf_name} has shape {list(found.shape)}, expected {list(shape)} for its weight {weight}."
         )
     return found
 

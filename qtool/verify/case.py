@@ -27,7 +27,7 @@ from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
 from qtool.resources import DEFAULT_RECIPE
 from qtool.scoring.ledger import may_be_ledger
 from qtool.scoring.runtime import RuntimeOptions, texts_only
-from qtool.storage.output import named_write_errors
+from qtool.storage.atomic import named_write_errors
 from qtool.verify.gates import check_names
 
 # The folder of a verification: the answers as they come, then the reports. A folder without a report.json is resumed; one

@@ -15,8 +15,9 @@ from qtool.errors import ModelError
 from qtool.inputs.items import Item
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.progress import StageProgress, ignore
+from qtool.scoring.cache import open_cache
 from qtool.scoring.ledger import AnswerStore, open_ledger
-from qtool.scoring.remembering import Remembering, open_cache
+from qtool.scoring.remembering import Remembering
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import AnswerCounter, Answered, Identity, Scorer, query_content, shortened
 from qtool.verify.case import Case, LocatedCase, Role, answer_file, artefact_runtime

@@ -15,7 +15,7 @@ from qtool.errors import UsageError
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.recipe import parse_recipe
-from qtool.scoring.remembering import UnansweredError, copy_ledgers, read_ledgers
+from qtool.scoring.joined_ledgers import UnansweredError, copy_ledgers, read_ledgers
 from qtool.scoring.scorer import Scorer
 from qtool.verify.case import REPORT, Case, Role, VerifyOptions, answer_file, check_output, prepare_folder
 from qtool.verify.collect import PanelScores, RoleScores, role_panels, score_panel

@@ -135,7 +135,9 @@ def test_another_writer_alarms_nobody(variant, seed, tmp_path):
     assert broken_or_warned(check_structure(artefact, reference)) == GOOD
     assert broken_or_warned(compare_weights(artefact, reference)[0]) == GOOD
     if variant != "fused-attention":
-        assert broken_or_warned(rederive(artefact, reference, tmp_path)[0]) == GOOD
+        again = rederive(artefact, reference, tmp_path)[0]
+        assert broken_or_warned(again) == GOOD
+        assert ("tensors-stored-wider" in {each.code for each in again.findings}) == ("wide" in variant)
 
 
 @pytest.mark.parametrize("kind", ["gguf-f16", "gguf-q8_0"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from qtool.formats.floats import FLOAT_FORMATS
+from qtool.formats.floats import E4M3_VALUES, FLOAT_FORMATS, encode_e4m3
 from qtool.formats.ggml import Q8_0
 from qtool.formats.ggml import encode_reference as encode_ggml
-from qtool.formats.nvfp4 import E4M3_VALUES, block_scale_codes, encode_e4m3, encode_reference, global_scale
+from qtool.formats.nvfp4 import block_scale_codes, encode_reference, global_scale
 from qtool.storage.gguf_model import RANK_HEAD
 from tests.checks import surgery
 from tests.checks.registry import WEIGHTS, case

@@ -50,7 +50,10 @@ def test_the_16_codes_of_e2m1():
         (8, -0.0), (9, -0.5), (10, -1.0), (11, -1.5), (12, -2.0), (13, -3.0), (14, -4.0), (15, -6.0),
     ]  # fmt: skip
     for code, value in table:
-        packed, one = np.full((1, 8), code | code << 4, np.uint8), np.full((1, 1), nvfp4.E4M3_ONE, np.uint8)
+        packed, one = (
+            np.full((1, 8), code | code << 4, np.uint8),
+            np.full((1, 1), 0x38, np.uint8),
+        )  # 0x38 is an E4M3 of 1
         decoded = nvfp4_kernels.dequantize(packed, one, np.float32(1))
         assert decoded.tolist() == [[value] * 16]
         assert np.signbit(decoded).all() == (code >= 8)

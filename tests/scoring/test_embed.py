@@ -135,8 +135,8 @@ def test_of_a_server_the_first_vector_tells_that_a_dimension_is_too_large(tmp_pa
         with pytest.raises(UsageError, match="Vector has 2 dimensions; --dim asks for 3"):
             embed(replace(asked, dim=3))
         before = len(server.bodies("/v1/embeddings"))
-        assert before < 4
         done = embed(replace(asked, dim=2))
+    assert before < len(done.rows) / 2
     assert len(server.bodies("/v1/embeddings")) - before < len(done.rows)  # the answers of the first run were kept
 
 
@@ -147,7 +147,7 @@ def test_a_reranker_is_sent_to_score(tmp_path: Path) -> None:
 
 def test_neither_the_vectors_nor_their_ids_are_overwritten(tmp_path: Path) -> None:
     (tmp_path / "v.ids.jsonl").write_text("mine")
-    with pytest.raises(UsageError, match=r"v\.ids\.jsonl exists"):
+    with pytest.raises(UsageError, match=r"v\.ids\.jsonl already exists"):
         embed(options(tmp_path))
 
 

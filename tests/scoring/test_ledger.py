@@ -18,7 +18,7 @@ from PIL import Image
 from qtool.errors import SetupError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.ledger import answer_line, open_ledger, read_answer
-from qtool.scoring.remembering import QuestionKeys
+from qtool.scoring.question_keys import QuestionKeys
 from qtool.scoring.scorer import Identity
 
 IDENTITY = Identity("engine 1", "a" * 64, "b" * 64, "float32 on cpu")

@@ -15,8 +15,10 @@ from qtool.inputs.builtin import find_panel
 from qtool.inputs.items import Item, Pair, Video
 from qtool.inputs.panels import load_panel
 from qtool.scoring import ledger
+from qtool.scoring.cache import cached_answers, open_cache
 from qtool.scoring.ledger import Ledger, open_ledger
-from qtool.scoring.remembering import QuestionKeys, Remembering, cached_answers, open_cache
+from qtool.scoring.question_keys import QuestionKeys
+from qtool.scoring.remembering import Remembering
 from qtool.scoring.runtime import RuntimeOptions, open_runtime
 from qtool.scoring.scorer import Answered, Scorer
 from tests.inputs.site import serve

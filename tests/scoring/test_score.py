@@ -123,7 +123,7 @@ def test_an_existing_file_is_refused_before_anything_is_loaded(tmp_path: Path, a
         score(replace(SMALL, output=output))
     with pytest.raises(UsageError, match="is a folder"):
         score(replace(SMALL, output=tmp_path, force=True))
-    with pytest.raises(UsageError, match="was not written by this command"):
+    with pytest.raises(UsageError, match="was not made by qtool"):
         score(replace(SMALL, output=output, force=True))
     assert output.read_text() == "mine"
     assert asked == []
@@ -133,7 +133,7 @@ def test_a_panel_is_not_replaced_by_its_scores(tmp_path: Path) -> None:
     panel = tmp_path / "p.jsonl"
     panel.write_text('{"query": "a", "documents": ["b"]}\n')
     choice = PanelChoice(str(panel))
-    with pytest.raises(UsageError, match="was not written by this command"):
+    with pytest.raises(UsageError, match="was not made by qtool"):
         score(replace(SMALL, panel=choice, output=panel, force=True))
     output = tmp_path / "s.jsonl"
     for _ in range(2):

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from qtool.errors import SetupError
-from qtool.storage.output import atomic_write
+from qtool.storage.atomic import atomic_write
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from qtool.errors import SetupError, UsageError
+from qtool.storage.atomic import require_space, staged_folder
 from qtool.storage.checkpoint import find_sidecars
 from qtool.storage.hashing import sha256_of, sha256_of_part
-from qtool.storage.output import require_space, staged_folder
 from qtool.storage.output_files import open_files
 from qtool.storage.shards import OutputTensor, lay_out
 

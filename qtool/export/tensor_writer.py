@@ -18,8 +18,8 @@ from qtool.formats.floats import FLOAT_FORMATS, Bits, FloatFormat
 from qtool.formats.nvfp4_kernels import largest_magnitude
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
-from qtool.storage.output import WORKERS, worker_pool
 from qtool.storage.output_files import FileLayout, OutputFiles, open_files
+from qtool.workers import WORKERS, worker_pool
 
 CHUNK_BYTES: Final = 2 << 20
 """Source bytes of a chunk: large enough that calls cost little, small enough to stay in the processor's caches."""

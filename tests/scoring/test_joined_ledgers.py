@@ -8,8 +8,8 @@ import pytest
 from qtool.arch.spec import Task
 from qtool.errors import SetupError, UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.scoring.joined_ledgers import copy_ledgers, read_ledgers
 from qtool.scoring.ledger import open_ledger
-from qtool.scoring.remembering import copy_ledgers, read_ledgers
 from tests.scoring.test_ledger import IDENTITY, key_of
 
 PAIRS = [Pair(Item(f"q{n}", (f"which {n}?",)), Item("d", ("this",))) for n in range(4)]

@@ -1,4 +1,4 @@
-"""Puts finished output in place, all at once, and starts the threads that make it."""
+"""Atomic writes: output is staged beside its place, synced, and renamed last."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from qtool.errors import QtoolError, SetupError, UsageError
 
-# A folder appears under its name only when it is complete and on the disk; until then it is called `NAME.partial`.
-
-
 PARTIAL: Final = ".partial"
+"""The suffix of what is not complete yet."""
+
 _PREVIOUS: Final = ".previous"
 _NEW: Final = ".new"
 _MARKER: Final = "qtool.json"
@@ -40,12 +38,26 @@ def staged_files(target: Path, *, force: bool = False) -> AbstractContextManager
     return _staged(target, _move_out)
 
 
+def check_target(target: Path, *, force: bool) -> None:
+    """Raise UsageError unless the folder `target` may be written: it is not there, or `force` and qtool made it."""
+    refuse_existing(target, _is_replaceable, f"no {_MARKER} in it", force=force)
+
+
 def check_target_file(target: Path, *, force: bool) -> None:
-    """Raise UsageError unless the file `target` may be written."""
-    if _exists(target, force=force) and not (target.is_file() and manifest_of(target).is_file()):
+    """The same for a file, which has its manifest beside it."""
+    refuse_existing(target, _has_manifest, f"no {manifest_of(target).name} beside it", force=force)
+
+
+def refuse_existing(target: Path, is_ours: Callable[[Path], bool], sign: str, *, force: bool) -> None:
+    """Raise UsageError where `target` exists, with `force` only where not `is_ours`; `sign` says what showed that."""
+    if not (target.exists() or target.is_symlink()):
+        return
+    if not force:
+        raise UsageError(f"{target} already exists.", "Choose another --output, or pass --force to replace it.")
+    if not is_ours(target):
         raise UsageError(
-            f"{target} was not made by qtool (no {manifest_of(target).name} beside it), so --force does not replace it.",
-            "Choose another --output, or remove the file.",
+            f"{target} was not made by qtool ({sign}), so --force does not replace it.",
+            "Choose another --output, or remove it.",
         )
 
 
@@ -54,24 +66,12 @@ def manifest_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.{_MARKER}")
 
 
-def check_target(target: Path, *, force: bool) -> None:
-    """Raise UsageError unless `target` may be written."""
-    if _exists(target, force=force) and not _is_replaceable(target):
-        raise UsageError(
-            f"{target} was not made by qtool (no {_MARKER} in it), so --force does not replace it.",
-            "Choose another --output, or remove the folder.",
-        )
-
-
-def _exists(target: Path, *, force: bool) -> bool:
-    there = target.exists() or target.is_symlink()
-    if there and not force:
-        raise UsageError(f"{target} already exists.", "Choose another --output, or pass --force to replace it.")
-    return there
-
-
 def _is_replaceable(folder: Path) -> bool:
     return folder.is_dir() and (not any(folder.iterdir()) or (folder / _MARKER).is_file())
+
+
+def _has_manifest(file: Path) -> bool:
+    return file.is_file() and manifest_of(file).is_file()
 
 
 def require_space(target: Path, nbytes: int) -> None:
@@ -91,32 +91,42 @@ def _staged(target: Path, finish: Callable[[Path, Path], None]) -> Iterator[Path
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
-            try:
-                yield partial
-                _sync_tree(partial)
-                finish(partial, target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            yield partial
+            _sync_tree(partial)
+            finish(partial, target)
     except OSError as error:
         raise _explained(error, target) from error
 
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    # The lock ends with its process: the folder of a killed run can be told from that of a run that still goes on.
-    partial.mkdir(exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
+    """An empty folder `partial`, this run's alone, which is removed at the end.
+
+    The lock ends with its process: the folder of a killed run can be told from that of a run that still goes on.
+    """
+    descriptor = -1
+    is_locked = is_others = False
+    try:  # around the first line too: Ctrl-C may come right after the folder is made
+        partial.mkdir(exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = True
         except BlockingIOError:
+            is_others = True
             raise UsageError(
                 f"Another run is writing {partial}.", "Wait until it has ended, or choose another --output."
             ) from None
         _empty(partial)
         yield
     finally:
-        os.close(descriptor)
+        if is_locked:
+            shutil.rmtree(partial, ignore_errors=True)
+        elif not is_others:
+            with suppress(OSError):
+                partial.rmdir()
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _empty(folder: Path) -> None:
@@ -180,17 +190,3 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             new.unlink()
-
-
-WORKERS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-"""The processors that this process may use: in a container or a batch job not all that there are."""
-
-
-@contextmanager
-def worker_pool() -> Iterator[ThreadPoolExecutor]:
-    """A pool of one thread a processor; what is still queued is dropped when the block ends."""
-    pool = ThreadPoolExecutor(max_workers=WORKERS)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
