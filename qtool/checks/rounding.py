@@ -168,16 +168,18 @@ def coded_misfits(kind: GgmlType, stored: U8, expected: Float32, found: Float32)
     with np.errstate(all="ignore"):
         scale = (high - low) / (levels[-1] - levels[0])
         zero = low - levels[0] * scale
-        wanted = (expected - zero) / scale
-        given = np.interp(np.nan_to_num((found - zero) / scale), levels, np.arange(levels.size))
-        codes = np.rint(given).astype(np.int64)
-        edges = (levels[1:] + levels[:-1]) / 2
-        least, most = np.append(-np.inf, edges)[codes], np.append(edges, np.inf)[codes]
+        wanted, given = (expected - zero) / scale, (found - zero) / scale
+        if coded.spread is None or levels is _NL:
+            codes = np.rint(np.interp(np.nan_to_num(given), levels, np.arange(levels.size))).astype(np.int64)
+            edges = (levels[1:] + levels[:-1]) / 2
+            least, most = np.append(-np.inf, edges)[codes], np.append(edges, np.inf)[codes]
         if coded.spread is None:
             bad = _without_scale(wanted, least, most, kind.block)
-        else:
+        elif levels is _NL:
             slack = _TOLERANCE + np.abs(wanted) * _spread(coded.spread, stored, kind)
             bad = ~((wanted >= least - slack) & (wanted <= most + slack))
+        else:
+            bad = ~(np.abs(np.clip(wanted, levels[0], levels[-1]) - given) <= 0.5 + _TOLERANCE)
     largest = np.abs(scale).reshape(-1, kind.block).max(axis=1).repeat(kind.block)
     flat = scale == 0  # the code has no effect: beside parts that reach further, or matter more, this one was given up
     bad[flat] = np.abs(found - expected)[flat] > np.maximum(largest * (levels[-1] - levels[0]), _TINY)[flat]
