@@ -21,7 +21,7 @@ from qtool.storage.gguf_model import open_gguf_file
 from tests.checks.rewriting import rewrite_gguf
 from tests.checks.stages import check_structure, compare_weights, rederive
 
-EXAMPLES = int(os.environ.get("QTOOL_FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("QTOOL_FUZZ_EXAMPLES", "24"))
 TEXTS = st.sampled_from(["", "x", "clip", "qwen3", "gpt2", "{query}{document}", "\0", "é" * 50, "\udcff"])
 RANGES = {
     GGUFValueType.BOOL: st.booleans(),
