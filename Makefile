@@ -44,7 +44,7 @@ fix: setup       ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 fuzz: setup      ## ten thousand damaged GGUF files and folders, and as many of each other kind that is parsed (an hour)
-	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/storage/test_gguf_fuzz.py tests/checks/test_folder_fuzz.py
+	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/storage/test_gguf_fuzz.py tests/checks/test_folder_fuzz.py tests/checks/test_gguf_field_fuzz.py
 	QTOOL_FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest -q tests/test_fuzz.py
 
 # `make bench BENCH="--against ../old"` compares quantization and conversion with another checkout instead (20 GB).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +46,7 @@ from qtool.storage.location import (
 
 CONFIG: Final = "config.json"
 _FIRST_FIELDS: Final = 64 << 10
+_DEEPSTACK: Final = re.compile(r"v\.deepstack\.\d+\.fc1\.weight")
 
 T = TypeVar("T")
 
@@ -419,7 +421,7 @@ def misfit(projector: GgufModel, model: GgufModel, family: Family) -> str:
     if found != expected:
         return f"{projector.target} is a projector of type {found!r}; {model.target} takes {expected!r}."
     width = projector.integer("clip.vision.projection_dim")
-    layers = sum(projector.flags("clip.vision.is_deepstack_layers"))
+    layers = sum(bool(_DEEPSTACK.fullmatch(name)) for name in projector.tensors)  # llama.cpp goes by the tensors
     wanted = model.integer(model.key("embedding_length")), model.integer(model.key("n_deepstack_layers")) or 0
     if (width, layers) != wanted:
         return (

@@ -108,7 +108,17 @@ _GGUF_FILE: Final[Mapping[str, Code]] = {
     "gguf-tensor-shape": broken(
         "{tensor} has the shape {found}, expected {expected} by the file's fields: llama.cpp refuses to load it.", _CONVERT
     ),
-    "gguf-unknown-tensor": warning("The file holds {tensors}, which the architecture does not have.", _CONVERT),
+    "gguf-unknown-tensor": broken(
+        "The file holds {tensors}, which the architecture does not have, so llama.cpp refuses to load it.", _CONVERT
+    ),
+    "gguf-refused": broken("llama.cpp refuses to load the file: {problem}.", _CONVERT),
+    "gguf-aborts": broken("llama.cpp ends the whole process with this file: {problem}.", _CONVERT),
+    "gguf-stray-scale": warning(
+        "The file holds {tensors} beside a weight that is stored as {type}: llama.cpp multiplies by it.", _CONVERT
+    ),
+    "gguf-file-type": warning(
+        "general.file_type declares {declared}, and no matrix is stored so; most are {found}.", _CONVERT
+    ),
 }  # fmt: skip
 _GGUF_TASK: Final[Mapping[str, Code]] = {
     "gguf-task-undeclared": warning(
@@ -149,6 +159,21 @@ _GGUF_TASK: Final[Mapping[str, Code]] = {
         "The rerank template is {whose}: scores drift from the official ones.", _REPAIR
     ),
     "gguf-incomplete-rerank-template": broken("The rerank template lacks {{{side}}}.", _REPAIR),
+    "gguf-doubled-placeholder": broken(
+        "The rerank template has {{{side}}} {count} times, and llama.cpp fills in each.", _REPAIR
+    ),
+    "gguf-exchanged-placeholders": broken(
+        "The rerank template puts the document where the query belongs, and the query in its place.", _REPAIR
+    ),
+    "gguf-padded-rerank-template": broken(
+        "The rerank template is the official one with {found} before or after it, which llama.cpp sends, too.", _REPAIR
+    ),
+    "gguf-respaced-rerank-template": broken(
+        "The rerank template is the official one with other white space: the model reads other tokens.", _REPAIR
+    ),
+    "gguf-ranker-markers": broken(
+        "An embedder holds {found}, which only rerankers have: programs that go by it take the file for one.", _CONVERT
+    ),
     "gguf-unknown-rerank-template": warning(
         "The rerank template is not the official one: scores drift from the official ones.", _REPAIR
     ),
@@ -165,12 +190,16 @@ _GGUF_TOKENIZER: Final[Mapping[str, Code]] = {
     "gguf-prompt-token": broken(
         "{token} of the official prompt is not a special token of this file, so it is split into several tokens.", _CONVERT
     ),
+    "gguf-template-names": warning(
+        "tokenizer.chat_templates names {found}; the templates in the file are {expected}.", _CONVERT
+    ),
     "gguf-start-token": broken("llama.cpp adds a start token before every text; the family has none.", _CONVERT),
     "gguf-end-token": broken("{problem}, so the embedding is taken from the wrong token.", _CONVERT),
 }  # fmt: skip
 _GGUF_POSITIONS: Final[Mapping[str, Code]] = {
     "gguf-rope": broken("The rotary embedding is wrong: {problem}.", _CONVERT),
     "gguf-rope-scaling": warning("Positions are scaled ({found}); no published model of the family does so.", _CONVERT),
+    "gguf-not-causal": broken("Attention is declared not to be causal; the family's is.", _CONVERT),
     "gguf-deepstack": broken("The deepstack features of pictures are lost: {problem}.", _CONVERT),
 }  # fmt: skip
 _PROJECTOR: Final[Mapping[str, Code]] = {
@@ -186,6 +215,9 @@ _PROJECTOR: Final[Mapping[str, Code]] = {
     ),
     "mmproj-missing-field": broken("The projector lacks {field}, so llama.cpp refuses to load it.", _CONVERT),
     "mmproj-missing-tensor": broken("The projector lacks {tensors}, so llama.cpp refuses to load it.", _CONVERT),
+    "mmproj-taken-tensor": broken(
+        "The projector holds {tensors}, which the family does not have and llama.cpp computes with.", _CONVERT
+    ),
     "mmproj-tensor-shape": broken(
         "The projector's {tensor} has the shape {found}, expected {expected} by the file's fields.", _CONVERT
     ),
@@ -339,6 +371,7 @@ _CONFIG: Final[Mapping[str, Code]] = {
     "other-token-ids": broken(f"The ids of the picture tokens differ: {_HAS}.", _MAKE),
     "other-tying": broken(f"The head is another matrix: {_HAS}.", _MAKE),
     "other-config": broken(f"The computation differs: {_HAS}.", _MAKE),
+    "unread-field": note("{fields} not read by llama.cpp for this architecture, so it has no effect."),
     "other-length": warning(f"The longest input differs: {_HAS}.", _MAKE),
     "unknown-field": warning(
         "config.json has {field} = {found}, the reference {expected}: qtool does not know whether an engine reads it."
@@ -355,6 +388,9 @@ _FILES: Final[Mapping[str, Code]] = {
     "other-tokenizer": broken("The tokenizer is another model's: {problem}.", _MAKE),
     "added-token-missing": broken(
         "The tokenizer lacks the added token {tokens}, whose text is then split into several tokens.", _MAKE
+    ),
+    "other-token-types": broken(
+        "{tokens} of another type than in the reference: llama.cpp splits texts into other tokens.", _CONVERT
     ),
     "other-tokenizer-rules": broken("Text is split into other tokens: {part} differs from the reference's.", _MAKE),
     "other-tokenizer-class": broken(
@@ -388,6 +424,11 @@ _FILES: Final[Mapping[str, Code]] = {
     "other-instruction": broken(
         "The baked instruction is not the official one, and no manifest declares it: {instruction}", _CONVERT
     ),
+    "other-baked-prompt": broken(
+        "The baked prompt is not the official one, and no manifest declares it: from character {place} on it is {found}, "
+        "expected {expected}.",
+        _CONVERT,
+    ),
     "other-rerank-template": broken("rerank_template.jinja does not render the official prompt for vLLM.", _QUANTIZE),
     "other-chat-template": warning("{field} differs from the reference's.", _CONVERT),
 }  # fmt: skip
@@ -406,25 +447,75 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
     "weights-zero": broken("{tensor} is all zeros.", _MAKE),
     "weights-exchanged": broken("{tensor} and {other} are exchanged.", _MAKE),
     "weights-misplaced": broken("{tensor} holds the weights of {other}.", _MAKE),
+    "weights-transposed": broken("{tensor} is transposed.", _MAKE),
+    "bytes-swapped": broken("The two halves of each number of {tensor} are exchanged: it has another byte order.", _MAKE),
+    "fused-parts-moved": broken("The three parts of {tensor} are in another order.", _MAKE),
+    "rope-permuted": broken(
+        "The rows of each head of {tensor} are interleaved, as converters do for other families: positions are wrong.",
+        _MAKE,
+    ),
+    "rows-permuted": broken("The rows of {tensor} are the reference's in another order.", _MAKE),
+    "columns-permuted": broken("The columns of {tensor} are the reference's in another order.", _MAKE),
+    "layers-shifted": broken("{first} and the {count} layers in all hold the weights of the layer {step}.", _MAKE),
     "layer-repeated": broken("{layer} holds the weights of {other}.", _MAKE),
     "head-rows-exchanged": broken("The rows of yes and no are exchanged in {tensor}: every ranking is reversed.", _MAKE),
     "rows-exchanged": broken("Rows {first} and {second} of {tensor} are exchanged.", _MAKE),
+    "head-rows-doubled": broken(
+        "Both rows of {tensor} are that of {word}, so every document gets the same score.", _MAKE
+    ),
     "head-other-rows": broken("The rank head holds the rows of {found}, expected yes and no.", _MAKE),
     "global-scale-inverted": broken("The global scale of {tensor} is inverted.", _QUANTIZE),
+    "global-scale-misplaced": broken("{tensor} has the global scale of {other}.", _QUANTIZE),
+    "weights-prescaled": warning(
+        "The columns of {tensor} are scaled and {other} by the inverse, as AWQ does: the product is the reference's, and "
+        "whether it is rounded rightly cannot be judged."
+    ),
     "weights-scaled": broken("{tensor} is {factor} times the reference's.", _MAKE),
     "nibbles-swapped": broken("The two 4-bit codes of each byte of {tensor} are exchanged.", _QUANTIZE),
+    "codes-twos-complement": broken(
+        "The codes of {tensor} are two's complement, expected a sign and a magnitude: negative weights are wrong.",
+        _QUANTIZE,
+    ),
+    "codes-renumbered": broken("The 4-bit codes of {tensor} are numbered otherwise than E2M1's.", _QUANTIZE),
+    "block-scales-swizzled": broken(
+        "The block scales of {tensor} are in the tiles of a kernel, expected row by row.", _QUANTIZE
+    ),
+    "block-scales-inverted": broken("The block scales of {tensor} are inverted.", _QUANTIZE),
+    "block-scales-misplaced": broken("{tensor} has the block scales of another tensor.", _QUANTIZE),
     "block-scales-shifted": broken("The block scales of {tensor} are shifted by one block.", _QUANTIZE),
     "blocks-corrupt": broken(
-        "{count} of {total} {unit} of {tensor} are not what rounding the reference gives: the bytes are damaged.", _MAKE
+        "{count} of {total} {unit} of {tensor} are not what rounding the reference gives: bytes are damaged, or a few "
+        "weights were changed.",
+        _MAKE,
+    ),
+    "weights-changed": broken(
+        "{tensor} is near the reference's (relative error {error}), but {count} of {total} {unit} are not what rounding "
+        "it gives: the weights were changed, or are another revision's.",
+        _MAKE,
+    ),
+    "weights-revised": broken(
+        "{count} of {total} matrices are near the reference's (relative error up to {error}) and not what rounding them "
+        "gives: the weights are another revision's.",
+        _FETCH,
     ),
     "blocks-otherwise-rounded": warning(
-        "{count} of {total} {unit} of {tensor} are not rounded to nearest: another algorithm made them, or damage that "
-        "is within its tolerance."
+        "{count} of {total} {unit} of {tensor} are not rounded to nearest, as in most others: an algorithm such as GPTQ "
+        "made them, or the weights were changed."
+    ),
+    "scales-searched": note("{tensors} rounded under block scales that a search chose, not under those of the maxima."),
+    "scales-not-as-declared": broken(
+        "{tensors} rounded under other block scales than those of the maxima, which the artefact's recipe declares.",
+        _QUANTIZE,
     ),
     "other-revision": broken(
         "Every tensor of {shard} differs from the reference and no other does: the file is from another revision.", _FETCH
     ),
-    "other-projector": broken("The vision tower of {name} is another model's: none of its matrices matches.", _CONVERT),
+    "other-projector": broken(
+        "The vision tower of {name} is another model's: none of its matrices matches; they are {kinship}.", _CONVERT
+    ),
+    "other-weights": broken(
+        "{count} of {total} matrices differ from the reference's; they are {kinship}.", _MAKE
+    ),
     "weights-differ": broken(
         "{tensor} differs from the reference: its relative error is {error}; {format} allows {bound}.", _MAKE
     ),
@@ -435,6 +526,7 @@ _REDERIVED: Final[Mapping[str, Code]] = {
     "tensors-not-rederived": broken(
         "{tensors} other bytes than making the artefact again gives: another base, another recipe, or damage."
     ),
+    "tensors-stored-wider": note("{tensors} stored in a wider type than the file's own; the numbers are equal."),
     "files-not-rederived": warning("{names} other bytes than making the artefact again gives; all tensors are equal."),
     "fields-not-rederived": note("The metadata differ in {fields}; all tensors are equal."),
 }  # fmt: skip

@@ -23,11 +23,14 @@ from qtool.checks.gguf_tensors import (
     Projector,
     classed_tensors,
     head_findings,
+    load_findings,
     pair_findings,
     projector_findings,
     projector_markers,
     scale_findings,
+    stray_scale_findings,
     tensor_findings,
+    type_findings,
 )
 from qtool.checks.report import InspectedArtefact, tensor_classes
 from qtool.progress import StageProgress
@@ -101,12 +104,15 @@ def _language_findings(
     yield from _part_findings(model.file)
     if model.file.missing_parts:  # whose fields and tensors would all be found missing
         return
+    yield from load_findings(model)
     yield from marker_findings(model)
     yield from head_findings(model)
     yield from tokenizer_findings(model)
     yield from position_findings(model)
     yield from tensor_findings(model)
     yield from scale_findings(model)
+    yield from stray_scale_findings(model)
+    yield from type_findings(model)
     yield from pair_findings(model, fitting, candidates)
 
 

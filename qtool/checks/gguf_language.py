@@ -17,6 +17,7 @@ from qtool.arch.spec import Task
 from qtool.artefact import declared_task
 from qtool.checks.findings import Finding, finding, printable
 from qtool.checks.positions import Positions
+from qtool.export.gguf_metadata import DEFAULT_KEY, NAMES_KEY
 from qtool.formats.ggml import FLOAT_TYPES
 from qtool.storage.gguf_model import RANK_HEAD, RERANK_KEY, GgufModel
 
@@ -31,8 +32,10 @@ class LanguageModel:
     task_source: str
 
     def integer(self, name: str) -> int | None:
-        """A whole number among the architecture's fields."""
-        return self.file.integer(self.file.key(name))
+        """A whole number among the architecture's fields, which may be given for each layer."""
+        key = self.file.key(name)
+        several = set(self.file.integers(key))
+        return several.pop() if len(several) == 1 else self.file.integer(key)
 
     def found(self, code: str, **facts: Any) -> Finding:
         """A finding about this file."""
@@ -67,9 +70,13 @@ def position_findings(model: LanguageModel) -> Iterator[Finding]:
     """Rotary embedding and deepstack against what the published models have."""
     for problem in model.positions.rope_problems():
         yield model.found("gguf-rope", problem=problem)
-    scaling = model.file.text(model.file.key("rope.scaling.type"))
-    if scaling not in (None, "none"):
-        yield model.found("gguf-rope-scaling", found=scaling)
+    scaling = model.file.text(model.file.key("rope.scaling.type")) or "linear"
+    factors = (model.file.number(model.file.key(f"rope.{name}")) for name in ("scaling.factor", "scale_linear"))
+    factor = next((each for each in factors if each not in (None, 0)), 1)  # llama.cpp takes 0 for none
+    if scaling != "none" and factor != 1:
+        yield model.found("gguf-rope-scaling", found=f"{scaling} by {factor:g}")
+    if model.file.flag(model.file.key("attention.causal")) is False:
+        yield model.found("gguf-not-causal")
     for problem in model.positions.deepstack_problems():
         yield model.found("gguf-deepstack", problem=problem)
 
@@ -88,10 +95,20 @@ def marker_findings(model: LanguageModel) -> Iterator[Finding]:
         yield _undeclared(model)
         return
     yield from _pooling_findings(model, model.task)
+    if model.task is Task.EMBED:
+        yield from _ranker_findings(model)
     if model.task is Task.RERANK:
         yield from _head_findings(model)
         yield from _label_findings(model)
         yield from _template_findings(model)
+
+
+def _ranker_findings(model: LanguageModel) -> Iterator[Finding]:
+    """What an embedder must not have: programs that go by it, qtool among them, take the file for a reranker."""
+    held = [RERANK_KEY] if RERANK_KEY in model.file.metadata else []
+    held += [RANK_HEAD] if RANK_HEAD in model.file.tensors else []
+    if held:
+        yield model.found("gguf-ranker-markers", found=" and ".join(held))
 
 
 def _undeclared(model: LanguageModel) -> Finding:
@@ -166,15 +183,36 @@ def _template_findings(model: LanguageModel) -> Iterator[Finding]:
         return
     owner, instruction = _owner(template)
     official = model.family.reranker
-    missing = [side for side in _SIDES if f"{{{side}}}" not in template]
+    counts = {side: template.count(f"{{{side}}}") for side in _SIDES}
+    missing = [side for side, count in counts.items() if not count]
+    doubled = [side for side, count in counts.items() if count > 1]
     if missing:
         yield model.found("gguf-incomplete-rerank-template", side=missing[0])
+    elif doubled:
+        yield model.found("gguf-doubled-placeholder", side=doubled[0], count=counts[doubled[0]])
     elif owner is None:
-        yield model.found("gguf-unknown-rerank-template")
+        yield _unofficial(model, template)
     elif owner != official:
         yield model.found("gguf-wrong-rerank-template", whose=_whose(owner))
     elif instruction != official.default_instruction:
         yield model.found("gguf-own-instruction", instruction=instruction)
+
+
+def _unofficial(model: LanguageModel, template: str) -> Finding:
+    """What a template is that is not an official one byte for byte: llama.cpp sends every byte of it."""
+    query, document = (f"{{{side}}}" for side in _SIDES)
+    turned = template.replace(query, "\0").replace(document, query).replace("\0", document)
+    if _owner(turned)[0] is not None:
+        return model.found("gguf-exchanged-placeholders")
+    before, _, after = model.family.reranker.template.partition("{instruction}")
+    first, last = template.find(before), template.rfind(after) + len(after)
+    if 0 <= first < last - len(after):
+        added = [text for text in (template[:first], template[last:]) if text]
+        return model.found("gguf-padded-rerank-template", found=" and ".join(repr(text) for text in added))
+    squeezed = ["".join(text.split()) for text in (template, before, after)]
+    if squeezed[0].startswith(squeezed[1]) and squeezed[0].endswith(squeezed[2]):
+        return model.found("gguf-respaced-rerank-template")
+    return model.found("gguf-unknown-rerank-template")
 
 
 def _owner(template: str) -> tuple[PromptSpec | None, str]:
@@ -233,6 +271,11 @@ def tokenizer_findings(model: LanguageModel) -> Iterator[Finding]:
         yield from _word_findings(model, frozenset(tokens))
         yield from _special_findings(model, dict(zip(tokens, kinds, strict=False)))
         yield from _end_findings(model, tokens)
+    names = model.file.texts(NAMES_KEY)
+    stem = f"{DEFAULT_KEY}."
+    stored = sorted(key.removeprefix(stem) for key in model.file.metadata if key.startswith(stem))
+    if names and {*names} - {"rerank"} != {*stored} - {"rerank"}:  # a missing rerank template is reported by itself
+        yield model.found("gguf-template-names", found=", ".join(names), expected=", ".join(stored) or "none")
     if model.file.flag(f"{_PREFIX}add_bos_token"):
         yield model.found("gguf-start-token")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,15 +12,17 @@ from typing import Any, Final
 
 from qtool.arch.families import SEEN_IN
 from qtool.arch.family import Family
-from qtool.arch.gguf_names import FUSED_GROUPS, FUSED_QKV, PATCH_EMBEDDINGS
+from qtool.arch.gguf_names import FUSED_GROUPS, FUSED_QKV
 from qtool.arch.prompts import ANSWERS
 from qtool.arch.spec import Task
 from qtool.artefact import ProjectorCandidate, projector_type
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.gguf_language import LanguageModel
 from qtool.checks.report import ClassedTensor
-from qtool.formats.ggml import F32
-from qtool.storage.gguf_model import OUTPUT, PROJECTOR, TOKEN_EMBEDDING, TOKENS_KEY, GgufModel
+from qtool.formats.ggml import F32, GGML_TYPES, NVFP4
+from qtool.scoring.llama_cpp.loadable import VISION_SIZES, deepstack_layers, expected_tensors
+from qtool.storage.gguf_fields import language_problems, projector_problems
+from qtool.storage.gguf_model import OUTPUT, PROJECTOR, RANK_HEAD, TOKEN_EMBEDDING, TOKENS_KEY, GgufModel
 from qtool.storage.head_rows import HeadOrder, head_order
 
 # The tensors of a GGUF file against those that its own fields promise. Names and shapes come from the declared
@@ -35,6 +39,43 @@ _REQUIRED: Final = {
 _EPSILON: Final = "attention.layer_norm_rms_epsilon"
 _MOST: Final = 1 << 16
 _SCALES: Final = (".scale", ".input_scale")
+_SHOWN: Final = 3
+"""Problems of one kind that are reported one by one."""
+
+
+def load_findings(model: LanguageModel) -> Iterator[Finding]:
+    """What makes llama.cpp refuse the file, or end the whole process."""
+    for problem in list(language_problems(model.file, has_sections=model.family.is_vision))[:_SHOWN]:
+        yield model.found("gguf-aborts" if problem.aborts else "gguf-refused", problem=problem.what)
+
+
+def type_findings(model: LanguageModel) -> Iterator[Finding]:
+    """Whether any matrix has the type that the file declares.
+
+    Types of 256 values a block need rows of such lengths; where there is none, llama.cpp falls back to another type.
+    """
+    declared = re.sub(r"_(S|M|L|XL|XS)$", "", model.file.file_type) if model.file.file_type != "IQ4_XS" else "IQ4_XS"
+    kind = next((each for each in GGML_TYPES.values() if each.name == declared), None)
+    matrices = [each for each in model.file.tensors.values() if len(each.shape) > 1]
+    fits = [each for each in matrices if kind is not None and each.shape[-1] % kind.block == 0]
+    if kind is not None and fits and all(each.type is not kind for each in matrices):
+        types = Counter(each.type.name for each in fits).most_common(1)
+        yield model.found("gguf-file-type", declared=model.file.file_type, found=types[0][0])
+
+
+def stray_scale_findings(model: LanguageModel) -> Iterator[Finding]:
+    """Scales of weights that are not NVFP4: llama.cpp multiplies by them all the same."""
+    tensors = model.file.tensors
+    stray = [
+        name
+        for name in tensors
+        if name.endswith(".scale")
+        and (weight := tensors.get(f"{name.removesuffix('.scale')}.weight")) is not None
+        and weight.type is not NVFP4
+    ]
+    if stray:
+        kind = tensors[f"{stray[0].removesuffix('.scale')}.weight"].type.name
+        yield model.found("gguf-stray-scale", tensors=listed(stray), type=kind)
 
 
 def tensor_findings(model: LanguageModel) -> Iterator[Finding]:
@@ -51,7 +92,7 @@ def tensor_findings(model: LanguageModel) -> Iterator[Finding]:
         yield model.found("gguf-missing-tensor", tensors=listed(missing))
     for name in misshapen[:1]:
         yield model.found("gguf-tensor-shape", tensor=name, found=list(found[name]), expected=list(expected[name]))
-    unknown = [n for n in found if n not in known and not n.startswith("cls.") and not _is_scale(n, found)]
+    unknown = [n for n in found if n not in known and n != RANK_HEAD and not _is_scale(n, found)]
     if unknown:
         yield model.found("gguf-unknown-tensor", tensors=listed(unknown))
 
@@ -159,14 +200,9 @@ def _unequal_groups(values: Mapping[str, float]) -> Iterator[str]:
 # The vision projector of a GGUF pair, by itself and beside its language model.
 
 _VISION: Final = f"{PROJECTOR}.vision."
-_FIELDS: Final = {
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "block_count": "depth",
-    "patch_size": "patch_size",
-    "projection_dim": "out_hidden_size",
-}
 _STATISTICS: Final = ("image_mean", "image_std")
+_TAKEN: Final = re.compile(r"v\.(pre_ln|blk\.\d+\.ffn_gate)\.(weight|bias)")
+"""What llama.cpp computes with where a projector holds it, and no model of the family has."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +215,7 @@ class Projector:
     @cached_property
     def deepstack_layers(self) -> list[int]:
         """The vision layers that have a deepstack merger."""
-        names = (name.split(".") for name in self.file.tensors if name.startswith("v.deepstack."))
-        return sorted({int(parts[2]) for parts in names if len(parts) > 3 and parts[2].isdecimal()})
+        return deepstack_layers(self.file)
 
     def integer(self, name: str) -> int | None:
         """A whole number among the vision fields."""
@@ -193,6 +228,11 @@ class Projector:
 
 def projector_findings(projector: Projector) -> Iterator[Finding]:
     """What is wrong with the projector by itself."""
+    for problem in list(projector_problems(projector.file))[:_SHOWN]:
+        yield projector.found("gguf-aborts" if problem.aborts else "gguf-refused", problem=problem.what)
+    taken = [name for name in projector.file.tensors if _TAKEN.fullmatch(name)]
+    if taken:
+        yield projector.found("mmproj-taken-tensor", tensors=listed(taken))
     missing = list(_missing_projector_fields(projector))
     if missing:
         yield projector.found("mmproj-missing-field", field=listed(missing))
@@ -201,7 +241,7 @@ def projector_findings(projector: Projector) -> Iterator[Finding]:
     flagged = [layer for layer, flag in enumerate(flags) if flag]
     if flagged != projector.deepstack_layers:
         yield projector.found("mmproj-deepstack-flags", flagged=flagged, found=projector.deepstack_layers)
-    expected = _expected_projector(projector)
+    expected = expected_tensors(projector.file, projector.family)
     found = {name: tensor.shape for name, tensor in projector.file.tensors.items()}
     absent, misshapen = compare(expected, found)
     if absent:
@@ -212,7 +252,7 @@ def projector_findings(projector: Projector) -> Iterator[Finding]:
 
 
 def _missing_projector_fields(projector: Projector) -> Iterator[str]:
-    for field in (*_FIELDS, "image_size"):
+    for field in (*VISION_SIZES, "image_size"):
         if (projector.integer(field) or 0) < 1:
             yield _VISION + field
     for field in _STATISTICS:
@@ -256,24 +296,3 @@ def projector_markers(projector: Projector) -> Iterator[tuple[str, str]]:
     yield "projector type", projector_type(projector.file)
     yield "width", str(projector.integer("projection_dim") or "missing")
     yield "deepstack", ", ".join(map(str, projector.deepstack_layers)) or "none"
-
-
-def _expected_projector(projector: Projector) -> Mapping[str, Shape]:
-    family = projector.family
-    if family is None or family.vision is None:
-        return {}
-    config: dict[str, Any] = {hf_field: projector.integer(field) for field, hf_field in _FIELDS.items()}
-    merge = projector.integer("spatial_merge_size") or 0
-    config |= {
-        "depth": min(config["depth"], len(projector.file.tensors) + 1),
-        "num_position_embeddings": ((projector.integer("image_size") or 0) // config["patch_size"]) ** 2 or 1,
-        "deepstack_visual_indexes": projector.deepstack_layers,
-        **({"spatial_merge_size": merge} if merge > 0 else {}),
-    }
-    expected: dict[str, Shape] = {}
-    for spec in family.vision.tensors(config):
-        if spec.hf_name == family.vision.patch_embedding:  # a convolution over two frames, one tensor each
-            expected |= dict.fromkeys(PATCH_EMBEDDINGS, (*spec.shape[:2], *spec.shape[3:]))
-        else:
-            expected[str(family.gguf_names.of(spec.hf_name, projector.deepstack_layers))] = spec.shape
-    return expected

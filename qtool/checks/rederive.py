@@ -9,11 +9,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
-from qtool.checks.findings import Finding, finding, listed
+from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.reference import Reference
 from qtool.checks.stage import REDERIVE, RederivedFile, Stage, concluded, skipped
 from qtool.errors import ModelError
@@ -26,7 +29,7 @@ from qtool.progress import Progress, ignore
 from qtool.resources import DEFAULT_RECIPE
 from qtool.storage.checkpoint import INDEX, Checkpoint
 from qtool.storage.gguf import GgufTensor
-from qtool.storage.gguf_model import GgufModel
+from qtool.storage.gguf_model import OUTPUT, GgufModel, decode
 from qtool.storage.hashing import sha256_of, sha256_of_part
 from qtool.storage.hub import Source
 from qtool.storage.packed import is_quantized
@@ -181,11 +184,38 @@ def _compare_model(mine: GgufModel, again: GgufModel, table: list[RederivedFile]
     rows = list(_stored_rows(mine, again))
     table += rows
     unequal = [row.name for row in rows if not row.is_equal] + [n for n in again.tensors if n not in mine.tensors]
+    wider = [name for name in unequal if _is_wider(name, mine, again)]
+    unequal = [name for name in unequal if name not in wider and name != OUTPUT]  # a head that no score depends on
+    if wider:
+        yield finding("tensors-stored-wider", path, tensors=listed_are(wider))
     if unequal:
         yield finding("tensors-not-rederived", path, tensors=_have(unequal))
     fields = [key for key in {**again.metadata, **mine.metadata} if mine.metadata.get(key) != again.metadata.get(key)]
     if fields and any(not key.startswith(_NAMES) for key in fields):
         yield finding("fields-not-rederived", path, fields=listed([k for k in fields if not k.startswith(_NAMES)]))
+
+
+_WIDENED: Final = {("F32", "F16"), ("F32", "BF16")}
+_RUN: Final = 1 << 20
+
+
+def _is_wider(name: str, mine: GgufModel, again: GgufModel) -> bool:
+    """Whether a tensor holds the same numbers in a type that has more room for them."""
+    found, made = mine.tensors.get(name), again.tensors.get(name)
+    if found is None or made is None or (found.type.name, made.type.name) not in _WIDENED or found.shape != made.shape:
+        return False
+    for start in range(0, prod(found.shape), _RUN):
+        count = min(_RUN, prod(found.shape) - start)
+        values = [
+            decode(model.read(tensor, tensor.type.nbytes(start), tensor.type.nbytes(count)).reshape(1, -1), tensor.type)
+            for model, tensor in ((mine, found), (again, made))
+        ]
+        # A number that F16 cannot hold is rounded there, and only there.
+        if made.type.name == "F16":
+            values[0] = values[0].astype(np.float16).astype(np.float32)
+        if not np.array_equal(values[0], values[1]):
+            return False
+    return True
 
 
 def _stored_rows(mine: GgufModel, again: GgufModel) -> Iterator[RederivedFile]:

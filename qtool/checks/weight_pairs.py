@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,86 +16,20 @@ from typing_extensions import override
 from qtool.arch.spec import Presence
 from qtool.artefact import CheckpointArtefact, GgufArtefact
 from qtool.checks.checkpoint_model import CheckpointModel
+from qtool.checks.gguf_reference import fused_parts
 from qtool.checks.reference import Planned, Reference
+from qtool.checks.rounding import Misfits, bound, coded_misfits, is_exact, misfits, unit, units
+from qtool.export.gguf_plan import take_inventory
 from qtool.export.sources import Frame, Rows, Whole, float32_runs
 from qtool.export.tensor_writer import TensorSource
 from qtool.formats.floats import FLOAT_FORMATS, U8, Float32
 from qtool.formats.ggml import F32, NVFP4
 from qtool.formats.nvfp4 import BLOCK
-from qtool.formats.nvfp4_kernels import dequantize, misrounded_blocks
+from qtool.formats.nvfp4_kernels import dequantize, judge_blocks
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.gguf import GgufTensor
-from qtool.storage.gguf_model import GgufModel, decode, scale_of
+from qtool.storage.gguf_model import OUTPUT, GgufModel, decode, scale_of
 from qtool.storage.packed import PackedWeight, is_quantized, packed_weights, read_global_scale
-
-# What each number format may lose, and which values or blocks lost more. A bound is derived from the format's rounding,
-# not fitted, so that no sound artefact exceeds it:
-# - F16 and BF16 round to nearest: 2^-11 and 2^-8 of a value, and half the smallest subnormal.
-# - Q8_0: half a step of amax/127 in each block of 32, and the scale is an F16. Worst is a block of one large value and 31
-#   at half a step: sqrt(31)/254 · 1.125 = 0.025.
-# - NVFP4: worst is a block whose 15 smaller values lie in the middle of the widest gap (4 to 6) under a scale that E4M3
-#   rounded down: sqrt((15 + 0.125) / (15·25 + 31.9)) = 0.193; normal weights lose 0.09 to 0.10.
-# - A type that llama.cpp quantizes has no such bound: 3.2 / 2^bits, two and a half times what the demo reranker loses
-#   (Q6_K 0.019, Q5_K 0.038, Q4_K 0.074, IQ4_XS 0.079).
-
-_NVFP4: Final = 0.2
-_Q8_0: Final = 0.025
-_RELATIVE: Final[Mapping[str, float]] = {"F16": 2.0**-11, "BF16": 2.0**-8}
-_SUBNORMAL: Final[Mapping[str, float]] = {"F16": 2.0**-25, "BF16": 2.0**-134}
-_EXACT: Final[Mapping[str, tuple[str, ...]]] = {"F32": ("BF16", "F16", "F32"), "F16": ("F16",), "BF16": ("BF16",)}
-"""By stored type: the types that it holds without loss."""
-
-_Q8_BLOCK: Final = 32
-_Q8_STEP: Final = (0.5 + 127 * 2.0**-11) * (1 + 1e-5) / 127
-_Q8_SUBNORMAL: Final = 127 * 2.0**-25  # the scale is an F16, too
-_BITS: Final = re.compile(r"I?Q(\d)|TQ(\d)|MXFP(\d)")
-
-
-def is_exact(stored: str, source: str) -> bool:
-    """Whether every value of the type `source` survives in the type `stored`."""
-    return source in _EXACT.get(stored, ())
-
-
-def bound(stored: str, source: str, count: int, norm: float) -> float:
-    """The largest relative (Frobenius) error of `count` values whose norm is `norm`."""
-    if is_exact(stored, source) or norm == 0:
-        return 0.0
-    small = np.sqrt(count) / norm
-    if stored in _RELATIVE:
-        return float(_RELATIVE[stored] + _SUBNORMAL[stored] * small)
-    if stored == "Q8_0":
-        return float(_Q8_0 + _Q8_SUBNORMAL * small)
-    if stored == "NVFP4":
-        return _NVFP4
-    match = _BITS.match(stored)
-    bits = int(next(filter(None, match.groups()))) if match else 1
-    return 3.2 / float(2**bits)
-
-
-def unit(stored: str) -> str:
-    """What is counted: single values, or blocks where a format has them."""
-    return "blocks" if stored in ("NVFP4", "Q8_0") else "values"
-
-
-def units(stored: str, count: int) -> int:
-    """How many there are among `count` values."""
-    return count // {"NVFP4": 16, "Q8_0": _Q8_BLOCK}.get(stored, 1)
-
-
-def misfits(stored: str, source: str, expected: Float32, found: Float32) -> int:
-    """How many values or blocks lost more than rounding can; NVFP4 has its own check, llama.cpp's types have none."""
-    error = np.abs(found - expected)
-    if is_exact(stored, source):
-        return int(np.count_nonzero(~(error == 0)))
-    if stored in _RELATIVE:
-        allowed = _RELATIVE[stored] * np.abs(expected) + _SUBNORMAL[stored]
-        return int(np.count_nonzero(~(error <= allowed)))
-    if stored == "Q8_0":
-        blocks = np.abs(expected).reshape(-1, _Q8_BLOCK).max(axis=1)
-        worst = error.reshape(-1, _Q8_BLOCK).max(axis=1)
-        return int(np.count_nonzero(~(worst <= blocks * _Q8_STEP + _Q8_SUBNORMAL)))
-    return 0
-
 
 # The weights of an artefact, tensor by tensor, as float32, from whatever they are stored as. Any run of whole blocks
 # can be read by itself, so that memory does not grow with the model.
@@ -113,8 +46,8 @@ class WeightStore(ABC):
         """`count` values from `start` on, both multiples of the block. Raises NotImplementedError for an unknown type."""
 
     @abstractmethod
-    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
-        """The values beside `expected`, and how many of them, or blocks, are not what rounding that (a `source`) gives."""
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, Misfits]:
+        """The values beside `expected`, and what among them no rounding of that (a `source`) gives."""
 
 
 class Plain(WeightStore):
@@ -132,7 +65,7 @@ class Plain(WeightStore):
         return element.widen(data.view(element.bits_dtype))
 
     @override
-    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, Misfits]:
         found = self.values(start, expected.size)
         return found, misfits(self.format, source, expected, found)
 
@@ -149,9 +82,9 @@ class Blocks:
         """The float32 weights."""
         return dequantize(self.packed.reshape(1, -1), self.block_scales, self.scale).reshape(-1)
 
-    def compare(self, expected: Float32) -> tuple[Float32, int]:
-        """The weights, and how many blocks are not what rounding `expected` gives."""
-        return self.values(), misrounded_blocks(expected, self.packed, self.block_scales, self.scale)
+    def compare(self, expected: Float32) -> tuple[Float32, Misfits]:
+        """The weights, and what among them no rounding of `expected` gives."""
+        return self.values(), Misfits(*judge_blocks(expected, self.packed, self.block_scales, self.scale))
 
 
 class Nvfp4Store(WeightStore):
@@ -168,7 +101,7 @@ class Nvfp4Store(WeightStore):
         return self.blocks(start, count).values()
 
     @override
-    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, Misfits]:
         return self.blocks(start, expected.size).compare(expected)
 
 
@@ -200,10 +133,7 @@ class Nvfp4InGguf(Nvfp4Store):
 
     @cached_property
     def _scale(self) -> np.float32:
-        scale = self._model.tensors.get(scale_of(self._tensor.gguf_name))
-        if scale is None or scale.type is not F32:
-            return np.float32(1)
-        return np.float32(self._model.read(scale, 0, 4).view("<f4")[0])
+        return _scale_beside(self._model, self._tensor)
 
     @override
     def blocks(self, start: int, count: int) -> Blocks:
@@ -216,23 +146,56 @@ class Nvfp4InGguf(Nvfp4Store):
 
 
 class InGguf(WeightStore):
-    """A tensor of a GGUF file that is not NVFP4."""
+    """A tensor of a GGUF file that is not NVFP4, times the scale beside it, which llama.cpp applies to any type."""
 
     def __init__(self, model: GgufModel, tensor: GgufTensor) -> None:
         self.format = tensor.type.name
         self.file = PurePath(model.part_of[tensor.gguf_name]).name
         self._model, self._tensor = model, tensor
 
-    @override
-    def values(self, start: int, count: int) -> Float32:
+    @cached_property
+    def _scale(self) -> np.float32:
+        return _scale_beside(self._model, self._tensor)
+
+    def _stored(self, start: int, count: int) -> U8:
         kind = self._tensor.type
-        data = self._model.read(self._tensor, kind.nbytes(start), kind.nbytes(count))
-        return decode(data.reshape(1, -1), kind).reshape(-1)
+        return self._model.read(self._tensor, kind.nbytes(start), kind.nbytes(count))
 
     @override
-    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, int]:
-        found = self.values(start, expected.size)
-        return found, misfits(self.format, source, expected, found)
+    def values(self, start: int, count: int) -> Float32:
+        found = decode(self._stored(start, count).reshape(1, -1), self._tensor.type).reshape(-1)
+        return found if self._scale == 1 else found * self._scale
+
+    @override
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, Misfits]:
+        kind, stored = self._tensor.type, self._stored(start, expected.size)
+        found = decode(stored.reshape(1, -1), kind).reshape(-1)
+        if self._scale != 1:
+            return found * self._scale, Misfits()
+        return found, misfits(kind.name, source, expected, found) + coded_misfits(kind, stored, expected, found)
+
+
+def _scale_beside(model: GgufModel, tensor: GgufTensor) -> np.float32:
+    scale = model.tensors.get(scale_of(tensor.gguf_name))
+    if scale is None or scale.type is not F32 or not tensor.gguf_name.endswith(".weight"):
+        return np.float32(1)
+    return np.float32(model.read(scale, 0, 4).view("<f4")[0])
+
+
+class Part(WeightStore):
+    """Some rows of a larger tensor: q, k or v of a file that stores the three as one."""
+
+    def __init__(self, whole: WeightStore, first: int) -> None:
+        self.format, self.file = whole.format, whole.file
+        self._whole, self._first = whole, first
+
+    @override
+    def values(self, start: int, count: int) -> Float32:
+        return self._whole.values(self._first + start, count)
+
+    @override
+    def compare(self, start: int, expected: Float32, source: str) -> tuple[Float32, Misfits]:
+        return self._whole.compare(self._first + start, expected, source)
 
 
 # Which tensor of the artefact is compared with which of the reference: only those that both have, in the same shape. What
@@ -282,18 +245,41 @@ def checkpoint_pairs(artefact: CheckpointArtefact, reference: CheckpointArtefact
 def gguf_pairs(artefact: GgufArtefact, reference: Reference) -> list[TensorPair]:
     """The tensors of the GGUF files, as converting the reference orders them."""
     pairs = list(_file_pairs(artefact.model, reference.language))
+    if OUTPUT in artefact.model.tensors and OUTPUT not in {pair.name for pair in pairs}:
+        pairs += _head_pairs(artefact.model, reference)
     if artefact.projector is not None and reference.family.is_vision:
         pairs += _file_pairs(artefact.projector, reference.projector)
     return pairs
 
 
 def _file_pairs(model: GgufModel, planned: Planned) -> Iterator[TensorPair]:
+    merged = fused_parts(model, {each.output.gguf_name: each.output for each in planned.file.tensors})
     for each in planned.file.tensors:
         name, shape, source = each.output.gguf_name, each.output.shape, each.source
-        tensor = model.tensors.get(name)
-        if tensor is not None and tensor.shape == shape and isinstance(source, Whole | Rows | Frame):
-            stored = Nvfp4InGguf(model, tensor) if tensor.type is NVFP4 else InGguf(model, tensor)
+        if isinstance(source, Whole | Rows | Frame) and (stored := _stored(model, name, shape, merged)) is not None:
             yield TensorPair(name, shape, replace(source, target=F32), source.info.dtype, stored)
+
+
+def _head_pairs(model: GgufModel, reference: Reference) -> Iterator[TensorPair]:
+    """The head of all words where the file stores it though no score needs it: the rank head is compared with its rows."""
+    inventory = take_inventory(reference.checkpoint, reference.detection)
+    stored = _stored(model, OUTPUT, inventory.embedding.shape, {})
+    if stored is not None:
+        info = inventory.head
+        yield TensorPair(OUTPUT, info.shape, Whole(reference.checkpoint, info, OUTPUT, F32), info.dtype, stored)
+
+
+def _stored(
+    model: GgufModel, name: str, shape: tuple[int, ...], merged: Mapping[str, tuple[str, int]]
+) -> WeightStore | None:
+    fused, first = merged.get(name, (name, 0))
+    tensor = model.tensors.get(fused)
+    if tensor is None or (tensor.shape != shape and (name not in merged or tensor.shape[1:] != shape[1:])):
+        return None
+    if name in merged and first + shape[0] > tensor.shape[0]:
+        return None
+    whole = Nvfp4InGguf(model, tensor) if tensor.type is NVFP4 else InGguf(model, tensor)
+    return Part(whole, first * shape[-1]) if name in merged else whole
 
 
 # What was measured of one tensor, and samples by which tensors are recognised. A sample is the beginning of a tensor; two
@@ -312,13 +298,14 @@ class WeightError:
     pair: TensorPair
     relative_error: float
     bound: float
-    misfits: int
+    misfits: Misfits
     is_zero: bool = False
 
     @property
     def is_sound(self) -> bool:
         """Whether nothing is wrong with it."""
-        return self.relative_error <= self.bound and not self.misfits
+        within = self.relative_error <= self.bound or is_exact(self.pair.stored.format, self.pair.source_format)
+        return within and not self.misfits.units
 
     @property
     def is_finite(self) -> bool:
@@ -328,7 +315,7 @@ class WeightError:
     @property
     def is_damaged(self) -> bool:
         """Whether a few blocks are wrong and the rest is right."""
-        return 0 < self.misfits < max(_DAMAGED * self.total, 2)
+        return 0 < self.misfits.units < max(_DAMAGED * self.total, 2)
 
     @property
     def total(self) -> int:

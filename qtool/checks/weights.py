@@ -10,19 +10,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from qtool.artefact import Artefact, GgufArtefact
-from qtool.checks.diagnosis import explain
+from qtool.checks.diagnosis import Diagnosis
 from qtool.checks.findings import Finding, finding, listed_are
 from qtool.checks.reference import Reference
+from qtool.checks.rounding import Misfits, bound
 from qtool.checks.stage import WEIGHTS, Outcome, Stage, TensorError, concluded
-from qtool.checks.weight_pairs import TensorPair, WeightError, bound, checkpoint_pairs, gguf_pairs
-from qtool.errors import ModelError
+from qtool.checks.weight_pairs import TensorPair, WeightError, checkpoint_pairs, gguf_pairs
+from qtool.errors import ModelError, QtoolError
 from qtool.formats.floats import Float32
+from qtool.jsonfile import read_json
+from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.progress import StageProgress, ignore
+from qtool.recipe import parse_recipe
 from qtool.workers import worker_pool
 
 _ROUNDING: Final = 1e-5
@@ -46,12 +50,24 @@ def compare_weights(
         measured, findings = _measure_all(pairs, artefact.path, progress)
     except ModelError as error:
         return concluded(WEIGHTS, started, [finding("unreadable", artefact.path, problem=str(error))], ""), ()
-    findings += explain([each for each in measured if not each.is_sound], measured, artefact.path, reference)
+    findings += Diagnosis(artefact.path, reference, measured, declares_max=_declares_max(artefact)).explain()
     errors = sorted((_tensor_error(each) for each in measured), key=lambda each: -each.relative_error)
     stage = concluded(WEIGHTS, started, findings, _summary(errors))
     if not errors and stage.outcome is Outcome.PASS:
         stage = replace(stage, outcome=Outcome.INCONCLUSIVE)
     return stage, tuple(errors)
+
+
+def _declares_max(artefact: Artefact) -> bool:
+    """Whether the artefact's own recipe says that its block scales are those of the largest values."""
+    path = artefact.path / MANIFEST
+    if isinstance(artefact, GgufArtefact) or not path.is_file():
+        return False
+    declared: Any = read_json(path).get("recipe")
+    try:
+        return parse_recipe(str(declared["text"])).recipe.algorithm == "max"
+    except (QtoolError, KeyError, TypeError):
+        return False
 
 
 def _summary(errors: Sequence[TensorError]) -> str:
@@ -88,7 +104,7 @@ def _measure_all(
 def _measure(pair: TensorPair) -> WeightError | None:
     """How far a tensor is from its source; None if nothing here reads its type."""
     error = power = 0.0
-    misfits, is_zero = 0, True
+    misfits, is_zero = Misfits(), True
     try:
         for start, expected in pair.expected():
             found, strays = pair.stored.compare(start, expected, pair.source_format)
@@ -96,7 +112,8 @@ def _measure(pair: TensorPair) -> WeightError | None:
                 error += _squares(found - expected)
             power += _squares(expected)
             misfits += strays
-            is_zero = is_zero and not found.any()
+            with np.errstate(invalid="ignore"):
+                is_zero = is_zero and not found.any()
     except NotImplementedError:
         return None
     norm = power**0.5

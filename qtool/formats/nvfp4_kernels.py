@@ -17,7 +17,17 @@ from numba.extending import intrinsic
 
 from qtool.formats.floats import E4M3_VALUES, FLOAT_FORMATS, U8, Bits, Float32, FloatFormat
 from qtool.formats.llvm import Emitter, constant
-from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, NEAREST_FROM, NEAREST_TO, EncodeTables, block_scale_codes
+from qtool.formats.nvfp4 import (
+    BLOCK,
+    E2M1_VALUES,
+    NEAREST_FROM,
+    NEAREST_TO,
+    SEARCHED_FROM,
+    SEARCHED_TO,
+    BlockCounts,
+    EncodeTables,
+    block_scale_codes,
+)
 
 # One block as vector instructions: 16 weights in, 8 bytes and 16 running sums out, all in registers. A code is the
 # number of thresholds that a magnitude reaches; nothing is divided or rounded.
@@ -218,32 +228,40 @@ def _decode_run(packed, scales, factors, weights):
 # Checking that blocks are rounded to nearest.
 
 
-def misrounded_blocks(values: Float32, packed: U8, block_scales: U8, scale: np.float32) -> int:
-    """How many blocks of `values` [n] do not round to `packed` [n/2] and `block_scales` [n/16] under `scale`."""
+def judge_blocks(values: Float32, packed: U8, block_scales: U8, scale: np.float32) -> BlockCounts:
+    """How the blocks of `values` [n] were rounded to `packed` [n/2] and `block_scales` [n/16] under `scale`."""
     maxima = np.abs(values.reshape(-1, BLOCK)).max(axis=1)
     if not (np.isfinite(scale) and scale > 0):
-        return int(maxima.size)
+        return BlockCounts(int(maxima.size), int(values.size), 0)
     ideal = block_scale_codes(maxima, scale)
     factors = E4M3_VALUES * np.float32(scale)
-    return int(_count(values, packed, block_scales, maxima, ideal, factors))
+    return BlockCounts(*(int(each) for each in _count(values, packed, block_scales, maxima, ideal, factors)))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # a block scale may be zero
 @no_type_check
 def _count(values, packed, block_scales, maxima, ideal, factors):
-    bad = 0
+    bad_blocks = bad_codes = searched_blocks = 0
     for block in range(maxima.size):
         code = np.int64(block_scales[block])
-        is_bad = maxima[block] > 0 and (code > 126 or abs(code - np.int64(ideal[block])) > 1)
         factor = factors[code]
+        ratio = maxima[block] / factor
+        is_near = abs(code - np.int64(ideal[block])) <= 1
+        is_searched = not is_near and SEARCHED_FROM <= ratio <= SEARCHED_TO
+        is_scale_bad = code > 126 or not (is_near or is_searched)
+        wrong = 0
         for index in range(block * 16, block * 16 + 16):
             nibble = np.int64(packed[index // 2]) >> 4 * (index % 2) & 15
             magnitude = nibble & 7
             if maxima[block] == 0:
-                is_bad |= magnitude != 0
-                continue
-            quotient = abs(values[index]) / factor
-            is_bad |= not (NEAREST_FROM[magnitude] <= quotient <= NEAREST_TO[magnitude])
-            is_bad |= magnitude != 0 and (values[index] < 0) != (nibble > 7)
-        bad += is_bad
-    return bad
+                wrong += magnitude != 0
+            elif is_scale_bad:
+                wrong += 1
+            elif code != 0:
+                quotient = abs(values[index]) / factor
+                is_nearest = NEAREST_FROM[magnitude] <= quotient <= NEAREST_TO[magnitude]
+                wrong += not is_nearest or (magnitude != 0 and (values[index] < 0) != (nibble > 7))
+        bad_codes += wrong
+        bad_blocks += wrong > 0
+        searched_blocks += is_searched and maxima[block] > 0 and wrong == 0
+    return bad_blocks, bad_codes, searched_blocks

@@ -91,9 +91,9 @@ def test_a_runtime_that_reads_another_prompt_is_found_by_its_prompt(case, reader
 def test_there_is_a_case_for_each_code():
     covered = {case.code for case in CASES}
     elsewhere = {
-        "other-length", "mostly-unquantized", "other-minor-file", "narrower-type", "other-special-tokens", "other-chat-template",
-        "blocks-otherwise-rounded", "weights-not-compared", "recipe-assumed", "files-not-rederived", "fields-not-rederived",
-        "prompt-vision-template", "prompt-pictures", "prompt-untold", "unknown-field", "unread-quantization",
+        "other-length", "mostly-unquantized", "other-minor-file", "narrower-type", "unread-field", "other-special-tokens", "other-chat-template",
+        "blocks-otherwise-rounded", "scales-searched", "weights-prescaled", "weights-not-compared", "recipe-assumed", "files-not-rederived", "fields-not-rederived",
+        "prompt-vision-template", "prompt-pictures", "prompt-untold", "unknown-field", "unread-quantization", "tensors-stored-wider",
     }  # fmt: skip
     assert covered | elsewhere >= set(COMPARISON_CODES)
     assert covered <= {*COMPARISON_CODES, *INSPECTED}

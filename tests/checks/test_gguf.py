@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGMLQuantizationType, GGUFValueType, LlamaFileType
 from gguf.quants import quantize
 
 from qtool.arch.prompts import TEXT_RERANKER, VL_RERANKER
@@ -15,7 +15,7 @@ from qtool.checks.findings import INSPECTION_CODES as CATALOGUE
 from qtool.checks.inspect import inspect
 from qtool.export.repair import RepairOptions, repair_gguf
 from qtool.formats.ggml import GGML_TYPES, Q8_0
-from qtool.storage.gguf import array, boolean, string, uint32
+from qtool.storage.gguf import array, boolean, float32, string, uint32
 from qtool.storage.gguf_model import RANK_HEAD, RERANK_KEY
 from tests.checks.rewriting import TOKENIZER, codes, drop, put, retype, rewrite_gguf
 
@@ -25,6 +25,12 @@ LABELS = "qwen3vl.classifier.output_labels"
 
 def baked(prompt, instruction=None):
     return string(prompt.template.replace("{instruction}", instruction or prompt.default_instruction))
+
+
+def exchanged(prompt):
+    """The prompt with document and query in each other's place."""
+    text = baked(prompt).data.replace("{query}", "{}").replace("{document}", "{query}")
+    return string(text.replace("{}", "{document}"))
 
 
 def forget(word):
@@ -95,7 +101,17 @@ FIELDS = {
     "gguf-start-token": ("reranker", put(f"{TOKENIZER}add_bos_token", boolean(True))),
     "gguf-end-token": ("text-embedder", put(f"{TOKENIZER}add_eos_token", boolean(False))),
     "gguf-rope": ("reranker", drop("qwen3vl.rope.freq_base")),
-    "gguf-rope-scaling": ("reranker", put("qwen3vl.rope.scaling.type", string("yarn"))),
+    "gguf-rope-scaling": ("reranker", put("qwen3vl.rope.scaling.factor", float32(4))),
+    "gguf-not-causal": ("reranker", put("qwen3vl.attention.causal", boolean(False))),
+    "gguf-aborts": ("reranker", put("qwen3vl.rope.dimension_count", uint32(8))),
+    "gguf-refused": ("reranker", put("qwen3vl.attention.causal", uint32(1))),
+    "gguf-file-type": ("reranker", put("general.file_type", uint32(LlamaFileType.MOSTLY_Q8_0))),
+    "gguf-ranker-markers": ("text-embedder", put(RERANK_KEY, string("{query}{document}"))),
+    "gguf-template-names": ("reranker", put("tokenizer.chat_templates", array(GGUFValueType.STRING, ["tools"]))),
+    "gguf-doubled-placeholder": ("reranker", put(RERANK_KEY, string("{query}{query}{document}"))),
+    "gguf-exchanged-placeholders": ("reranker", put(RERANK_KEY, exchanged(VL_RERANKER))),
+    "gguf-padded-rerank-template": ("reranker", put(RERANK_KEY, string("\n" + baked(VL_RERANKER).data))),
+    "gguf-respaced-rerank-template": ("reranker", put(RERANK_KEY, string(baked(VL_RERANKER).data.replace("\n", " ")))),
     "mmproj-deepstack": ("reranker", put("qwen3vl.n_deepstack_layers", uint32(1))),
 }
 """By code: the file to break and the change of its fields that does it."""
@@ -104,6 +120,9 @@ TENSORS = {
     "gguf-missing-tensor": drop("blk.1.attn_q.weight"),
     "gguf-tensor-shape": retype("blk.1.attn_norm.weight", shape=(8,)),
     "gguf-unknown-tensor": lambda t: t.update(extra=t["output_norm.weight"].changed(gguf_name="extra.weight")),
+    "gguf-stray-scale": lambda t: t.update(
+        scale=t["output_norm.weight"].changed(gguf_name="blk.0.attn_q.scale", shape=(1,))
+    ),
     "gguf-no-rank-head": drop(RANK_HEAD),
     "gguf-head-shape": retype(RANK_HEAD, shape=(1, 256)),
     "gguf-head-quantized": store_head_as(Q4_0),
@@ -132,7 +151,8 @@ def test_a_healthy_file_has_nothing_to_complain_about(name, made):
 def test_a_wrong_field_is_found(code, name, change, copy_of):
     folder = copy_of(f"{name}-gguf")
     rewrite_gguf(folder / "model.gguf", fields=change)
-    assert codes(inspect(str(folder))) == [code]
+    asked = Task.EMBED if name == "text-embedder" else None
+    assert codes(inspect(str(folder), asked)) == [code]
 
 
 @pytest.mark.parametrize(("code", "change"), TENSORS.items())

@@ -15,7 +15,7 @@ from tests.checks.rewriting import TOKENIZER, codes, put, rewrite_gguf
 def test_a_field_of_the_wrong_type_counts_as_missing(copy_of):
     folder = copy_of("reranker-gguf")
     rewrite_gguf(folder / "model.gguf", fields=put("qwen3vl.pooling_type", string("rank")))
-    assert codes(inspect(str(folder))) == ["gguf-no-pooling"]
+    assert codes(inspect(str(folder))) == ["gguf-refused", "gguf-no-pooling"]
 
 
 @pytest.mark.parametrize(

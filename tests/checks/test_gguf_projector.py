@@ -16,6 +16,7 @@ PROJECTOR_FIELDS = {
 }
 PROJECTOR_TENSORS = {
     "mmproj-missing-tensor": drop("v.blk.1.attn_qkv.weight"),
+    "mmproj-taken-tensor": lambda t: t.update(gate=t["v.post_ln.weight"].changed(gguf_name="v.pre_ln.weight")),
     "mmproj-tensor-shape": retype("v.post_ln.weight", shape=(8,)),
 }
 """By code: the change of the projector that does it."""

@@ -19,11 +19,14 @@ from qtool.errors import ModelError, UsageError
 from qtool.export.convert import convert_gguf
 from qtool.export.gguf_plan import ConvertOptions
 from qtool.formats.ggml import GGML_TYPES
+from qtool.formats.nvfp4 import block_scale_codes
 from qtool.inputs.items import Item, Pair
 from qtool.scoring.runtime import open_runtime
 from tests.checks import surgery
 from tests.checks.good import append_end, make, write_reference
 from tests.checks.stages import check_structure, compare_prompts, compare_weights, rederive
+from tests.checks.weight_cases import DOWN, LAYER
+from tests.checks.weight_change_cases import encode_under, plain, requantize, rounded
 from tests.export.models import RERANKER
 
 KINDS = ("copy", "nvfp4", "gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0")
@@ -208,20 +211,69 @@ def test_few_packed_weights_are_a_warning(builder, tmp_path):
     assert passes(compare_weights(artefact, reference)[0])
 
 
-def test_another_algorithm_is_not_taken_for_damage(builder, tmp_path):
-    """Scales a sixth larger, as a search for the least error may choose them, and the nearest codes under the old ones."""
-    artefact = copy_of(builder, "reranker/nvfp4", tmp_path)
+def undeclared(artefact):
+    """The artefact without what says how it was made."""
+    (artefact / "qtool.json").unlink()
+    return artefact
 
-    def enlarge(tensors):
-        raw = tensors["model.language_model.layers.0.mlp.down_proj.weight_scale"]
-        tensors["model.language_model.layers.0.mlp.down_proj.weight_scale"] = raw.holding(
-            np.minimum(raw.data + 1, 126).astype(np.uint8)
-        )
 
-    surgery.weights(artefact, enlarge)
+def under_scales(tensors, module, values, factor):
+    """The nearest codes of `values` under block scales whose largest values are 6 / `factor`."""
+    scale = tensors[f"{module}.weight_scale_2"].data
+    blocks = values.reshape(-1, 16)
+    scales = block_scale_codes(np.abs(blocks).max(axis=1) * np.float32(factor), scale)
+    packed, _ = encode_under(blocks, scales, scale)
+    for name, data in (("weight", packed), ("weight_scale", scales)):
+        raw = tensors[f"{module}.{name}"]
+        tensors[f"{module}.{name}"] = raw.holding(data.reshape(raw.data.shape))
+
+
+@pytest.mark.parametrize("factor", [1.5, 0.86, 1.2])
+def test_scales_of_a_search_are_no_damage(factor, builder, tmp_path):
+    """Four-over-six, and scales a sixth smaller or a fifth larger: codes are the nearest under each."""
+    artefact = undeclared(copy_of(builder, "reranker/nvfp4", tmp_path))
+    values = plain(builder, f"{DOWN}.weight")
+    surgery.weights(artefact, lambda tensors: under_scales(tensors, DOWN, values, factor))
+    stage, _ = compare_weights(artefact, builder.reference("reranker"))
+    assert codes(stage) == (Outcome.PASS, ["scales-searched"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_may_be_another_algorithm_is_a_warning(seed, builder, tmp_path):
+    """Every matrix has a third of its codes moved by one step, as algorithms do that make up for errors elsewhere."""
+    artefact = undeclared(copy_of(builder, "reranker/nvfp4", tmp_path))
+
+    def compensate(tensors):
+        random = np.random.default_rng(seed)
+        for name, raw in tensors.items():
+            if raw.dtype == "U8":
+                data = raw.data.copy()
+                down = random.random(data.shape) < 0.3
+                data[down & (data & 7 > 1)] -= 1
+                tensors[name] = raw.holding(data)
+
+    surgery.weights(artefact, compensate)
     stage, errors = compare_weights(artefact, builder.reference("reranker"))
-    assert codes(stage) == (Outcome.PASS, ["blocks-otherwise-rounded"])
+    assert stage.outcome is Outcome.PASS
+    assert {each.code for each in stage.findings} == {"blocks-otherwise-rounded"}
     assert errors[0].relative_error <= errors[0].bound
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_scaled_pair_is_undecided(seed, builder, tmp_path):
+    """The columns of gate and up are scaled, and the norm before them by the inverse, as AWQ does."""
+    artefact = undeclared(copy_of(builder, "reranker/nvfp4", tmp_path))
+    norm = f"{LAYER}post_attention_layernorm.weight"
+    factors = 2 ** np.random.default_rng(seed).uniform(-1, 1, 64).astype(np.float32)
+
+    def divide(tensors):
+        tensors[norm] = tensors[norm].holding(rounded(plain(builder, norm) / factors))
+
+    requantize(artefact, {f"{LAYER}mlp.{each}": plain(builder, f"{LAYER}mlp.{each}.weight") * factors
+                          for each in ("gate_proj", "up_proj")})  # fmt: skip
+    surgery.weights(artefact, divide)
+    stage, _ = compare_weights(artefact, builder.reference("reranker"))
+    assert codes(stage) == (Outcome.PASS, ["weights-prescaled", "weights-prescaled"])
 
 
 def test_an_artefact_without_a_manifest_is_rederived_by_the_default_recipe(builder, tmp_path):

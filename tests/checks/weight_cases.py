@@ -278,7 +278,7 @@ def not_a_number(folder):
     alter(folder, f"{DOWN}.weight", change)
 
 
-@case(WEIGHTS, "weights-differ", NVFP4)
+@case(WEIGHTS, "other-weights", NVFP4)
 def another_model(folder, builder):
     """It was quantized from another model of the same size"""
     source = builder.good("reranker-revised/nvfp4") / "model.safetensors"

@@ -213,7 +213,7 @@ def test_dequantization_is_its_reference_for_any_bytes(seed, blocks, scale):
     scale=st.sampled_from([1.0, 0.01, 3.7, 0.0, float("nan"), float("inf")]),
     damage=st.floats(0, 1),
 )
-def test_misrounded_blocks_are_those_of_the_reference(seed, blocks, scale, damage):
+def test_blocks_are_judged_as_the_reference_does(seed, blocks, scale, damage):
     random, scale = np.random.default_rng(seed), np.float32(scale)
     values = FLOAT_FORMATS["F32"].widen(random_bits(seed, FLOAT_FORMATS["F32"], blocks))
     values[:16] = 0
@@ -222,11 +222,30 @@ def test_misrounded_blocks_are_those_of_the_reference(seed, blocks, scale, damag
     packed[is_hit] = random.integers(0, 256, is_hit.sum(), np.uint8)
     is_hit = random.random(scales.size) < damage
     scales[is_hit] += random.integers(0, 256, is_hit.sum(), np.uint8) >> np.uint8(random.integers(0, 8))
-    found = nvfp4_kernels.misrounded_blocks(values, packed, scales, scale)
-    assert found == nvfp4.misrounded_blocks_reference(values, packed, scales, scale)
+    found = nvfp4_kernels.judge_blocks(values, packed, scales, scale)
+    assert found == nvfp4.judge_blocks_reference(values, packed, scales, scale)
 
 
-def test_what_rounding_to_nearest_makes_is_not_misrounded():
+def test_what_rounding_to_nearest_makes_is_right():
     values = FLOAT_FORMATS["F32"].widen(random_bits(5, FLOAT_FORMATS["F32"], 3000))
     scale = nvfp4.global_scale(np.abs(values).max())
-    assert nvfp4.misrounded_blocks_reference(values, *nvfp4.encode_reference(values, scale), scale) == 0
+    assert nvfp4.judge_blocks_reference(values, *nvfp4.encode_reference(values, scale), scale) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("tails", [1, 3])
+def test_scales_with_the_least_error_are_taken_for_a_search(tails):
+    values = (np.random.default_rng(tails).normal(size=(4000, 16)) ** tails * 0.01).astype(np.float32)
+    scale = nvfp4.global_scale(np.abs(values).max())
+    best, error = np.zeros((4000, 16), np.uint8), np.full(4000, np.inf)
+    chosen = np.zeros(4000, np.uint8)
+    for code in range(1, 127):
+        quotients = values / (nvfp4.E4M3_VALUES[code] * scale)
+        codes = np.abs(np.abs(quotients)[..., None] - nvfp4.E2M1_VALUES[:8]).argmin(axis=-1)
+        codes += np.where(quotients < 0, 8, 0)
+        lost = ((nvfp4.E2M1_VALUES[codes] - quotients) ** 2).sum(axis=1) * float(nvfp4.E4M3_VALUES[code]) ** 2
+        is_better = lost < error
+        best[is_better], error[is_better], chosen[is_better] = codes[is_better], lost[is_better], code
+    packed = (best[:, ::2] | best[:, 1::2] << 4).reshape(-1)
+    counts = nvfp4.judge_blocks_reference(values.reshape(-1), packed, chosen, scale)
+    assert (counts.blocks, counts.codes) == (0, 0)
+    assert counts.searched > 500

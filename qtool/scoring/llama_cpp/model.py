@@ -17,6 +17,7 @@ from qtool.arch.prompts import ANSWERS, PromptSpec
 from qtool.arch.spec import Task
 from qtool.artefact import require_family
 from qtool.errors import ModelError
+from qtool.scoring.llama_cpp.loadable import require_loadable
 from qtool.storage.gguf_model import RANK_HEAD, RERANK_KEY, TOKENS_KEY, GgufModel, decode, open_gguf_file
 from qtool.storage.head_rows import HeadOrder, head_order
 
@@ -76,7 +77,9 @@ def read_model(path: Path) -> LlamaCppModel:
 def scoring_model(file: GgufModel) -> LlamaCppModel:
     """What scoring needs of a model whose headers have been read; reads a reranker's head. Raises ModelError."""
     file.require_whole()
-    family, task = require_family(file), _task(file)
+    family = require_family(file)
+    require_loadable(file, family)
+    task = _task(file)
     kinds = file.integers("tokenizer.ggml.token_type")
     model = LlamaCppModel(
         file,

@@ -19,6 +19,7 @@ from qtool.artefact import require_fit
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
 from qtool.progress import ignore
+from qtool.scoring.llama_cpp.loadable import require_projector
 from qtool.scoring.llama_cpp.model import LlamaCppModel, read_model
 from qtool.scoring.llama_cpp.prompts import (
     TextPrompt,
@@ -71,6 +72,7 @@ def llama_cpp_scorer(
     import_llama_cpp()
     if projector is not None:
         require_fit(projector, model.file, model.family)
+        require_projector(projector, model.family)
     return LlamaCppScorer(model, projector.path if projector is not None else None, options)
 
 

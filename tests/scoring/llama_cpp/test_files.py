@@ -14,8 +14,8 @@ from qtool.errors import ModelError
 from qtool.inputs.items import Pair
 from qtool.scoring.llama_cpp.model import read_model
 from qtool.scoring.llama_cpp.runtime import open_llama_cpp
-from qtool.storage.gguf import array, string, uint32
-from tests.scoring.gguf_files import changed, gguf_of
+from qtool.storage.gguf import array, boolean, float32, string, uint32
+from tests.scoring.gguf_files import changed, gguf_of, projector_of
 from tests.scoring.llama_cpp.shared import (
     ALONE,
     RERANKER,
@@ -42,6 +42,15 @@ KEY = "qwen3vl."
         ({KEY + "classifier.output_labels": None}, [], "its labels are missing"),
         ({KEY + "classifier.output_labels": None}, [HEADLESS], r"cannot rank: it has no cls\.output\.weight"),
         ({KEY + "embedding_length": uint32(128)}, [], r"shape \[2, 256\], expected \[2, 128\]"),
+        ({KEY + "attention.causal": boolean(False)}, [], "attention that is not causal"),
+        ({KEY + "rope.scaling.type": string("x")}, [], r"ends the whole process .*rope\.scaling\.type is 'x'"),
+        ({KEY + "rope.dimension_count": uint32(8)}, [], r"rope\.dimension_count is 8, expected 64"),
+        ({KEY + "rope.dimension_sections": array(GGUFValueType.INT32, [0, 0, 0, 0])}, [], "ends the whole process"),
+        ({KEY + "block_count": uint32(0)}, [], "block_count is 0, expected 1 to 512"),
+        ({KEY + "attention.layer_norm_rms_epsilon": float32(-1)}, [], "rms_epsilon is -1"),
+        ({KEY + "embedding_length_out": uint32(4096)}, [], "embedding_length_out is 4096, expected 256"),
+        ({KEY + "expert_used_count": uint32(2)}, [], "the model has no experts"),
+        ({"tokenizer.ggml.eos_token_id": string("5")}, [], "refuses to load .*eos_token_id is a string"),
         ({"general.architecture": string("bert")}, [], "architecture 'bert'; expected qwen3 or qwen3vl"),
     ],
 )
@@ -121,3 +130,21 @@ def test_weights_that_are_no_numbers_name_the_pair(folder, tmp_path):
         for pairs in (TEXT.pairs[:1], other):
             with pytest.raises(ModelError, match=r"query 'q000', document 'q000-d00'.*not a finite number"):
                 scorer.score(pairs)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "without", "message"),
+    [
+        ({"clip.use_gelu": uint32(1)}, [], "ends the whole process .*use_gelu is a uint32"),
+        ({"clip.vision.attention.head_count": uint32(3)}, [], "head_count is 3, which does not divide"),
+        ({"clip.vision.spatial_merge_size": uint32(4)}, [], "spatial_merge_size is 4, expected 2"),
+        ({"clip.vision.patch_size": uint32(8)}, [], "has the shape"),
+        ({}, ["v.blk.0.attn_qkv.bias"], r"attn_qkv\.bias of .* is missing"),
+        ({}, ["v.position_embd.weight"], r"position_embd\.weight of .* is missing"),
+    ],
+)
+def test_a_projector_that_ends_the_process_is_refused(folder, tmp_path, metadata, without, message):
+    model = gguf_of(RERANKER, "f32", folder)
+    broken = changed(projector_of(RERANKER, folder), tmp_path / "mmproj-broken.gguf", metadata, without)
+    with pytest.raises(ModelError, match=message):
+        open_llama_cpp(model, broken)
