@@ -80,13 +80,11 @@ SCORE_CODES: Final[Mapping[str, Entry]] = {
     ),
     "served-warm-prefix": _broken(
         "{question}: the score is {expected} without the server's prefix cache and {found} with it, and so for {count} of "
-        "{total} pairs. Start vLLM with --no-enable-prefix-caching, SGLang with --disable-radix-cache.",
-        _SERVE,
+        "{total} pairs. Start vLLM with --no-enable-prefix-caching, SGLang with --disable-radix-cache."
     ),
     "served-changes": _broken(
         "{question}: the score was {expected} when first asked and is {found} since, and so for {count} of {total} pairs: a "
-        "cache of prompts changes answers. Start vLLM with --no-enable-prefix-caching, SGLang with --disable-radix-cache.",
-        _SERVE,
+        "cache of prompts changes answers. Start vLLM with --no-enable-prefix-caching, SGLang with --disable-radix-cache."
     ),
     "served-unsteady": _broken(
         "{question}: the same request gave {expected} and then {found}, and so for {count} of {total} pairs: answers depend "
@@ -103,8 +101,7 @@ SCORE_CODES: Final[Mapping[str, Entry]] = {
     ),
     "served-batch": _broken(
         "{question}: asked alone the score is {expected}, among {documents} documents {found}, and so for {count} of {total} "
-        "pairs: the padding or batching of the server changes scores. Serve one sequence at a time to confirm it (vLLM: --max-num-seqs 1).",
-        _SERVE,
+        "pairs: the padding or batching of the server changes scores. Serve one sequence at a time to confirm it (vLLM: --max-num-seqs 1)."
     ),
     "served-truncated": _broken(
         "Documents are cut {where} about {words} words, without an error: the words beyond do not change the {what}.",
@@ -113,8 +110,7 @@ SCORE_CODES: Final[Mapping[str, Entry]] = {
     "served-concurrent": _broken(
         "{question}: the score is {expected} when one request is made at a time and {found} beside others, and so for "
         "{count} of {total} pairs: requests disturb one another. Serve one sequence at a time to confirm it (vLLM: "
-        "--max-num-seqs 1).",
-        _SERVE,
+        "--max-num-seqs 1)."
     ),
     "served-other-text": _broken(
         "The scores are those of {found}: their distance from the reference's (RMSE) is {plain}, from those of that {error}.",
@@ -125,8 +121,7 @@ SCORE_CODES: Final[Mapping[str, Entry]] = {
         _SERVE,
     ),
     "served-ignores-instructions": _warning(
-        "The server ignores instructions: the prompt has the same length with and without one. The panel has none.",
-        _SERVE,
+        "The server ignores instructions: the prompt has the same length with and without one. The panel has none."
     ),
     "served-pooling": _broken(
         "The answers are pooled from {found}, expected the last token: with the reference's they agree by {plain}, with "
