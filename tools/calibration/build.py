@@ -69,7 +69,11 @@ def provenance() -> str:
         f"| {source.name} | {source.content} | {source.license} | {source.copyright} | {_package(source)} |\n"
         for source in load_sources()
     )
-    notices = "".join(f"\n## {source.name}\n\nCopyright (c) {source.copyright}.\n\n{source.notice}" for source in load_sources() if source.notice)
+    notices = "".join(
+        f"\n## {source.name}\n\nCopyright (c) {source.copyright}.\n\n{source.notice}"
+        for source in load_sources()
+        if source.notice
+    )
     return f"{_PROVENANCE}{rows}{notices}"
 
 
@@ -154,7 +158,9 @@ def _content(name: str, modality: str, shown: Sequence[tuple[Sheet, dict[str, st
     for sheet, _ in shown:
         other = partners[sheet.id]
         document = {"id": other, **contents[other], "label": int(other == sheet.id)}
-        lines += json.dumps({"id": sheet.id, "query": {"text": sheet.query}, "documents": [document]}, ensure_ascii=False)
+        lines += json.dumps(
+            {"id": sheet.id, "query": {"text": sheet.query}, "documents": [document]}, ensure_ascii=False
+        )
         lines += "\n"
     licences = " AND ".join(dict.fromkeys(source.license for source in load_sources()))
     about = {"license": licences, "modality": modality, "labels": "binary", "instruction": None}

@@ -38,7 +38,9 @@ def draw_landscape(seed: int) -> Drawing:
     places = random.sample(range(7), sum(counts))
     each = [kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)]
     for kind, place in zip(each, places, strict=True):
-        _draw_thing(draw, kind, 28 + 52 * place, HORIZON + random.randint(12, 96), random.randint(18, 32), COLOURS[colour])
+        _draw_thing(
+            draw, kind, 28 + 52 * place, HORIZON + random.randint(12, 96), random.randint(18, 32), COLOURS[colour]
+        )
     named = [f"{COUNTS[count]} {colour} {_plural(kind, count)}" for kind, count in zip(kinds, counts, strict=True)]
     ground = "by the water" if water else "on dry land"
     description = f"A drawing of {' and '.join(named)} {ground}, at {time}."
@@ -73,7 +75,9 @@ def _draw_thing(draw: ImageDraw.ImageDraw, kind: str, x: int, y: int, size: int,
         draw.rectangle((x - 3, y - size, x + 3, y), fill="#5a4030")
         draw.ellipse((x - size * 2 // 3, y - 2 * size, x + size * 2 // 3, y - size // 2), fill=colour)
     elif kind == "boat":
-        draw.polygon([(x - size, y - 8), (x + size, y - 8), (x + size // 2, y + 4), (x - size // 2, y + 4)], fill=colour)
+        draw.polygon(
+            [(x - size, y - 8), (x + size, y - 8), (x + size // 2, y + 4), (x - size // 2, y + 4)], fill=colour
+        )
         draw.polygon([(x, y - 10), (x, y - 2 * size), (x + size * 2 // 3, y - 10)], fill="#f4f4f4")
     elif kind == "tower":
         draw.rectangle((x - size // 3, y - 2 * size, x + size // 3, y), fill=colour, outline="#303030")

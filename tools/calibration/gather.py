@@ -41,7 +41,9 @@ class Section:
 
 def gather(sections: Iterator[Section], quota: dict[str, int], shortest: int = SHORTEST) -> list[Section]:
     """Sections of usable length, up to `quota` characters of each language, in the order of their places."""
-    fitting = {(section.title, section.text): section for section in map(_cut, sections) if _is_usable(section, shortest)}
+    fitting = {
+        (section.title, section.text): section for section in map(_cut, sections) if _is_usable(section, shortest)
+    }
     chosen: list[Section] = []
     taken = dict.fromkeys(quota, 0)
     for section in sorted(fitting.values(), key=_lot):
@@ -171,10 +173,19 @@ def man_sections(folder: Path) -> Iterator[Section]:
 
 
 def _plain_roff(text: str) -> str:
-    text = re.sub(r'^(\.\\"|\.(sp|nf|fi|RS|RE|if|ie|el|br|TP|IP|ad|nh|\}|\.).*|\.$|\.PP).*\n', "\n", text, flags=re.MULTILINE)
+    text = re.sub(
+        r'^(\.\\"|\.(sp|nf|fi|RS|RE|if|ie|el|br|TP|IP|ad|nh|\}|\.).*|\.$|\.PP).*\n', "\n", text, flags=re.MULTILINE
+    )
     text = re.sub(r"^\.\w+ ?(.*)$", r"\1", text, flags=re.MULTILINE)
     text = re.sub(r"\\f[A-Z]|\\&|\\,|\\/|\\[|^]", "", text.replace("\\*(Aq", "'").replace("\\(aq", "'"))
-    text = text.replace("\\ ", " ").replace("\\-", "-").replace("\\(lq", '"').replace("\\(rq", '"').replace("\\(em", " - ").replace("\\e", "\\")
+    text = (
+        text.replace("\\ ", " ")
+        .replace("\\-", "-")
+        .replace("\\(lq", '"')
+        .replace("\\(rq", '"')
+        .replace("\\(em", " - ")
+        .replace("\\e", "\\")
+    )
     return re.sub(r"\n{2,}", "\n", re.sub(r"(?<=\S)\n(?=\S)", " ", text)).strip()
 
 
