@@ -236,6 +236,9 @@ _PREDICTED: Final = (
 )
 
 
+_LAYERS: Final = "layers."
+
+
 def _tables(result: Calibration) -> Iterator[RenderableType]:
     if all(group.gain is None for group in result.groups):
         return
@@ -245,7 +248,7 @@ def _tables(result: Calibration) -> Iterator[RenderableType]:
         table.add_column(heading, justify="right", no_wrap=True)
     for group in result.groups:
         ratios = (f"{ratio:.3f}" for ratio in (group.gain, group.gain_centred, group.bound) if ratio is not None)
-        table.add_row(group.module, f"{group.columns:,}", *ratios)
+        table.add_row(group.module[max(group.module.find(_LAYERS), 0) :], f"{group.columns:,}", *ratios)
     yield table
     yield Text("")
 

@@ -55,7 +55,7 @@ def check_imatrix_file(path: Path, *, force: bool) -> None:
 
 def _is_imatrix(path: Path) -> bool:
     try:
-        return read_gguf(path).get("general.type") == "imatrix"
+        return bool(read_gguf(path).get("general.type") == "imatrix")
     except ModelError:
         return False
 

@@ -52,7 +52,8 @@ def read_old_imatrix(path: Path) -> ImportanceMatrix:
             for _ in range(*struct.unpack("<i", file.read(4))):
                 name = file.read(*struct.unpack("<i", file.read(4))).decode()
                 calls, width = struct.unpack("<ii", file.read(8))
-                columns[name] = np.frombuffer(file.read(4 * width), "<f4", width) / np.float32(max(calls, 1))
+                sums = np.frombuffer(file.read(4 * width), "<f4", width)
+                columns[name] = np.divide(sums, max(calls, 1), dtype=np.float32)
     except (struct.error, ValueError):
         columns = {}
     if not columns or not all(map(len, columns.values())):

@@ -55,7 +55,8 @@ def _coarse(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Mean colours [n, 4 · 4 · 3], which equal pictures have nearly equal."""
     side = _CELLS // _COARSE
     cut = thumbnails.reshape(-1, _COARSE, side, _COARSE, side, 3)
-    return cut.mean(axis=(2, 4), dtype=np.float32).reshape(len(cut), -1)
+    means: NDArray[np.float32] = cut.mean(axis=(2, 4), dtype=np.float32).reshape(len(cut), -1)
+    return means
 
 
 @dataclass(frozen=True)

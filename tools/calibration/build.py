@@ -19,7 +19,7 @@ from PIL import Image
 from qtool import resources
 from qtool.inputs.panels import panel_header
 from tools.calibration.drawings import draw_landscape
-from tools.calibration.sources import Text, load_sources, load_texts
+from tools.calibration.sources import load_sources, load_texts
 from tools.panels.build import BuiltPanel, picture_path
 from tools.panels.charts import draw_chart
 from tools.panels.pages import draw_page, to_palette

@@ -27,6 +27,7 @@ SHORTEST_MESSAGE = 40
 """Characters of a section; Chinese, Japanese and Korean ones are half as long."""
 _DENSE: Final = ("ja", "ko", "zh")
 _SPACES: Final = re.compile(r"\s+")
+_END: Final = re.compile(r"[.!?\u0964](?=\s|$)|[\u3002\uff01\uff1f]")
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _cut(section: Section) -> Section:
     longest = LONGEST // 2 if section.language in _DENSE else LONGEST
     text = section.text[:longest]
     if len(section.text) > longest:
-        ends = [match.end() for match in re.finditer(r"[.!?。！？।](?=\s|$)|[。！？]", text)]
+        ends = [match.end() for match in _END.finditer(text)]
         text = text[: ends[-1]] if ends else ""
     return Section(section.language, section.title, text.strip(), section.place)
 
@@ -196,7 +197,8 @@ def message_sections(folder: Path) -> Iterator[Section]:
         if variant not in ("", "BR", "Hans"):
             continue
         with path.open("rb") as file:
-            catalogue: dict[object, object] = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+            # Its own look-up needs to know the messages.
+            catalogue: dict[object, object] = vars(gettext.GNUTranslations(file))["_catalog"]
         messages = {key: text for key, text in catalogue.items() if isinstance(key, str) and isinstance(text, str)}
         for message, text in sorted(messages.items()):
             if len(message) >= SHORTEST_MESSAGE and text != message:
