@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from qtool import resources
 from qtool.inputs.builtin import builtin_panels, load_panels
-from qtool.inputs.overlap import content_keys, shared_documents
+from qtool.inputs.overlap import PanelContents, content_keys
 from qtool.inputs.panels import Panel
 
 ENOUGH: Final = 5
@@ -77,7 +77,7 @@ def _shared(data: Panel) -> Iterator[str]:
     if data.sha256 in _set_hashes():
         return
     for panel in load_panels(builtin_panels()):
-        if shared := shared_documents(data, panel):
+        if shared := PanelContents(panel).shared(data):
             yield (
                 f"{shared:,} of the documents are in the panel {panel.name}, too: "
                 "a verification on it flatters the artefact."

@@ -87,28 +87,41 @@ def _pictures(documents: Sequence[Item]) -> list[ImageSource]:
     return list(sources.values())
 
 
-def shared_documents(data: Panel, panel: Panel) -> int:
-    """How many documents of `data` the panel contains too, or contains nearly: a picture of them, or their text.
+@dataclass(frozen=True)
+class PanelContents:
+    """What a panel's documents contain, for comparison with other data; each part is read when it is first needed."""
 
-    A short text beside a picture is no sign, since it may describe many pictures.
-    """
-    mine, theirs = _documents(data), _documents(panel)
-    texts = {normalized(document.joined_text) for document in theirs}
-    runs: set[int] = set().union(*(_runs(text) for text in texts if len(text) >= _LONG))
-    thumbnails = [_thumbnail(load_image(source)) for source in _pictures(theirs)] if _pictures(mine) else []
-    pictures = _Pictures(np.array(thumbnails, np.uint8).reshape(-1, _CELLS, _CELLS, 3))
-    return sum(_is_shared(document, texts, runs, pictures) for document in mine)
+    panel: Panel
 
+    def shared(self, data: Panel) -> int:
+        """How many documents of `data` the panel contains too, or contains nearly: a picture of them, or their text.
 
-def _is_shared(document: Item, texts: set[str], runs: set[int], pictures: _Pictures) -> bool:
-    text = normalized(document.joined_text)
-    if len(text) >= _LONG:
-        own = _runs(text)
-        if len(own & runs) >= _SHARE * len(own):
+        A short text beside a picture is no sign, since it may describe many pictures.
+        """
+        return sum(self._holds(document) for document in _documents(data))
+
+    def _holds(self, document: Item) -> bool:
+        text = normalized(document.joined_text)
+        if len(text) >= _LONG:
+            own = _runs(text)
+            if len(own & self._runs) >= _SHARE * len(own):
+                return True
+        elif text and not document.has_pictures and text in self._texts:
             return True
-    elif text and not document.has_pictures and text in texts:
-        return True
-    return any(pictures.has(_thumbnail(load_image(source))) for source in document.image)
+        return any(self._pictures.has(_thumbnail(load_image(source))) for source in document.image)
+
+    @cached_property
+    def _texts(self) -> set[str]:
+        return {normalized(document.joined_text) for document in _documents(self.panel)}
+
+    @cached_property
+    def _runs(self) -> set[int]:
+        return set().union(*(_runs(text) for text in self._texts if len(text) >= _LONG))
+
+    @cached_property
+    def _pictures(self) -> _Pictures:
+        thumbnails = [_thumbnail(load_image(source)) for source in _pictures(_documents(self.panel))]
+        return _Pictures(np.array(thumbnails, np.uint8).reshape(-1, _CELLS, _CELLS, 3))
 
 
 # Keys, by which an artefact remembers what it was calibrated on: a few bytes for each document, found again only where a
