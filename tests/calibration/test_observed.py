@@ -162,7 +162,12 @@ def test_every_quantized_linear_is_in_one_group(reranker):
     specs = reranker.opened.detection.architecture.tensors(reranker.opened.detection.config)
     quantized = [spec for spec in specs if spec.fused_group]
     assert {name for group in reranker.groups for name in group.hf_names} == {spec.hf_name for spec in quantized}
-    assert all(spec.shape[1] == group.columns for group in reranker.groups for spec in quantized if spec.hf_name in group.hf_names)
+    assert all(
+        spec.shape[1] == group.columns
+        for group in reranker.groups
+        for spec in quantized
+        if spec.hf_name in group.hf_names
+    )
 
 
 def test_inputs_that_are_not_finite_are_named(reranker):

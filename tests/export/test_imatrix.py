@@ -54,8 +54,14 @@ def test_the_old_format_holds_means(tmp_path):
     ("matrices", "message"),
     [
         ({"blk.0.attn_q.weight": (256, 7)}, r"no data for blk\.0\.ffn_down\.weight \(matrices without data: 1\)"),
-        ({**FITTING, "blk.0.attn_q.weight": (128, 7)}, r"has 128 columns for blk\.0\.attn_q\.weight; the model has 256"),
-        ({**FITTING, "blk.1.attn_q.weight": (256, 7)}, r"has data for blk\.1\.attn_q\.weight, which the model does not"),
+        (
+            {**FITTING, "blk.0.attn_q.weight": (128, 7)},
+            r"has 128 columns for blk\.0\.attn_q\.weight; the model has 256",
+        ),
+        (
+            {**FITTING, "blk.1.attn_q.weight": (256, 7)},
+            r"has data for blk\.1\.attn_q\.weight, which the model does not",
+        ),
     ],
 )
 def test_one_of_another_model_is_refused(kind, matrices, message, tmp_path):

@@ -71,7 +71,10 @@ def test_a_long_text_is_found_whole_in_part_and_edited(panel_of, other):
 
 
 def test_another_long_text_is_not(panel_of):
-    other = "Rain falls on the sea as well. " + "The tide has another cause: the moon draws the water beneath it, and so on. " * 3
+    other = (
+        "Rain falls on the sea as well. "
+        + "The tide has another cause: the moon draws the water beneath it, and so on. " * 3
+    )
     assert shared(panel_of, other, LONG) == 0
 
 
