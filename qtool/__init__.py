@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qtool.api import calibrate as calibrate
     from qtool.api import convert_gguf as convert_gguf
     from qtool.api import embed as embed
     from qtool.api import inspect as inspect
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from qtool.api import verify as verify
     from qtool.api import verify_all as verify_all
     from qtool.arch.spec import Task as Task
+    from qtool.calibration.calibrate import CalibrateOptions as CalibrateOptions
+    from qtool.calibration.calibrate import Calibration as Calibration
     from qtool.checks.report import InspectionReport as InspectionReport
     from qtool.errors import ModelError as ModelError
     from qtool.errors import NetworkError as NetworkError
@@ -59,6 +62,7 @@ __version__ = "0.1.0"
 
 _MODULES: Final = {
     "qtool.api": (
+        "calibrate",
         "convert_gguf",
         "embed",
         "inspect",
@@ -71,6 +75,7 @@ _MODULES: Final = {
         "verify_all",
     ),
     "qtool.arch.spec": ("Task",),
+    "qtool.calibration.calibrate": ("CalibrateOptions", "Calibration"),
     "qtool.checks.report": ("InspectionReport",),
     "qtool.errors": ("ModelError", "NetworkError", "QtoolError", "SetupError", "UsageError"),
     "qtool.export.convert": ("ConversionSummary",),

@@ -432,6 +432,13 @@ _FILES: Final[Mapping[str, Code]] = {
     "other-rerank-template": broken("rerank_template.jinja does not render the official prompt for vLLM.", _QUANTIZE),
     "other-chat-template": warning("{field} differs from the reference's.", _CONVERT),
 }  # fmt: skip
+_CALIBRATION: Final[Mapping[str, Code]] = {
+    "calibration-warning": warning("The data that the artefact was calibrated on: {warning}"),
+    "calibration-panel": warning(
+        "The artefact was calibrated on {data}, which holds {count} of the {total} documents of panel {panel}: the scores "
+        "of this panel say little about other documents."
+    ),
+}  # fmt: skip
 _TENSORS: Final[Mapping[str, Code]] = {
     "missing-tensor": broken("{tensors} missing from the artefact.", _MAKE),
     "missing-head": broken(
@@ -563,7 +570,7 @@ _SCORES: Final[Mapping[str, Code]] = {
 }
 
 COMPARISON_CODES: Final[Mapping[str, Code]] = {
-    **_CONFIG, **_FILES, **_TENSORS, **_WEIGHTS, **_REDERIVED, **_PROMPT, **_SCORES,
+    **_CONFIG, **_FILES, **_CALIBRATION, **_TENSORS, **_WEIGHTS, **_REDERIVED, **_PROMPT, **_SCORES,
 }  # fmt: skip
 """Every code of a comparison, in the order of the documentation."""
 

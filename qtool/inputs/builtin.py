@@ -75,8 +75,13 @@ def dataset_panel(dataset: str, columns: str) -> str:
     return f"{_DATASET}{dataset}?{columns}"
 
 
+def is_dataset(name: str) -> bool:
+    """Whether `dataset_panel` made the name."""
+    return name.startswith(_DATASET)
+
+
 def _load(name: str, limit: int | None, access: MediaAccess) -> Panel:
-    if not name.startswith(_DATASET):
+    if not is_dataset(name):
         # Our own panels are trusted: some installers link to the files of a package.
         ours = MediaAccess(outside_files=True)
         return load_panel(find_panel(name), ours if name in builtin_panels() else access).first(limit)

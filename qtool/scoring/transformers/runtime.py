@@ -174,7 +174,7 @@ class TransformersScorer(Scorer):
         if self.task is not Task.RERANK:
             raise UsageError("The model is an embedder and cannot score pairs.", "Pass --task embed.")
         groups = distinct_pairs(pairs)
-        prompts = (self._builder.pair(pairs[equal[0]]) for equal in groups)
+        prompts = (self.prompt(pairs[equal[0]]) for equal in groups)
         return [float(value) for value in self._run(prompts, groups, answered)]
 
     @override
@@ -182,19 +182,23 @@ class TransformersScorer(Scorer):
         if self.task is not Task.EMBED:
             raise UsageError("The model is a reranker and cannot embed items.", "Pass --task rerank.")
         groups = [[index] for index in range(len(items))]
-        prompts = (self._builder.item(item) for item in items)
+        prompts = map(self.prompt, items)
         return np.stack(self._run(prompts, groups, answered))
+
+    def prompt(self, question: Pair | Item) -> Prompt:
+        """What the model reads for a question."""
+        return self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
 
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen:
-        prompt = self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
+        prompt = self.prompt(question)
         return PromptSeen(prompt.token_ids, tuple(picture.grid_thw for picture in prompt.pictures))
 
     def under(self, prompt: PromptSpec) -> TransformersScorer:
         """The same loaded model with another prompt."""
         builder = PromptBuilder(self._opened.tokenizer, prompt)
         other = TransformersScorer(self._opened, builder, self._options, self._dtype, self._device)
-        other._model = self._loaded
+        other._model = self.loaded
         return other
 
     def pooled(self, questions: Sequence[Pair | Item]) -> Mapping[str, NDArray[np.float32]]:
@@ -202,10 +206,10 @@ class TransformersScorer(Scorer):
         prompts = [
             self._builder.pair(each) if isinstance(each, Pair) else self._builder.item(each) for each in questions
         ]
-        forward = self._loaded.forward
+        forward = self.loaded.forward
         hidden = [forward.hidden(forward.span(prompt)) for prompt in prompts]
         pools = {"mean of all tokens": [each.mean(0) for each in hidden], "first token": [each[0] for each in hidden]}
-        return {name: self._loaded.answer(torch.stack(each)).float().cpu().numpy() for name, each in pools.items()}
+        return {name: self.loaded.answer(torch.stack(each)).float().cpu().numpy() for name, each in pools.items()}
 
     @override
     def close(self) -> None:
@@ -213,14 +217,15 @@ class TransformersScorer(Scorer):
         self._model = None
 
     @property
-    def _loaded(self) -> LoadedCheckpoint:
+    def loaded(self) -> LoadedCheckpoint:
+        """The model, whose weights are read when it is first needed."""
         if self._model is None:
             self._model = load(self._opened, self._dtype, self._device)
         return self._model
 
     @property
     def _reader(self) -> SharedReader:
-        return SharedReader(self._loaded.forward, self._options.limits)
+        return SharedReader(self.loaded.forward, self._options.limits)
 
     def _run(
         self, prompts: Iterable[Prompt], groups: Sequence[Sequence[int]], answered: Answered
@@ -230,7 +235,7 @@ class TransformersScorer(Scorer):
         done, reader = 0, self._reader
         for window in windows(prompts, reader.limits.window_tokens):
             for chosen, hidden in reader.last_hidden(window):
-                values = self._loaded.answer(hidden).float().cpu().numpy()
+                values = self.loaded.answer(hidden).float().cpu().numpy()
                 _check_finite(values, [window[index] for index in chosen])
                 for prompt, value in zip(chosen, values, strict=True):
                     for index in groups[done + prompt]:

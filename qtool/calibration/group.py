@@ -1,0 +1,152 @@
+"""Calibrated rounding of one fused group, from its weights and the second moments of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from qtool.calibration.hessian import damped, feedback_factor, predicted_gain, target
+from qtool.calibration.moments import Float64, Moments, require_finite
+from qtool.calibration.rounding import PHASES, descend_reference, phase_losses_reference, restore, sweep_reference
+from qtool.errors import ModelError
+from qtool.formats.floats import U8, Float32
+from qtool.formats.nvfp4 import BLOCK, encode_reference, global_scale, is_usable_scale
+from qtool.formats.nvfp4_kernels import dequantize
+
+FEW_TOKENS: Final = 5
+"""Tokens an input column below which calibration plainly overfits."""
+_SAMPLED_ROWS: Final = 256  # of a weight, from which its global scale is chosen and its errors are measured
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done for a group; `passes` of coordinate descent, `damping` of H over the mean of its diagonal.
+
+    `asymmetric`: the share of what the quantized layers before it changed that a group makes up for.
+    """
+
+    passes: int = 4
+    damping: float = 0.01
+    asymmetric: float = 0.5
+
+
+FAST: Final = Effort(passes=0)
+STANDARD: Final = Effort()
+
+
+@dataclass(frozen=True)
+class CalibratedWeight:
+    """One weight of the group: `packed` [rows, in/2] and `block_scales` [rows, in/16], as in `formats.nvfp4`.
+
+    `error`: RMS of what the rounding changes in the output on the calibration inputs, over the RMS of the output;
+    `max_error` the same for the `max` recipe. Both are measured on at most 256 rows.
+    """
+
+    packed: U8
+    block_scales: U8
+    error: float
+    max_error: float
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The group's weights in the order given, under one global scale, and what the moments predicted for them."""
+
+    global_scale: np.float32
+    weights: tuple[CalibratedWeight, ...]
+    predicted_gain: float
+    predicted_gain_centred: float
+    warnings: tuple[str, ...]
+
+
+def calibrate_group(
+    weights: Sequence[Float32],
+    moments: Moments,
+    effort: Effort,
+    *,
+    pool: Executor,
+    output_covariance: Float64 | None = None,
+) -> GroupResult:
+    """Round `weights` ([rows, in] each) so that the group's output on the calibration inputs changes least."""
+    _check(weights, moments)
+    hessian = damped(moments.hessian, effort.damping)
+    factor = feedback_factor(hessian)
+    centred = damped(moments.hessian - np.outer(moments.mean, moments.mean), effort.damping)
+    ends = np.cumsum([len(each) for each in weights])
+    targets = [
+        target(
+            each,
+            None if moments.drift is None else moments.drift[:, end - len(each) : end],
+            moments,
+            factor,
+            effort.asymmetric,
+            pool,
+        )
+        for each, end in zip(weights, ends, strict=True)
+    ]
+    gain, gain_centred = predicted_gain(factor, hessian), predicted_gain(feedback_factor(centred), centred)
+    matrix, feedback = hessian.astype(np.float32), factor.astype(np.float32)
+    scale = _choose_global_scale(targets, matrix.diagonal().copy())
+    usual = global_scale(np.float32(max(np.abs(each).max(initial=0) for each in weights)))
+    results = []
+    for original, wanted in zip(weights, targets, strict=True):
+        codes, scales = sweep_reference(wanted, feedback, scale)
+        descend_reference(codes, scales, wanted, matrix, scale, effort.passes)
+        error, max_error = _errors(original, usual, restore(codes, scales, scale) - wanted, moments.hessian)
+        packed = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
+        results.append(CalibratedWeight(packed, scales, error, max_error))
+    return GroupResult(scale, tuple(results), gain, gain_centred, _warnings(moments))
+
+
+def _check(weights: Sequence[Float32], moments: Moments) -> None:
+    columns, rows = len(moments.hessian), sum(map(len, weights))
+    if columns % BLOCK or any(each.shape[1] != columns for each in weights):
+        raise ValueError(f"weights {[each.shape for each in weights]} do not fit moments of {columns} inputs")
+    if moments.drift is not None and moments.drift.shape != (columns, rows):
+        raise ValueError(f"the drift is {moments.drift.shape}, expected {(columns, rows)}")
+    require_finite(moments)
+    if not all(np.isfinite(each).all() for each in weights):
+        raise ModelError("A weight has NaN or infinite values.", "Quantize a checkpoint that was saved whole.")
+
+
+def _sample(weights: Float32) -> Float32:
+    return weights[:: max(1, len(weights) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]
+
+
+def _choose_global_scale(targets: Sequence[Float32], importance: Float32) -> np.float32:
+    largest = np.float32(max(np.abs(each).max(initial=0) for each in targets))
+    scales = (global_scale(largest) * 2 ** (np.arange(PHASES) / 8)).astype(np.float32)
+    if not all(map(is_usable_scale, scales)):
+        raise ModelError(
+            f"The largest magnitude of the group is {largest:g}, for which no global scale can be stored.",
+            "The layer was never trained or not saved. Quantize a checkpoint with its weights.",
+        )
+    losses = sum(phase_losses_reference(_sample(each), importance, scales) for each in targets)
+    return np.float32(scales[np.argmin(losses)])
+
+
+def _errors(original: Float32, usual: np.float32, difference: Float32, hessian: Float64) -> tuple[float, float]:
+    """The errors of the output over its RMS: for `difference`, and for `max` rounding under the global scale `usual`."""
+    rows = _sample(original)
+    packed, scales = encode_reference(rows.reshape(-1), usual)
+    plain = dequantize(packed.reshape(len(rows), -1), scales.reshape(len(rows), -1), usual) - rows
+    power = _power(rows, hessian)
+    if not power:
+        return 0.0, 0.0
+    return float(np.sqrt(_power(_sample(difference), hessian) / power)), float(np.sqrt(_power(plain, hessian) / power))
+
+
+def _power(rows: Float32, hessian: Float64) -> float:
+    wide = rows.astype(np.float64)
+    return float(np.einsum("ij,ij->", wide @ hessian, wide))
+
+
+def _warnings(moments: Moments) -> tuple[str, ...]:
+    columns = len(moments.hessian)
+    if moments.tokens >= FEW_TOKENS * columns:
+        return ()
+    return (f"{moments.tokens:,} tokens for {columns:,} inputs; calibration needs at least {FEW_TOKENS * columns:,}.",)
