@@ -48,6 +48,12 @@ def predicted_gain(feedback: Float64, hessian: Float64) -> float:
     return float(np.sqrt(np.mean(feedback.diagonal() ** -2.0) / np.mean(hessian.diagonal())))
 
 
+def predicted_bound(feedback: Float64, hessian: Float64) -> float:
+    """The same ratio for the best of all orders of the columns: det(H) decides it."""
+    log_pivots = -2 * np.log(feedback.diagonal())
+    return float(np.exp(log_pivots.mean() / 2) / np.sqrt(hessian.diagonal().mean()))
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What calibration can gain, as ratios of the RMS error of a group's output to that of plain rounding.
@@ -66,11 +72,10 @@ def predict(moments: Moments, damping: float = 0.01) -> Prediction:
     hessian = damped(moments.hessian, damping)
     feedback = feedback_factor(hessian)
     centred = damped(moments.hessian - np.outer(moments.mean, moments.mean), damping)
-    log_determinant = -2 * np.log(feedback.diagonal()).mean()
     return Prediction(
         predicted_gain(feedback, hessian),
         predicted_gain(feedback_factor(centred), centred),
-        float(np.exp(log_determinant / 2) / np.sqrt(hessian.diagonal().mean())),
+        predicted_bound(feedback, hessian),
     )
 
 
