@@ -329,8 +329,8 @@ def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: P
 def _write_streaming(
     job: QuantizeJob, folder: Path, progress: Progress
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
-    from qtool.export.engine import write_tensors
     from qtool.export.nvfp4 import quantization_sources, relative_errors
+    from qtool.export.tensor_writer import write_tensors
 
     sources = quantization_sources(job.checkpoint, job.plan)
     meter = Meter(sum(source.work_bytes for source in sources), progress)

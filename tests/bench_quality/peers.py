@@ -12,9 +12,16 @@ from qtool.calibration.hessian import damped, feedback_factor
 from qtool.calibration.moments import Moments
 from qtool.calibration.rounding import BATCH, MIDPOINTS
 from qtool.formats.floats import E4M3_MAX, E4M3_MIN, E4M3_VALUES, FLOAT_FORMATS, encode_e4m3
-from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, block_scale_codes, encode_reference, encode_tables, global_scale
+from qtool.formats.nvfp4 import (
+    BLOCK,
+    E2M1_VALUES,
+    FOUR_OVER_SIX_MAX,
+    block_scale_codes,
+    encode_reference,
+    encode_tables,
+    global_scale,
+)
 from qtool.formats.nvfp4_kernels import dequantize, encode
-from qtool.formats.nvfp4_search import FOUR_OVER_SIX_MAX
 from qtool.formats.nvfp4_search_kernels import search_few, search_four_over_six, search_mse
 
 Weights = Sequence[np.ndarray]

@@ -1,4 +1,4 @@
-"""The engine by itself, on sources that are made up."""
+"""The writer of tensors by itself, on sources that are made up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from qtool.errors import ModelError
-from qtool.export import engine
-from qtool.export.engine import Encoded, TensorChunk, TensorSource, write_tensors
+from qtool.export import tensor_writer
+from qtool.export.tensor_writer import Encoded, TensorChunk, TensorSource, write_tensors
 from qtool.progress import Meter, ignore
 from qtool.storage.shards import OutputTensor, lay_out
 
@@ -64,7 +64,7 @@ def write(sources, folder, advance=ignore):
 def workers(request, monkeypatch):
     """Any number of threads."""
     monkeypatch.setattr("qtool.workers.WORKERS", request.param)
-    monkeypatch.setattr(engine, "WORKERS", request.param)
+    monkeypatch.setattr(tensor_writer, "WORKERS", request.param)
     return request.param
 
 
@@ -101,14 +101,14 @@ def test_an_error_ends_the_run_and_no_thread_goes_on(fails, tmp_path):
 
 
 def test_the_queue_does_not_grow_with_the_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_QUEUED", 3)
+    monkeypatch.setattr(tensor_writer, "_QUEUED", 3)
     asked, done = [], []
 
     class Long(Counting):
         def chunks(self):
             for chunk in super().chunks():
                 asked.append(chunk)
-                assert len(asked) - len(done) <= 3 + 1 + engine.WORKERS
+                assert len(asked) - len(done) <= 3 + 1 + tensor_writer.WORKERS
                 yield chunk
 
     write([Long("t", [], is_measured=False)], tmp_path / "out", done.append)
