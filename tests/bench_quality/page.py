@@ -20,7 +20,7 @@ quantized weight.
 
 - A number is the root mean square of the change of the answers, over that under `max` on the same model: below 1 is
   closer to the reference than `max`. **Raw** counts everything, **centred** leaves out what all answers of the
-  evaluation have in common, and **bias** is that common part, in the unit of the answer. One shift of all scores is
+  evaluation have in common, and **bias** is that common part, in the unit of the answer and not a ratio. One shift of all scores is
   another fault than a changed order. KL is the mean divergence of the next token's distribution.
 - A **seed** is a function-identical twin: hidden, MLP and value dimensions in another order, so that every block of 16
   holds other weights and the model computes the same. It also draws other calibration texts. ± is the standard
@@ -150,30 +150,31 @@ def _ratios(rows: Sequence[Row], recipe: str, measure: str, kind: str, over: str
 
 
 def _tables(rows: Sequence[Row]) -> str:
-    recipes = [name for name in ("max", "bf16", *ABOUT) if any(row["recipe"] == name for row in rows)]
-    recipes = list(dict.fromkeys(recipes))
-    evaluations = list(dict.fromkeys(name for row in rows for name in row["drifts"]))
-    measures = list(dict.fromkeys(name for row in rows for found in row["drifts"].values() for name in found))
-    columns = [
-        (evaluation, measure, kind) for evaluation in evaluations for measure in measures for kind in _kinds(measure)
-    ]
-    heads = [
-        "recipe",
-        *(f"{evaluation}: {UNITS[measure]} {kind}".rstrip() for evaluation, measure, kind in columns),
-        "CPU s",
-    ]
-    lines = [["max, absolute", *(_absolute(rows, "max", *column) for column in columns), _seconds(rows, "max")]]
-    for name in (each for each in recipes if each != "max"):
-        cells = [_cell(rows, name, *column) for column in columns]
-        lines.append([name, *cells, _seconds(rows, name)])
-    seeds = sorted({row["seed"] for row in rows})
+    """What was run, and a table for each evaluation."""
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
     tokens = [row["tokens"] for row in rows if row.get("tokens")]
     predicted = [row["predicted"] for row in rows if "predicted" in row]
-    facts = f"Seeds {', '.join(map(str, seeds))}; {int(np.mean(tokens)) if tokens else 0:,} calibration tokens; {rows[0]['evaluated']:,} evaluated."
+    facts = [f"Seeds: {seeds}.", f"Evaluated: {rows[0]['evaluated']:,} answers each."]
+    if tokens:
+        facts.append(f"Calibration tokens: {np.mean(tokens):,.0f}.")
     if predicted:
         gain, centred = (np.mean([each[key] for each in predicted]) for key in ("gain", "centred"))
-        facts += f" Predicted {gain:.2f}, centred {centred:.2f}."
-    return f"{facts}\n\n{_table(heads, lines)}"
+        facts.append(f"Predicted: {gain:.2f}, centred {centred:.2f}.")
+    evaluations = dict.fromkeys(name for row in rows for name in row["drifts"])
+    parts = [" ".join(facts)]
+    for evaluation in evaluations:
+        parts += [f"On *{evaluation}*:", _evaluation(rows, evaluation)]
+    return "\n\n".join(parts)
+
+
+def _evaluation(rows: Sequence[Row], evaluation: str) -> str:
+    recipes = [name for name in ("bf16", *ABOUT) if name != "max" and any(row["recipe"] == name for row in rows)]
+    measures = dict.fromkeys(name for row in rows for name in row["drifts"][evaluation])
+    columns = [(evaluation, measure, kind) for measure in measures for kind in _kinds(measure)]
+    heads = ["recipe", *(f"{UNITS[measure]} {kind}".rstrip() for _, measure, kind in columns), "CPU s"]
+    lines = [["`max`, absolute", *(_absolute(rows, "max", *column) for column in columns), _seconds(rows, "max")]]
+    lines += [[name, *(_cell(rows, name, *column) for column in columns), _seconds(rows, name)] for name in recipes]
+    return _table(heads, lines)
 
 
 def _kinds(measure: str) -> list[str]:
@@ -201,5 +202,5 @@ def _seconds(rows: Sequence[Row], recipe: str) -> str:
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *lines]
+    rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
