@@ -96,8 +96,8 @@ def _require_search_kernels(algorithm: str) -> None:
 
     if not gemm.IS_AVAILABLE:
         raise SetupError(
-            f"ModelOpt searches block scales (algorithm {algorithm}) with Triton on a CUDA device, and there is none.",
-            "Use --backend streaming, which needs neither.",
+            f"ModelOpt searches block scales (algorithm {algorithm}) with Triton, which needs a CUDA device.",
+            "Use --backend streaming, which writes the same bytes.",
         )
 
 

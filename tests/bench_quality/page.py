@@ -20,8 +20,8 @@ quantized weight.
 
 - A number is the root mean square of the change of the answers, over that under `max` on the same model: below 1 is
   closer to the reference than `max`. **Raw** counts everything, **centred** leaves out what all answers of the
-  evaluation have in common, and **bias** is that common part, in the unit of the answer and not a ratio. One shift of all scores is
-  another fault than a changed order. KL is the mean divergence of the next token's distribution.
+  evaluation have in common, and **bias** is that common part, in the unit of the answer and not a ratio. One shift of
+  all scores is another fault than a changed order. KL is the mean divergence of the next token's distribution.
 - A **seed** is a function-identical twin: hidden, MLP and value dimensions in another order, so that every block of 16
   holds other weights and the model computes the same. It also draws other calibration texts. ± is the standard
   deviation over seeds; where one seed was run there is none.
