@@ -141,6 +141,14 @@ Device = Annotated[
         autocompletion=_starting(lambda: list(DEVICES)),
     ),
 ]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="auto|SIZE",
+        help="Run a checkpoint layer by layer within this memory, such as 8GB; auto does so where it does not fit whole.",
+    ),
+]
 Mmproj = Annotated[Path | None, typer.Option(help="Vision projector of a GGUF file.", show_default="the one beside it")]
 Family = Annotated[
     str | None,
