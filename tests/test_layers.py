@@ -15,7 +15,7 @@ ROWS = (
     ("api", "serve_command", "doctor"),
     ("reporting",),
     ("verify",),
-    ("checks",),
+    ("checks", "calibration"),
     ("scoring", "export"),
     ("artefact",),
     ("storage", "inputs"),

@@ -1,0 +1,1 @@
+"""What data says about weights: second moments of activations, and the rounding that uses them."""

@@ -1,0 +1,110 @@
+"""What follows from a group's moments alone: the feedback matrix, the predicted gain, and the target of the rounding."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+
+from qtool.calibration.moments import Float64, Moments
+from qtool.errors import ModelError
+from qtool.formats.floats import Float32
+
+
+def damped(hessian: Float64, damping: float) -> Float64:
+    """H + λI, with λ = `damping` times the mean of the diagonal; inputs that are always zero count as the mean."""
+    result = hessian.copy()
+    diagonal = result.diagonal().copy()
+    mean = diagonal.mean() or 1.0  # no input at all: every rounding is as good as any
+    diagonal[diagonal <= 0] = mean
+    np.fill_diagonal(result, diagonal + damping * mean)
+    return result
+
+
+def feedback_factor(hessian: Float64) -> Float64:
+    """The upper triangular U with UᵀU = H⁻¹, for a damped `hessian` [in, in].
+
+    With the order of the inputs reversed, H = L Lᵀ; back in order, H = R Rᵀ with R upper triangular, and U = R⁻¹.
+    """
+    from scipy.linalg import LinAlgError, cholesky
+    from scipy.linalg.lapack import dtrtri
+
+    try:
+        lower = cholesky(hessian[::-1, ::-1], lower=True, check_finite=False)
+    except LinAlgError:
+        raise ModelError(
+            "The second moments of the calibration inputs are not positive definite.",
+            "Calibrate with more tokens, or with more damping.",
+        ) from None
+    inverse, info = dtrtri(lower[::-1, ::-1], lower=0)
+    if info:
+        raise ModelError("The second moments of the calibration inputs are singular.", "Calibrate with more tokens.")
+    return np.ascontiguousarray(np.triu(inverse))
+
+
+def predicted_gain(feedback: Float64, hessian: Float64) -> float:
+    """The error of a rounding with feedback over that of one without, as far as H decides it."""
+    return float(np.sqrt(np.mean(feedback.diagonal() ** -2.0) / np.mean(hessian.diagonal())))
+
+
+def predicted_bound(feedback: Float64, hessian: Float64) -> float:
+    """The same ratio for the best of all orders of the columns: det(H) decides it."""
+    log_pivots = -2 * np.log(feedback.diagonal())
+    return float(np.exp(log_pivots.mean() / 2) / np.sqrt(hessian.diagonal().mean()))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What calibration can gain, as ratios of the RMS error of a group's output to that of plain rounding.
+
+    `gain`: of rounding with error feedback. `gain_centred`: the same for the error without its mean over tokens, which
+    massive activations do not dominate. `bound`: no rounding with feedback is better, in any order of the columns.
+    """
+
+    gain: float
+    gain_centred: float
+    bound: float
+
+
+def predict(moments: Moments, damping: float = 0.01) -> Prediction:
+    """The prediction from second moments alone, without weights."""
+    hessian = damped(moments.hessian, damping)
+    feedback = feedback_factor(hessian)
+    centred = damped(moments.hessian - np.outer(moments.mean, moments.mean), damping)
+    return Prediction(
+        predicted_gain(feedback, hessian),
+        predicted_gain(feedback_factor(centred), centred),
+        predicted_bound(feedback, hessian),
+    )
+
+
+def target(
+    weights: Float32, drift: Float64 | None, moments: Moments, feedback: Float64, share: float, pool: Executor
+) -> Float32:
+    """W* [rows, in] = W + `share` · T (H + λI)⁻¹ with T = W (C - H)ᵀ + `drift`ᵀ: the weights that bring x̂ to the original output.
+
+    `drift` [in, rows] is that of these rows; `feedback` is U, so that (H + λI)⁻¹ = UᵀU.
+    """
+    if moments.cross is None and drift is None:
+        return weights
+    pull = None if moments.cross is None else (moments.cross - moments.hessian).T
+
+    def solve(rows: slice) -> Float32:
+        lack = np.zeros((rows.stop - rows.start, weights.shape[1]))
+        if pull is not None:
+            lack += weights[rows].astype(np.float64) @ pull
+        if drift is not None:
+            lack += drift[:, rows].T
+        return (weights[rows] + share * (lack @ feedback.T @ feedback)).astype(np.float32)
+
+    return np.concatenate(list(pool.map(solve, row_tiles(len(weights)))))
+
+
+ROWS: int = 256
+"""Rows that one thread works on at a time."""
+
+
+def row_tiles(rows: int) -> list[slice]:
+    """The rows in tiles that do not depend on the number of threads."""
+    return [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
