@@ -21,6 +21,7 @@ from qtool.resources import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from qtool.arch.spec import Task
+    from qtool.calibration.calibrate import CalibrateOptions, Calibration
     from qtool.checks.report import InspectionReport
     from qtool.export.convert import ConversionSummary
     from qtool.export.gguf_metadata import PromptChoice
@@ -103,6 +104,43 @@ def convert_gguf(
         keywords["split_max_bytes"] = parse_size(split_max_size)
     options = _options(convert_gguf, ConvertOptions, keywords)
     with _bytes("Converting", progress) as shown:
+        return run(options, shown)
+
+
+def calibrate(
+    model: StrPath | CalibrateOptions,
+    *,
+    data: Sequence[StrPath] | StrPath = (),
+    dataset: str | None = None,
+    columns: str | None = None,
+    output: StrPath | None = None,
+    hessians: StrPath | None = None,
+    predict: bool = False,
+    limit: int | None = None,
+    hessian_memory: int | str = "2GiB",
+    task: TaskName | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    force: bool = False,
+    progress: StageProgress | Bar | None = "bar",
+) -> Calibration:
+    """Run a checkpoint over calibration data, and write the second moments of its linears' inputs.
+
+    `data` are built-in sets or panels by name, or JSONL files; by default the sets that fit the model. `output` is an
+    importance matrix for llama.cpp (GGUF), `hessians` a safetensors file. With `predict` the result says how much of
+    each group's error calibration is predicted to leave.
+    """
+    keywords = dict(locals())
+    from qtool.calibration.calibrate import CalibrateOptions
+    from qtool.calibration.calibrate import calibrate as run
+
+    if not isinstance(model, CalibrateOptions):
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
+        keywords["hessian_bytes"] = parse_size(hessian_memory)
+    options = _options(calibrate, CalibrateOptions, keywords)
+    with _stages("prompts", progress) as shown:
         return run(options, shown)
 
 

@@ -49,11 +49,14 @@ def complete_outtype(incomplete: str) -> list[str]:
 
 _recipes: Final = resources.names("recipes", ".yaml")
 _panels: Final = resources.names("calibration/panels", ".jsonl")
+_sets: Final = resources.names("calibration", ".jsonl")
 RECIPES: Final = ", ".join(_recipes)
 PANELS: Final = ", ".join(_panels)
+CALIBRATION_SETS: Final = ", ".join(_sets)
 
 complete_recipe: Final = _starting(lambda: _recipes)
 complete_panel: Final = _starting(lambda: _panels)
+complete_calibration: Final = _starting(lambda: [*_sets, *_panels])
 complete_model: Final = _starting(resources.demo_models)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from qtool.arch.spec import Task
+from qtool.checks.calibrated import calibration_findings
 from qtool.checks.prompts import compare_prompts
 from qtool.checks.rederive import rederive
 from qtool.checks.stage import PANELS, STRUCTURE, Outcome, RederivedFile, Stage, TensorError, skipped
@@ -48,7 +49,9 @@ def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
     if case.artefact is None:
         return Checked((skipped(STRUCTURE, "A server shows no files."),))
     options, artefact = case.options, case.artefact
-    checked = Checked((check_structure(artefact, case.reference),))
+    structure = check_structure(artefact, case.reference)
+    said = calibration_findings(artefact, case.panels)
+    checked = Checked((replace(structure, findings=(*structure.findings, *said)),))
     if options.weights and (options.keep_going or not checked.failed):
         stage, errors = compare_weights(artefact, case.reference, progress)
         checked = replace(checked.with_stage(stage), weights=errors)

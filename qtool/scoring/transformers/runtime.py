@@ -205,7 +205,7 @@ class TransformersScorer(Scorer):
         if self.task is not Task.RERANK:
             raise UsageError("The model is an embedder and cannot score pairs.", "Pass --task embed.")
         groups = distinct_pairs(pairs)
-        prompts = (self._builder.pair(pairs[equal[0]]) for equal in groups)
+        prompts = (self.prompt(pairs[equal[0]]) for equal in groups)
         return [float(value) for value in self._run(prompts, groups, answered)]
 
     @override
@@ -213,19 +213,23 @@ class TransformersScorer(Scorer):
         if self.task is not Task.EMBED:
             raise UsageError("The model is a reranker and cannot embed items.", "Pass --task rerank.")
         groups = [[index] for index in range(len(items))]
-        prompts = (self._builder.item(item) for item in items)
+        prompts = map(self.prompt, items)
         return np.stack(self._run(prompts, groups, answered))
+
+    def prompt(self, question: Pair | Item) -> Prompt:
+        """What the model reads for a question."""
+        return self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
 
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen:
-        prompt = self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
+        prompt = self.prompt(question)
         return PromptSeen(prompt.token_ids, tuple(picture.grid_thw for picture in prompt.pictures))
 
     def under(self, prompt: PromptSpec) -> TransformersScorer:
         """The same loaded model with another prompt."""
         builder = PromptBuilder(self._opened.tokenizer, prompt)
         other = TransformersScorer(self._opened, builder, self._options, self._dtype, self._device)
-        other._model = self._loaded
+        other._model = self.loaded
         return other
 
     @override
@@ -234,14 +238,15 @@ class TransformersScorer(Scorer):
         self._model = None
 
     @property
-    def _loaded(self) -> LoadedCheckpoint:
+    def loaded(self) -> LoadedCheckpoint:
+        """The model, whose weights are read when it is first needed."""
         if self._model is None:
             self._model = load(self._opened, self._dtype, self._device, self._options.limits, self._options.memory)
         return self._model
 
     @property
     def _reader(self) -> PromptReader:
-        return self._loaded.reader
+        return self.loaded.reader
 
     def _run(
         self, prompts: Iterable[Prompt], groups: Sequence[Sequence[int]], answered: Answered
@@ -251,7 +256,7 @@ class TransformersScorer(Scorer):
         done, reader = 0, self._reader
         for window in reader.windows(prompts):
             for chosen, hidden in reader.last_hidden(window):
-                values = self._loaded.answer(hidden).float().cpu().numpy()
+                values = self.loaded.answer(hidden).float().cpu().numpy()
                 _check_finite(values, [window[index] for index in chosen])
                 for prompt, value in zip(chosen, values, strict=True):
                     for index in groups[done + prompt]:
