@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Hashable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -27,6 +28,7 @@ class ActivationStore:
     def __init__(self, memory: int, device: torch.device) -> None:
         self._memory = memory
         self._used = 0
+        self._lock = threading.Lock()  # of what is not atomic: finding a place
         self._device = device
         self._kept: dict[Hashable, torch.Tensor] = {}
         self._stored: dict[Hashable, tuple[int, torch.Size, torch.dtype]] = {}
@@ -46,17 +48,15 @@ class ActivationStore:
         self._memory = memory
 
     def __setitem__(self, key: Hashable, tensor: torch.Tensor) -> None:
-        if key in self._kept:
-            self._kept[key] = tensor.cpu()
-        elif key in self._stored:
-            self._write(self._stored[key][0], tensor)
-        elif self._used + tensor.nbytes <= self._memory:
-            self._used += tensor.nbytes
-            self._kept[key] = tensor.cpu()
-        else:
-            self._stored[key] = (self._end, tensor.shape, tensor.dtype)
-            self._write(self._end, tensor)
-            self._end += tensor.nbytes
+        with self._lock:
+            if key not in self._stored and (key in self._kept or self._used + tensor.nbytes <= self._memory):
+                self._used += 0 if key in self._kept else tensor.nbytes
+                self._kept[key] = tensor.cpu()
+                return
+            if key not in self._stored:
+                self._stored[key] = (self._end, tensor.shape, tensor.dtype)
+                self._end += tensor.nbytes
+        self._write(self._stored[key][0], tensor)
 
     def __getitem__(self, key: Hashable) -> torch.Tensor:
         if key in self._kept:
@@ -74,9 +74,10 @@ class ActivationStore:
         _transfer(os.pwritev, self._scratch(), tensor.cpu().contiguous(), offset)
 
     def _scratch(self) -> int:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="qtool-")  # noqa: SIM115 - closed by __exit__
-        return self._file.fileno()
+        with self._lock:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="qtool-")  # noqa: SIM115 - closed by __exit__
+            return self._file.fileno()
 
 
 def _transfer(call: object, descriptor: int, tensor: torch.Tensor, offset: int) -> None:

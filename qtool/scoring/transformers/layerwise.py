@@ -80,6 +80,11 @@ class LayerwiseModel:
         return len(self._text.layers)
 
     @property
+    def hidden_size(self) -> int:
+        """The width of a hidden state."""
+        return int(self._text.config.hidden_size)
+
+    @property
     def layer(self) -> Any:
         """A decoder layer without weights; all layers have its shapes."""
         return self._text.layers[0]
@@ -88,11 +93,11 @@ class LayerwiseModel:
         """The hf_name of each weight of a decoder layer, by its name within the layer."""
         return self._under(f"layers.{index}.")
 
-    def layer_weights(self) -> Iterator[Weights]:
+    def layer_weights(self, first: int = 0) -> Iterator[Weights]:
         """The weights of each decoder layer, in order; the next layer is read while the caller works with one."""
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._read, self.layer_names(0))
-            for index in range(self.layers):
+            ahead = pool.submit(self._read, self.layer_names(first))
+            for index in range(first, self.layers):
                 current = ahead.result()
                 if index + 1 < self.layers:
                     ahead = pool.submit(self._read, self.layer_names(index + 1))
