@@ -50,7 +50,7 @@ class Recipe(_Strict):
     description: NonEmpty
     scheme: Literal["W4A16_NVFP4"]
     block_size: Literal[16]
-    algorithm: Literal["max"]
+    algorithm: Literal["max", "mse", "four-over-six"]
     quantize: Annotated[list[NonEmpty], Field(min_length=1)]
     keep: list[Keep]
     gates: Mapping[str, Bound] = Field(default_factory=dict)

@@ -76,12 +76,30 @@ def _has_head(plan: QuantizationPlan) -> bool:
     )
 
 
+_SEARCHES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "mse": {"method": "mse", "fp8_scale_sweep": True},
+    "four-over-six": {
+        "method": "mse",
+        "fp8_scale_sweep": False,
+        "start_multiplier": 1.0,
+        "stop_multiplier": 1.5,
+        "step_size": 0.5,
+    },
+}
+"""ModelOpt's settings for the algorithms that search block scales; both need its Triton kernels."""
+
+
 def modelopt_config(recipe: Recipe) -> dict[str, Any]:
     """The recipe as ModelOpt's quantization config: everything off, then the recipe's patterns on."""
-    block_sizes = {-1: recipe.block_size, "type": "dynamic", "scale_bits": (4, 3)}
+    block_sizes: dict[Any, Any] = {-1: recipe.block_size, "type": "dynamic", "scale_bits": (4, 3)}
+    if recipe.algorithm in _SEARCHES:
+        block_sizes["type"] = "static"
+    if recipe.algorithm == "four-over-six":
+        block_sizes["four_over_six"] = True
     weights = {"num_bits": (2, 1), "block_sizes": block_sizes}
     enabled = [{"quantizer_name": f"{p}.weight_quantizer", "cfg": weights, "enable": True} for p in recipe.quantize]
-    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *enabled], "algorithm": recipe.algorithm}
+    algorithm = _SEARCHES.get(recipe.algorithm, recipe.algorithm)
+    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *enabled], "algorithm": algorithm}
 
 
 def _quantize_and_export(model: Any, recipe: Recipe, folder: Path, max_shard_bytes: int) -> None:

@@ -20,8 +20,10 @@ from qtool.export.engine import (
     read_bits,
 )
 from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan
+from qtool.formats.floats import U8, Float32
 from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables, global_scale, is_usable_scale
 from qtool.formats.nvfp4_kernels import encode
+from qtool.formats.nvfp4_search import Algorithm, largest_block_scale
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE
@@ -33,8 +35,9 @@ class Nvfp4Group(TensorSource):
     Each is read twice: for the largest magnitude of the group, then to be encoded.
     """
 
-    def __init__(self, checkpoint: Checkpoint, members: Sequence[PlannedTensor]) -> None:
+    def __init__(self, checkpoint: Checkpoint, members: Sequence[PlannedTensor], algorithm: Algorithm = "max") -> None:
         self._checkpoint = checkpoint
+        self._algorithm = algorithm
         self._members = members
         self._maxima: list[int] = []
         self._sums: dict[str, dict[int, tuple[float, float]]] = {member.spec.hf_name: {} for member in members}
@@ -57,15 +60,25 @@ class Nvfp4Group(TensorSource):
 
     def global_scale(self) -> np.float32:
         """`weight_scale_2` of the measured group; ModelError where there is none that works."""
-        element = float_format_of(self._members[0].source)
-        amax = element.widen(np.array([max(self._maxima, default=0)], element.bits_dtype))[0]
-        scale = global_scale(amax)
+        amax = self._largest_magnitude()
+        scale = global_scale(amax, largest_block_scale(self._algorithm))
         if not is_usable_scale(scale):
             raise ModelError(
                 f"{self._members[0].spec.fused_group}: the largest magnitude is {amax:g}, for which ModelOpt writes NaN scales.",
                 "The layer was never trained or not saved. Quantize a checkpoint with its weights.",
             )
         return scale
+
+    def _largest_magnitude(self) -> np.float32:
+        element = float_format_of(self._members[0].source)
+        return element.widen(np.array([max(self._maxima, default=0)], element.bits_dtype))[0]
+
+    def _search(self, weights: Float32, block_scales: U8) -> None:
+        """Write the block scales that the algorithm finds."""
+        from qtool.formats.nvfp4_search_kernels import search_four_over_six, search_mse
+
+        search = search_mse if self._algorithm == "mse" else search_four_over_six
+        search(weights, self._largest_magnitude(), block_scales)
 
     @override
     def chunks(self) -> Iterator[TensorChunk]:
@@ -83,7 +96,9 @@ class Nvfp4Group(TensorSource):
     def _encode(self, tables: EncodeTables, member: PlannedTensor, start: int, nbytes: int) -> Sequence[Encoded]:
         bits = read_bits(self._checkpoint, member.source, start, nbytes)
         packed, block_scales = np.empty(bits.size // 2, np.uint8), np.empty(bits.size // BLOCK, np.uint8)
-        self._sums[member.spec.hf_name][start] = encode(bits, tables, packed, block_scales)
+        self._sums[member.spec.hf_name][start] = encode(
+            bits, tables, packed, block_scales, None if self._algorithm == "max" else self._search
+        )
         first = start // bits.itemsize
         return (
             Encoded(member.spec.hf_name, first // 2, packed),
@@ -135,7 +150,7 @@ def quantization_sources(checkpoint: Checkpoint, plan: QuantizationPlan) -> list
         if tensor.action is Action.COPY:
             sources.append(CopiedTensor(checkpoint, tensor.source, tensor.spec.hf_name))
         elif tensor.action is Action.QUANTIZE and (members := groups.pop(tensor.spec.fused_group, None)):
-            sources.append(Nvfp4Group(checkpoint, members))
+            sources.append(Nvfp4Group(checkpoint, members, plan.recipe.algorithm))
     return sources
 
 

@@ -35,9 +35,9 @@ _E2M1_MIDPOINTS: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], dtype=n
 _TIE_GOES_UP: Final = np.array([False, True, False, True, False, True, False])
 
 
-def global_scale(amax: np.float32) -> np.float32:
+def global_scale(amax: np.float32, largest_block_scale: np.float32 = E4M3_MAX) -> np.float32:
     """`weight_scale_2` of a fused group whose largest magnitude is `amax`."""
-    return np.float32(amax / np.float32(E2M1_MAX * E4M3_MAX))
+    return np.float32(amax / np.float32(E2M1_MAX * largest_block_scale))
 
 
 def is_usable_scale(scale: np.float32) -> bool:
