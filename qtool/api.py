@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qtool.export.convert import ConversionSummary
     from qtool.export.gguf_metadata import PromptChoice
     from qtool.export.gguf_plan import ConvertOptions
-    from qtool.export.quantize import Backend, QuantizationSummary, QuantizeOptions
+    from qtool.export.quantize import Backend, Effort, QuantizationSummary, QuantizeOptions
     from qtool.export.repair import RepairOptions, RepairSummary
     from qtool.inputs.panels import PanelShard
     from qtool.scoring.embed import Embeddings, EmbedOptions
@@ -57,19 +57,31 @@ def quantize(
     max_shard_size: int | str = "512MiB",
     force: bool = False,
     dry_run: bool = False,
-    progress: Progress | Bar | None = "bar",
+    data: Sequence[StrPath] | StrPath = (),
+    effort: Effort | None = None,
+    memory: int | str = "auto",
+    progress: Any = "bar",
 ) -> QuantizationSummary:
     """Quantize a checkpoint to NVFP4 by a recipe, into the folder `output`.
 
     `model` is a folder, `org/name`, `hf://org/name@revision` or a demo model. With `dry_run`, or without `output`, the
     result says what would be written. `progress` may be a callable, called with the bytes done and the bytes in all.
+
+    A recipe that fits weights to data takes `data` (calibration sets, panels by name or path), `effort` and `memory`;
+    its `progress` is also called with a stage first: "calibrating", in tokens of all layers, and "writing", in bytes.
     """
     keywords = dict(locals())
     from qtool.export.quantize import QuantizeOptions
     from qtool.export.quantize import quantize as run
+    from qtool.recipe import load_recipe
 
     keywords["max_shard_bytes"] = parse_size(max_shard_size)
     options = _options(quantize, QuantizeOptions, keywords)
+    if load_recipe(options.recipe).recipe.calibration is not None:
+        from qtool.calibration.quantize import quantize_calibrated
+
+        with _stages("units", progress) as shown_stages:
+            return quantize_calibrated(options, shown_stages)
     with _bytes("Quantizing", progress) as shown:
         return run(options, shown)
 

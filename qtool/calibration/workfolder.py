@@ -64,7 +64,7 @@ class WorkFolder:
         for linear, (packed, block_scales) in linears.items():
             arrays |= {f"{linear.hf_name}:packed": packed, f"{linear.hf_name}:scales": block_scales}
         with atomic_write(self._layer(layer)) as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
 
     def linears(self, layer: int) -> list[RoundedLinear]:
         """The facts of a finished layer."""
@@ -91,7 +91,7 @@ class WorkFolder:
         with self._streams(layers).open("rb") as file:
             for stream, index, shape in streams.states():
                 state = torch.empty(shape)
-                if file.readinto(state.numpy().data) != state.nbytes:  # type: ignore[attr-defined]
+                if file.readinto(state.numpy().data) != state.nbytes:
                     raise ModelError(
                         f"{self._streams(layers)} is shorter than the streams of this run.",
                         f"Remove {self.path} to start over.",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TaskChoice = Literal["rerank", "embed"]
 BackendChoice = Literal["auto", "streaming", "modelopt"]
+EffortChoice = Literal["fast", "standard", "best"]
 DtypeChoice = Literal["float32", "bfloat16", "float16"]
 EngineChoice = Literal["vllm", "llama-server", "tei", "jina"]
 ServingChoice = Literal["vllm", "llama-server", "sglang"]
@@ -113,6 +114,16 @@ Panel = Annotated[
         help=f"Built-in panel ({PANELS}) or a JSONL file.",
         autocompletion=complete_panel,
         show_default=False,
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="NAME|FILE",
+        help=f"Calibration data: a built-in set ({CALIBRATION_SETS}), panel or JSONL file; may be repeated.",
+        show_default="the sets that fit the model",
+        autocompletion=complete_calibration,
     ),
 ]
 Dataset = Annotated[

@@ -25,7 +25,8 @@ class ActivationStore:
     The scratch file is read and written, not mapped: mapped pages would count as this process's memory.
     """
 
-    def __init__(self, memory: int, device: torch.device) -> None:
+    def __init__(self, memory: int, device: torch.device, folder: Path | None = None) -> None:
+        """`folder` is where the scratch file lies, by default that of temporary files."""
         self._memory = memory
         self._used = 0
         self._lock = threading.Lock()  # of what is not atomic: finding a place
@@ -34,6 +35,7 @@ class ActivationStore:
         self._stored: dict[Hashable, tuple[int, torch.Size, torch.dtype]] = {}
         self._file: IO[bytes] | None = None
         self._end = 0
+        self._folder = folder or Path(tempfile.gettempdir())
 
     def __enter__(self) -> Self:
         return self
@@ -70,13 +72,13 @@ class ActivationStore:
         return key in self._kept or key in self._stored
 
     def _write(self, offset: int, tensor: torch.Tensor) -> None:
-        _require_disk(tensor.nbytes)
+        _require_disk(self._folder, tensor.nbytes)
         _transfer(os.pwritev, self._scratch(), tensor.cpu().contiguous(), offset)
 
     def _scratch(self) -> int:
         with self._lock:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="qtool-")  # noqa: SIM115 - closed by __exit__
+                self._file = tempfile.TemporaryFile(prefix="qtool-", dir=self._folder)  # noqa: SIM115 - closed by __exit__
             return self._file.fileno()
 
 
@@ -91,8 +93,7 @@ def _transfer(call: object, descriptor: int, tensor: torch.Tensor, offset: int) 
         done += moved
 
 
-def _require_disk(nbytes: int) -> None:
-    folder = Path(tempfile.gettempdir())
+def _require_disk(folder: Path, nbytes: int) -> None:
     if shutil.disk_usage(folder).free < nbytes:
         raise SetupError(
             f"There is not enough disk space in {folder} for {human_size(nbytes)} of hidden states.",

@@ -79,6 +79,10 @@ class LayerwiseModel:
         """The number of decoder layers."""
         return len(self._text.layers)
 
+    def span(self, prompt: Prompt) -> PromptSpan:
+        """The whole prompt."""
+        return PromptSpan.whole(prompt, self.picture_tokens)
+
     @property
     def hidden_size(self) -> int:
         """The width of a hidden state."""
@@ -264,7 +268,7 @@ class LayerwiseReader(PromptReader):
     @torch.inference_mode()
     @override
     def last_hidden(self, window: Sequence[Prompt]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        spans = [PromptSpan.whole(prompt, self.model.picture_tokens) for prompt in window]
+        spans = [self.model.span(prompt) for prompt in window]
         passes = list(plan_passes(window, spans, self._limits))
         store = self._pictures.store
         store.limit(self._left(max(each.padded_tokens for each in passes)))

@@ -237,6 +237,13 @@ class TransformersScorer(Scorer):
         """Free the model; the next question loads it again."""
         self._model = None
 
+    def layers(self) -> LayerwiseModel:
+        """The model as it is read layer by layer, beside what answers questions."""
+        weights = StoredWeights(self._opened.checkpoint)
+        empty = empty_model(self._opened.detection, weights)
+        tokens = picture_tokens(empty, self._opened.tokenizer)
+        return LayerwiseModel(empty, self._opened.detection, weights, tokens, self._dtype, self._device)
+
     @property
     def loaded(self) -> LoadedCheckpoint:
         """The model, whose weights are read when it is first needed."""
