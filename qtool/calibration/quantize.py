@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,6 +28,7 @@ from qtool.export.quantize import (
     QuantizeJob,
     QuantizeOptions,
     prepare_quantization,
+    quantize,
     summarize_quantization,
     write_artefact,
 )
@@ -34,8 +36,8 @@ from qtool.extras import require_extra
 from qtool.formats.nvfp4_kernels import dequantize
 from qtool.memory import free_memory, resident_memory
 from qtool.options import parse_size
-from qtool.progress import StageProgress, ignore
-from qtool.recipe import CalibrationSpec
+from qtool.progress import Progress, StageProgress, ignore
+from qtool.recipe import CalibrationSpec, load_recipe
 from qtool.workers import worker_pool
 
 if TYPE_CHECKING:
@@ -56,6 +58,13 @@ VERSION: Final = 1
 _EFFORTS: Final[Mapping[str, Effort]] = {"fast": FAST, "standard": STANDARD}
 _PROBE_TOKENS: Final = 4096
 _SHARE: Final = 0.8
+
+
+def quantize_by_recipe(options: QuantizeOptions, progress: Progress = ignore) -> QuantizationSummary:
+    """Quantize by any recipe."""
+    if load_recipe(options.recipe).recipe.calibration is None:
+        return quantize(options, progress)
+    return quantize_calibrated(options)
 
 
 def quantize_calibrated(options: QuantizeOptions, progress: StageProgress = ignore) -> QuantizationSummary:
@@ -103,7 +112,9 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
     from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
 
     opened = CheckpointArtefact(job.source, options.task)
-    data = load_calibration(options.data or default_sets(opened))
+    named = options.data or default_sets(opened)
+    data = load_calibration(named)
+    sources = tuple(Path(name).name if Path(name).suffix else name for name in named)  # no path is remembered
     scorer = open_scorer(opened, ScorerOptions(options.task, device="cpu"))
     model = scorer.layers()
     columns = [(tensor.source.shape[1], tensor.source.shape[0]) for tensor in sum(job.plan.groups.values(), ())]
@@ -129,7 +140,9 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
         stack.enter_context(single_threaded_blas())
         stack.enter_context(one_thread_each())
         streams = Streams(model, list(plan_passes(prompts, spans, PASSES)), pictures, store, pool)
-        yield CalibrationRun(job, spec, model, streams, facts, partial(checkpoint_sha256, opened.path), pool, fixed)
+        yield CalibrationRun(
+            job, spec, model, streams, facts, partial(checkpoint_sha256, opened.path), pool, fixed, sources
+        )
 
 
 def _prompts(
@@ -184,6 +197,7 @@ class CalibrationRun:
     model_sha256: Callable[[], str]
     pool: Executor
     fixed_memory: int
+    sources: tuple[str, ...]
     rounding_seconds: float = 0.0
 
     def key(self) -> Mapping[str, Any]:
@@ -344,6 +358,7 @@ class StoredRounding(Rounding):
             "version": VERSION,
             "effort": run.spec.effort,
             "parameters": run.parameters,
+            "sources": list(run.sources),
             "passes_tokens": run.streams.tokens,
             "seconds": self.seconds,
             **run.facts.to_dict(),
