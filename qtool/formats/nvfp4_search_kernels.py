@@ -22,7 +22,12 @@ def search_mse(weights: Float32, amax: np.float32, block_scales: U8) -> None:
 def search_four_over_six(weights: Float32, amax: np.float32, block_scales: U8) -> None:
     """Write the block-scale codes [n/16] of `weights` [n]; see `search_four_over_six_reference`."""
     codes, tried = tried_four_over_six_scales(np.abs(weights.reshape(-1, BLOCK)).max(axis=1), amax)
-    _search_two(weights, codes, tried, block_scales)
+    search_few(weights, codes, tried, block_scales)
+
+
+def search_few(weights: Float32, codes: U8, tried: Float32, block_scales: U8) -> None:
+    """Write for each block the one of `codes` [c, n/16] whose scale, of `tried` [c, n/16], has the least squared error."""
+    _search_few(weights, codes, tried, block_scales)
 
 
 @_compile
@@ -72,9 +77,12 @@ def _search_mse(weights, tried, block_scales):
 
 @_compile
 @no_type_check
-def _search_two(weights, codes, tried, block_scales):
+def _search_few(weights, codes, tried, block_scales):
     squares = np.empty(16, np.float32)
     for block in range(block_scales.size):
-        six = _squared_error(weights, block * 16, tried[0, block], squares)
-        four = _squared_error(weights, block * 16, tried[1, block], squares)
-        block_scales[block] = codes[1, block] if four < six else codes[0, block]
+        best, least = 0, np.float32(np.inf)
+        for candidate in range(codes.shape[0]):
+            loss = _squared_error(weights, block * 16, tried[candidate, block], squares)
+            if loss < least:
+                best, least = candidate, loss
+        block_scales[block] = codes[best, block]

@@ -13,8 +13,8 @@ from qtool.calibration.rounding import round_reference
 from qtool.formats.floats import E4M3_MAX, E4M3_MIN, E4M3_VALUES, FLOAT_FORMATS, encode_e4m3
 from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, block_scale_codes, encode_reference, encode_tables, global_scale
 from qtool.formats.nvfp4_kernels import dequantize, encode
-from qtool.formats.nvfp4_search import FOUR_OVER_SIX_MAX, squared_error_reference
-from qtool.formats.nvfp4_search_kernels import search_four_over_six, search_mse
+from qtool.formats.nvfp4_search import FOUR_OVER_SIX_MAX
+from qtool.formats.nvfp4_search_kernels import search_few, search_four_over_six, search_mse
 
 Weights = Sequence[np.ndarray]
 
@@ -88,12 +88,8 @@ def expanded_mse(weights: Weights, _moments: Moments, _pool: Executor) -> list[n
     scale = _group_scale(weights)
 
     def search(values: np.ndarray, _amax: np.float32, codes: np.ndarray) -> None:
-        blocks = values.reshape(-1, BLOCK)
-        usual, least = np.abs(blocks).max(axis=1) / (6 * scale), np.full(len(blocks), np.inf, np.float32)
-        for multiplier in EXPANSIONS:
-            tried = encode_e4m3(np.clip(usual * multiplier, E4M3_MIN, E4M3_MAX))
-            loss = squared_error_reference(blocks, E4M3_VALUES[tried] * scale)
-            codes[loss < least] = tried[loss < least]
-            least = np.minimum(loss, least)
+        usual = np.abs(values.reshape(-1, BLOCK)).max(axis=1) / (6 * scale)
+        tried = encode_e4m3(np.clip(usual * EXPANSIONS[:, None], E4M3_MIN, E4M3_MAX))
+        search_few(values, tried, E4M3_VALUES[tried] * scale, codes)
 
     return _encoded(weights, np.float32(0), scale, search)

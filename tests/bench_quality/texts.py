@@ -7,12 +7,13 @@ import importlib.util
 import random
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
 
-CALIBRATION_PACKAGES = ("torch", "transformers", "huggingface_hub", "pydantic", "rich")
-EVALUATION_PACKAGES = ("numpy", "scipy", "numba", "pip", "hypothesis", "PIL")
+CALIBRATION_PACKAGES = ("networkx", "modelopt", "huggingface_hub", "pydantic", "datasets", "rich")
+EVALUATION_PACKAGES = ("numpy", "pip", "numba", "hypothesis", "PIL")
 
 
 class Entry(NamedTuple):
@@ -30,7 +31,12 @@ def docstrings(packages: Sequence[str], seed: int) -> list[Entry]:
     return entries
 
 
-def _of_package(package: str) -> Iterator[Entry]:
+@cache
+def _of_package(package: str) -> tuple[Entry, ...]:
+    return tuple(_parsed(package))
+
+
+def _parsed(package: str) -> Iterator[Entry]:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return

@@ -40,9 +40,10 @@ def searching_modelopt(monkeypatch):
     monkeypatch.setattr(tensor_quantizer, "static_blockwise_fp4_fake_quant", fake_quantize)
 
 
+@pytest.mark.usefixtures("searching_modelopt")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("case", ["text-hard-blocks", "text-float16", "text-float32", "vl-tied"])
-def test_both_backends_write_the_same_bytes(case, recipe, tmp_path, searching_modelopt):
+def test_both_backends_write_the_same_bytes(case, recipe, tmp_path,):
     from qtool.export.quantize import QuantizeOptions, quantize
 
     config, options = CASES[case]
@@ -53,8 +54,9 @@ def test_both_backends_write_the_same_bytes(case, recipe, tmp_path, searching_mo
     assert_same_files(tmp_path / "streaming", tmp_path / "modelopt")
 
 
+@pytest.mark.usefixtures("searching_modelopt")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_demo_reranker_equals_modelopts(recipe, tmp_path, searching_modelopt):
+def test_the_demo_reranker_equals_modelopts(recipe, tmp_path,):
     from qtool.export.quantize import QuantizeOptions, quantize
 
     for backend in ("streaming", "modelopt"):
