@@ -43,8 +43,8 @@ fix: setup       ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-fuzz: setup      ## ten thousand damaged GGUF files
-	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/storage/test_gguf_fuzz.py
+fuzz: setup      ## ten thousand damaged GGUF files and folders
+	QTOOL_FUZZ_EXAMPLES=2500 $(BIN)/python -m pytest -q tests/storage/test_gguf_fuzz.py tests/checks/test_folder_fuzz.py
 
 # `make bench BENCH="--against ../old"` compares quantization and conversion with another checkout instead (20 GB).
 bench: setup     ## measure speed and memory on full-size checkpoints (60 GB of disk, more than half an hour)

@@ -20,7 +20,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         raise ModelError(f"Cannot read {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of more than 4,300 digits
         raise ModelError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(value, kind):
         raise ModelError(f"{path} contains a JSON {type(value).__name__}; expected a {kind.__name__}.")

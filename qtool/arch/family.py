@@ -27,11 +27,15 @@ class RopeSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
-    """The family's BPE tokenizer: llama.cpp's names for the model and its pre-tokenizer, and the pattern they stand for."""
+    """The family's BPE tokenizer: llama.cpp's names for the model and its pre-tokenizer, and the pattern they stand for.
+
+    `classes` are those of transformers that split text so: the family's own, and those that take tokenizer.json as it is.
+    """
 
     gguf_model: str
     gguf_pre: str
     split_pattern: str
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

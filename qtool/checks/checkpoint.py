@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
-from math import isfinite, prod
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import prod
 from typing import Any, Final
 
 from qtool.arch.families import architectures
@@ -14,16 +13,23 @@ from qtool.arch.prompts import ANSWERS, rerank_template
 from qtool.arch.spec import Presence, Task
 from qtool.artefact import CheckpointArtefact
 from qtool.checks.checkpoint_model import TOKENIZER, CheckpointModel, as_mapping
+from qtool.checks.checkpoint_quantization import (
+    declared,
+    excluded,
+    foreign_quantization,
+    is_declared,
+    quantization_findings,
+)
+from qtool.checks.checkpoint_sources import field_findings, source_findings
+from qtool.checks.comparable import template_text
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.report import ClassedTensor, InspectedArtefact, tensor_classes
 from qtool.formats.floats import FLOAT_FORMATS
-from qtool.formats.nvfp4 import BLOCK
 from qtool.jsonfile import read_json
 from qtool.progress import StageProgress
-from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
+from qtool.storage.checkpoint import INDEX, SINGLE, Checkpoint
 from qtool.storage.hub import Source
 from qtool.storage.location import ArtefactLocation, LocalLocation
-from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE
 
 # The files beside a checkpoint's weights, and what breaks without each. Presence is judged by name, contents only
 # where they decide how the model pools.
@@ -58,7 +64,8 @@ def chat_template(model: CheckpointModel) -> str:
     """Whose the chat template is, for people: vLLM renders a reranker's prompt with it."""
     official = rerank_template(model.family.reranker)
     path = model.checkpoint.directory / _CHAT_TEMPLATE
-    if path.is_file() and path.read_text(encoding="utf-8", errors="replace").strip() == official.strip():
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if template_text(text) == template_text(official):
         return "official"
     return "present" if _has_chat_template(model) else "missing"
 
@@ -154,172 +161,6 @@ def _answer_findings(model: CheckpointModel, tokenizer: Mapping[str, Any]) -> It
                 yield model.found("safetensors-answer-ids", path=name, found=found, expected=expected, name=name)
 
 
-# A checkpoint in ModelOpt's NVFP4 layout: its scales, what it declares, and what it leaves unquantized. A finding
-# here is something that vLLM or SGLang loads without complaint and then scores wrong with, or refuses.
-
-
-METHOD: Final = "modelopt"
-ALGORITHMS: Final = ("W4A16_NVFP4", "NVFP4")
-HF_QUANT_CONFIG: Final = "hf_quant_config.json"
-
-
-def declared(model: CheckpointModel) -> Mapping[str, Any]:
-    """config.json's quantization_config; empty where there is none."""
-    return as_mapping(model.detection.config.get("quantization_config"))
-
-
-def excluded(model: CheckpointModel) -> list[str]:
-    """The patterns of the modules that stay unquantized, from config.json or else from hf_quant_config.json."""
-    stated = declared(model)
-    if stated or HF_QUANT_CONFIG not in model.names:
-        return _patterns(stated, "ignore")
-    return _patterns(_hf_quant_config(model), "exclude_modules")
-
-
-def quantization_findings(model: CheckpointModel) -> Iterator[Finding]:
-    """Everything that keeps the packed weights from being read as they were meant."""
-    yield from _declaration_findings(model)
-    yield from _quantized_module_findings(model)
-    yield from _excluded_findings(model)
-    problems = list(_scale_findings(model))
-    yield from problems
-    if not problems:
-        yield from _value_findings(model)
-
-
-def _declaration_findings(model: CheckpointModel) -> Iterator[Finding]:
-    stated = declared(model)
-    if not stated:
-        yield model.found("nvfp4-no-quantization-config")
-    if stated.get("quant_algo") == ALGORITHMS[1] or any(n.endswith(INPUT_SCALE) for n in model.companions):
-        yield model.found("nvfp4-activations", algorithm=stated.get("quant_algo"))
-    if HF_QUANT_CONFIG not in model.names:
-        yield model.found("nvfp4-no-hf-quant-config")
-        return
-    other = _hf_quant_config(model)
-    sizes = {str(size) for size in (other.get("group_size"), _group_size(stated)) if size not in (None, BLOCK)}
-    if sizes:
-        yield model.found("nvfp4-group-size", found=min(sizes))
-    if stated:
-        same = {"quant_algo": stated.get("quant_algo"), "exclude_modules": sorted(_patterns(stated, "ignore"))}
-        for field, value in same.items():
-            found = sorted(_patterns(other, field)) if isinstance(value, list) else other.get(field)
-            if found != value:
-                yield model.found("nvfp4-config-mismatch", field=field)
-
-
-def _hf_quant_config(model: CheckpointModel) -> Mapping[str, Any]:
-    return as_mapping(read_json(model.checkpoint.directory / HF_QUANT_CONFIG).get("quantization"))
-
-
-def _group_size(stated: Mapping[str, Any]) -> Any:
-    try:
-        return stated["config_groups"]["group_0"]["weights"]["group_size"]
-    except (KeyError, TypeError):
-        return None
-
-
-def _patterns(stated: Mapping[str, Any], field: str) -> list[str]:
-    found = stated.get(field)
-    return list(map(str, found)) if isinstance(found, list) else []
-
-
-def _quantized_module_findings(model: CheckpointModel) -> Iterator[Finding]:
-    for name in model.packed:
-        if not model.specs[name].fused_group:
-            yield model.found("nvfp4-quantized-head", module=model.specs[name].module)
-            break
-    for group, members in _groups(model).items():
-        if 0 < sum(name in model.packed for name in members) < len(members):
-            yield model.found("nvfp4-partial-group", group=group)
-            break
-
-
-def _groups(model: CheckpointModel) -> Mapping[str, Sequence[str]]:
-    groups: dict[str, list[str]] = {}
-    for name, spec in model.specs.items():
-        if spec.fused_group:
-            groups.setdefault(spec.fused_group, []).append(name)
-    return groups
-
-
-def _excluded_findings(model: CheckpointModel) -> Iterator[Finding]:
-    patterns = excluded(model)
-    for needed in model.detection.architecture.unquantized:
-        if needed.endswith("*") and needed not in patterns:
-            yield model.found("excluded-modules-pattern", expected=needed)
-    plain = [n for n in model.weights if n not in model.packed and _engines_expect_packed(model, n)]
-    exposed = [model.specs[name].module for name in plain if not _is_excluded(model.specs[name].module, patterns)]
-    if exposed:
-        yield model.found("excluded-modules-missing", modules=listed_are(exposed))
-    hidden = [model.specs[n].module for n in model.packed if _is_excluded(model.specs[n].module, patterns)]
-    if hidden:
-        yield model.found("excluded-modules-packed", modules=listed_are(hidden))
-
-
-def _engines_expect_packed(model: CheckpointModel, hf_name: str) -> bool:
-    """Whether an engine, without a declaration, takes the module for a quantized one: linears and the head."""
-    return bool(model.specs[hf_name].fused_group) or model.specs[hf_name].module == model.detection.architecture.head
-
-
-def _is_excluded(module: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(module, pattern) or module.startswith(f"{pattern}.") for pattern in patterns)
-
-
-def _scale_findings(model: CheckpointModel) -> Iterator[Finding]:
-    expected = {scale: shape for name in model.packed for scale, shape in _scales_of(model, name).items()}
-    missing = [name for name in expected if name not in model.companions]
-    if missing:
-        yield model.found("nvfp4-missing-scale", tensors=listed_are(missing))
-    present = {name: model.companions[name] for name in expected if name in model.companions}
-    for name, info in present.items():
-        dtype = "F32" if name.endswith(GLOBAL_SCALE) else "F8_E4M3"
-        if info.dtype != dtype:
-            yield model.found("nvfp4-scale-type", tensor=name, found=info.dtype, expected=dtype)
-            return
-        if info.shape != expected[name]:
-            found, needed = list(info.shape), list(expected[name])
-            yield model.found("nvfp4-scale-shape", tensor=name, found=found, expected=needed)
-            return
-
-
-def _scales_of(model: CheckpointModel, hf_name: str) -> Mapping[str, tuple[int, ...]]:
-    """The two scales of a packed weight and their shapes."""
-    module, shape = model.specs[hf_name].module, model.specs[hf_name].shape
-    return {module + BLOCK_SCALE: (*shape[:-1], shape[-1] // BLOCK), module + GLOBAL_SCALE: ()}
-
-
-def _value_findings(model: CheckpointModel) -> Iterator[Finding]:
-    values = _global_scales(model)
-    if values is None:
-        yield model.found("nvfp4-scales-unread")
-        return
-    for name, value in values.items():
-        if not isfinite(value) or value <= 0:
-            yield model.found("nvfp4-bad-scale", tensor=name, value=value)
-            return
-    for group, members in _groups(model).items():
-        scales = [model.specs[name].module + GLOBAL_SCALE for name in members]
-        if len({values[scale] for scale in scales if scale in values}) > 1:
-            yield model.found("nvfp4-unequal-scales", group=group)
-            return
-
-
-def _global_scales(model: CheckpointModel) -> dict[str, float] | None:
-    """Every global scale by name; None where the hub would be asked too often."""
-    by_file: dict[str, list[tuple[str, TensorInfo]]] = {}
-    for name, info in model.companions.items():
-        if name.endswith(GLOBAL_SCALE):
-            by_file.setdefault(info.file.name, []).append((name, info))
-    values: dict[str, float] = {}
-    for file, scales in by_file.items():
-        data = model.location.read_spans(file, [(info.offset, info.nbytes) for _, info in scales])
-        if data is None:
-            return None
-        values |= {name: struct.unpack("<f", raw)[0] for (name, _), raw in zip(scales, data, strict=True)}
-    return values
-
-
 # The checkpoint as a whole. An unreadable header or config.json is an error; a readable one of another family is a note.
 
 _KIND: Final = "safetensors"
@@ -343,28 +184,25 @@ def checkpoint_findings(artefact: CheckpointArtefact) -> list[Finding]:
 
 
 def _inspected(artefact: CheckpointArtefact, location: ArtefactLocation) -> InspectedArtefact:
-    what = _foreign(artefact.checkpoint.config)
+    what = foreign(artefact.checkpoint)
     return _foreign_artefact(artefact.checkpoint, location, what) if what else _artefact(artefact, location)
 
 
-def _foreign(config: Mapping[str, Any]) -> str:
+def foreign(checkpoint: Checkpoint) -> str:
     """What a checkpoint is of which qtool knows nothing; empty if it does."""
-    names = config.get("architectures")
+    names = checkpoint.config.get("architectures")
     architecture = str(names[0]) if isinstance(names, list) and names else "unnamed"
     if architecture not in architectures():
         return f"a checkpoint of the architecture {architecture}"
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, Mapping):
-        return ""
-    method, algorithm = quantization.get("quant_method"), quantization.get("quant_algo")
-    if method == METHOD and algorithm in ALGORITHMS:
-        return ""
-    return f"a checkpoint quantized by {method}" + (f" ({algorithm})" if algorithm else "")
+    quantization = foreign_quantization(checkpoint)
+    return f"a checkpoint quantized by {quantization}" if quantization else ""
 
 
 def _artefact(artefact: CheckpointArtefact, location: ArtefactLocation) -> InspectedArtefact:
     model, detection = CheckpointModel(artefact, location), artefact.detection
-    is_quantized = bool(model.packed or declared(model) or HF_QUANT_CONFIG in model.names)
+    if wrong := list(field_findings(detection.config, model.target, is_vision=detection.architecture.is_vision)):
+        return replace(_foreign_artefact(artefact.checkpoint, location, ""), findings=tuple(wrong))
+    is_quantized = bool(model.packed or is_declared(model))
     findings = [
         *(() if detection.task else [model.found("safetensors-task-undeclared")]),
         *_tensor_findings(model),
@@ -372,6 +210,7 @@ def _artefact(artefact: CheckpointArtefact, location: ArtefactLocation) -> Inspe
         *(quantization_findings(model) if is_quantized else ()),
         *tokenizer_findings(model),
         *side_file_findings(model),
+        *source_findings(model),
     ]
     return InspectedArtefact(
         name=model.target,

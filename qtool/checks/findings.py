@@ -229,6 +229,18 @@ _NVFP4: Final[Mapping[str, Code]] = {
         "hf_quant_config.json is missing; TensorRT-LLM and older engines read it.", _QUANTIZE
     ),
     "nvfp4-config-mismatch": broken("config.json and hf_quant_config.json differ in {field}.", _QUANTIZE),
+    "nvfp4-declaration": broken(
+        "config.json declares the quantization {found}, but the weights are stored {stored}: engines misread or refuse "
+        "them.",
+        _QUANTIZE,
+    ),
+    "nvfp4-scheme": broken(
+        "The quantization_config of config.json says {field} = {found}, expected {expected} of W4A16 NVFP4.", _QUANTIZE
+    ),
+    "nvfp4-kv-cache": broken(
+        "A quantized key-value cache is declared ({found}), but its scales are missing: engines quantize it with scale 1.",
+        _QUANTIZE,
+    ),
     "nvfp4-group-size": broken("The declared block size is {found}, expected 16.", _QUANTIZE),
     "excluded-modules-pattern": broken(
         "The excluded modules lack {expected}, the one pattern for the vision tower that both vLLM and SGLang match.",
@@ -251,6 +263,31 @@ _CHECKPOINT: Final[Mapping[str, Code]] = {
     "safetensors-unknown-tensor": broken("The checkpoint holds {tensors}, which the architecture does not have."),
     "safetensors-tensor-shape": broken("{tensor} has the shape {found}, expected {expected} by config.json."),
     "safetensors-tensor-type": broken("{tensor} is stored as {found}, expected BF16, F16 or F32."),
+    "safetensors-field-type": broken("config.json: {field} is {found}, expected {expected}.", _FETCH),
+    "safetensors-two-weights": broken(
+        "The folder holds two sets of weights: {engines} load {found}; {others} load {expected}."
+    ),
+    "safetensors-unread-weights": note("{names} not read by any engine, since there are safetensors files."),
+    "safetensors-untied-head": broken(
+        "The head is tied, but lm_head.weight is stored and differs from the embedding: transformers and vLLM take it, "
+        "SGLang and llama.cpp do not."
+    ),
+    "safetensors-two-sources": warning(
+        "The {thing} is in both {first} and {second}, which differ: which one counts depends on the engine and its version."
+    ),
+    "safetensors-declared-type": warning(
+        "config.json declares {found}, but the weights are stored as {stored}: engines convert them while loading."
+    ),
+    "safetensors-unknown-type": broken("config.json declares the type {found}, which no engine computes in.", _FETCH),
+    "safetensors-adapter": broken(
+        "The folder holds {name}: transformers and sentence-transformers add its adapter, vLLM and SGLang load the weights "
+        "without it."
+    ),
+    "safetensors-own-code": broken(
+        "{path} names code of its own (auto_map), which engines run instead of theirs where remote code is trusted."
+    ),
+    "safetensors-code-file": note("The folder holds code that nothing refers to: {names}."),
+    "safetensors-template-reference": broken("{path} includes another template, which engines cannot load."),
     "safetensors-rope": broken("The rotary embedding is wrong: {problem}.", _FETCH),
     "safetensors-deepstack": broken("The deepstack features of pictures are lost: {problem}.", _FETCH),
     "safetensors-pooling": broken("sentence-transformers pools with {found}, expected lasttoken.", _FETCH),
@@ -307,6 +344,10 @@ _CONFIG: Final[Mapping[str, Code]] = {
     "other-tying": broken(f"The head is another matrix: {_HAS}.", _MAKE),
     "other-config": broken(f"The computation differs: {_HAS}.", _MAKE),
     "other-length": warning(f"The longest input differs: {_HAS}.", _MAKE),
+    "unknown-field": warning(
+        "config.json has {field} = {found}, the reference {expected}: qtool does not know whether an engine reads it."
+    ),
+    "unread-quantization": warning("The weights are quantized by {what}, which qtool does not read: nothing was compared."),
     "nothing-quantized": broken(
         "config.json declares {algorithm}, but no weight is packed: engines read plain weights as packed ones.", _QUANTIZE
     ),
@@ -320,6 +361,20 @@ _FILES: Final[Mapping[str, Code]] = {
         "The tokenizer lacks the added token {tokens}, whose text is then split into several tokens.", _MAKE
     ),
     "other-tokenizer-rules": broken("Text is split into other tokens: {part} differs from the reference's.", _MAKE),
+    "other-tokenizer-class": broken(
+        "The tokenizer class is {found}; the reference has {expected}: transformers, vLLM and SGLang split text otherwise.",
+        _FETCH,
+    ),
+    "other-token-list": broken(
+        "added_tokens_decoder gives {token} other properties than tokenizer.json: transformers follows the first.", _FETCH
+    ),
+    "other-truncation": broken(
+        "The tokenizer cuts texts at {found} tokens, the reference's at {expected}: long documents lose their end.", _FETCH
+    ),
+    "tokenizer-refused": broken("transformers cannot build the tokenizer: {problem}", _FETCH),
+    "other-ids": broken(
+        "transformers gives {text} the ids {found}, with the reference's tokenizer {expected}.", _FETCH
+    ),
     "other-padding-side": broken(
         "Batches are padded on the {found}, the reference's on the {expected}: the official code and "
         "sentence-transformers then read another position.",
@@ -328,6 +383,11 @@ _FILES: Final[Mapping[str, Code]] = {
     "other-special-tokens": warning(f"The special tokens differ: {_HAS}.", _MAKE),
     "missing-side-file": broken("{name} is missing; the reference has it: {effect}.", _FETCH),
     "other-side-file": broken("{name} differs from the reference's: {effect}.", _FETCH),
+    "added-side-file": broken("{name} is not in the reference: {effect}."),
+    "missing-rerank-template": broken(
+        "rerank_template.jinja is missing: without it as --chat-template vLLM and SGLang send another prompt.",
+        _QUANTIZE,
+    ),
     "other-minor-file": warning("{name} differs from the reference's."),
     "other-instruction": broken(
         "The baked instruction is not the official one, and no manifest declares it: {instruction}", _CONVERT

@@ -189,7 +189,7 @@ def _file_rows(artefact: Path, again: Path) -> Iterator[RederivedFile]:
 def _tensor_rows(found: Checkpoint, made: Checkpoint) -> Iterator[RederivedFile]:
     for name, info in found.tensors.items():
         again = made.tensors.get(name)
-        same_kind = again is not None and (again.dtype, again.shape) == (info.dtype, info.shape)
+        same_kind = again is not None and (again.dtype, again.shape or (1,)) == (info.dtype, info.shape or (1,))
         other = sha256_of_part(again.file, again.offset, again.nbytes) if again and same_kind else None
         if other is None and not _counts(name, found):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +14,16 @@ from qtool.arch.prompts import PromptSpec
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact, GgufArtefact
 from qtool.checks.checkpoint import checkpoint_findings
+from qtool.checks.checkpoint_model import CheckpointModel
+from qtool.checks.checkpoint_quantization import foreign_quantization
+from qtool.checks.checkpoint_sources import source_findings
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.gguf import gguf_findings
 from qtool.checks.reference import Planned, Reference
-from qtool.checks.stage import STRUCTURE, Stage, concluded
-from qtool.checks.structure_folder import fact_findings, folder_findings, nbytes_of, vocabulary_problem
+from qtool.checks.stage import STRUCTURE, Outcome, Stage, concluded
+from qtool.checks.structure_config import fact_findings
+from qtool.checks.structure_folder import folder_findings, nbytes_of
+from qtool.checks.structure_tokenizer import vocabulary_problem
 from qtool.errors import ModelError
 from qtool.export.gguf_metadata import DEFAULT_KEY, NAMES_KEY
 from qtool.formats.ggml import FLOAT_TYPES
@@ -36,6 +42,14 @@ _SCALES: Final = (".scale", ".input_scale")
 _PIXELS: Final = ("clip.vision.image_mean", "clip.vision.image_std")
 _JUDGED_ALONE: Final = (".pooling_type", ".classifier.output_labels")
 """What the inspection has judged without the reference."""
+_INHERITED: Final = (
+    "safetensors-two-sources",
+    "safetensors-own-code",
+    "safetensors-code-file",
+    "safetensors-declared-type",
+    "safetensors-unread-weights",
+)
+"""What is no fault where the reference has it, too: every engine then reads the same from both."""
 _ADDED: Final = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
@@ -154,19 +168,27 @@ def check_structure(artefact: Artefact, reference: Reference) -> Stage:
     started = time.monotonic()
     reference.require_unquantized()
     findings: list[Finding] = []
-    ratio = 0.0
+    ratio, unread = 0.0, ""
     try:
         if isinstance(artefact, GgufArtefact):
             findings += _gguf_findings(artefact, reference)
             nbytes = sum(model.nbytes for model in artefact.models)
         else:
-            findings += checkpoint_findings(artefact)
-            findings += folder_findings(artefact, reference)
+            unread = foreign_quantization(artefact.checkpoint)
+            inherited = {each for each in source_findings(CheckpointModel.of(reference)) if each.code in _INHERITED}
+            findings += [each for each in checkpoint_findings(artefact) if each not in inherited]
+            if not any(each.code == "safetensors-field-type" for each in findings):
+                findings += folder_findings(artefact, reference, weights=not unread)
             nbytes = nbytes_of(artefact.checkpoint)
         ratio = nbytes / max(nbytes_of(reference.checkpoint), 1)
     except ModelError as error:
         findings.append(finding("unreadable", artefact.path, problem=str(error)))
-    return concluded(STRUCTURE, started, findings, f"Matches the reference in structure, at {ratio:.2f} of its size.")
+    good = f"Matches the reference in structure, at {ratio:.2f} of its size."
+    if unread:
+        findings.append(finding("unread-quantization", artefact.path, what=unread))
+        good = findings[-1].sentence
+    stage = concluded(STRUCTURE, started, findings, good)
+    return replace(stage, outcome=Outcome.INCONCLUSIVE) if unread and stage.outcome is Outcome.PASS else stage
 
 
 def _gguf_findings(artefact: GgufArtefact, reference: Reference) -> Iterator[Finding]:

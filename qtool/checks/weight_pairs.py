@@ -18,8 +18,8 @@ from qtool.arch.spec import Presence
 from qtool.artefact import CheckpointArtefact, GgufArtefact
 from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.reference import Planned, Reference
-from qtool.export.engine import TensorSource
 from qtool.export.sources import Frame, Rows, Whole, float32_runs
+from qtool.export.tensor_writer import TensorSource
 from qtool.formats.floats import FLOAT_FORMATS, U8, Float32
 from qtool.formats.ggml import F32, NVFP4
 from qtool.formats.nvfp4 import BLOCK

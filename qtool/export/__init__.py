@@ -1,1 +1,1 @@
-"""Artefacts: NVFP4 checkpoints and GGUF files, planned from headers and written by one engine."""
+"""Artefacts: NVFP4 checkpoints and GGUF files, planned from headers and written by one writer of tensors."""

@@ -19,7 +19,6 @@ from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.console import human_size, written
 from qtool.errors import UsageError
-from qtool.export.engine import write_tensors
 from qtool.export.gguf_files import INTERMEDIATE, Namer, PlannedFile, language_files, projector_file
 from qtool.export.gguf_metadata import rank_prompt
 from qtool.export.gguf_plan import (
@@ -32,6 +31,7 @@ from qtool.export.gguf_plan import (
 )
 from qtool.export.imatrix import LAYER, ImportanceMatrix, check_imatrix
 from qtool.export.llama_quantize import Quantizer, find_quantizer
+from qtool.export.tensor_writer import write_tensors
 from qtool.formats.ggml import NVFP4
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME, manifest, versions

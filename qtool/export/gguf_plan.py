@@ -14,9 +14,9 @@ from qtool.arch.detect import Detection
 from qtool.arch.gguf_names import PATCH_EMBEDDINGS, POSITION_EMBEDDING
 from qtool.arch.spec import Presence, Task, TensorSpec
 from qtool.errors import ModelError, UsageError
-from qtool.export.engine import TensorSource
 from qtool.export.gguf_metadata import PROMPTS, PromptChoice
 from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, Whole
+from qtool.export.tensor_writer import TensorSource
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
 from qtool.options import Options
 from qtool.storage.checkpoint import Checkpoint, TensorInfo, named_tensors, require_shape

@@ -18,6 +18,7 @@ from qtool.errors import ModelError, QtoolError, SetupError
 from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES
 from qtool.export.imatrix import ImportanceMatrix, read_imatrix
 from qtool.formats.ggml import GGML_TYPES
+from qtool.storage.gguf import MAGIC
 
 _TYPE_NUMBERS: Final = {ggml_type.name.lower(): number for number, ggml_type in GGML_TYPES.items()}
 _LONGEST_TEXT: Final = 127  # bytes of an override's value
@@ -104,11 +105,13 @@ def _overrides(library: ModuleType, matrix: ImportanceMatrix) -> Iterator[tuple[
 
 
 def _read(path: Path) -> ImportanceMatrix:
-    try:
-        return read_imatrix(path)
-    except ModelError as error:
-        hint = "An importance matrix in the old format (.dat) needs the program llama-quantize on PATH."
-        raise ModelError(error.message, error.hint or hint) from None
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ModelError(
+                f"{path} is not a GGUF file.",
+                "An importance matrix in the old format (.dat) needs the program llama-quantize on PATH.",
+            )
+    return read_imatrix(path)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 
 from qtool.errors import ModelError, SetupError
-from qtool.export.engine import chunk_ranges, float_format_of, read_bits
 from qtool.export.nvfp4 import check_weights, quantization_sources, relative_error
 from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan, hf_quant_config
+from qtool.export.tensor_writer import chunk_ranges, float_format_of, read_bits
 from qtool.formats.nvfp4 import BLOCK
 from qtool.formats.nvfp4_kernels import dequantize
 from qtool.jsonfile import read_json

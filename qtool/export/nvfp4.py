@@ -11,7 +11,8 @@ import numpy as np
 from typing_extensions import override
 
 from qtool.errors import ModelError, UsageError
-from qtool.export.engine import (
+from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan
+from qtool.export.tensor_writer import (
     Encoded,
     TensorChunk,
     TensorSource,
@@ -20,7 +21,6 @@ from qtool.export.engine import (
     float_format_of,
     read_bits,
 )
-from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan
 from qtool.formats.floats import U8, Float32
 from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables, global_scale, is_usable_scale
 from qtool.formats.nvfp4_kernels import encode

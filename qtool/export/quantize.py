@@ -401,8 +401,8 @@ def _write(
 def _write_streaming(
     job: QuantizeJob, folder: Path, progress: Progress, rounding: Rounding | None
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
-    from qtool.export.engine import write_tensors
     from qtool.export.nvfp4 import quantization_sources, relative_errors
+    from qtool.export.tensor_writer import write_tensors
 
     sources = quantization_sources(job.checkpoint, job.plan, rounding)
     meter = Meter(sum(source.work_bytes for source in sources), progress)

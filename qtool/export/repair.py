@@ -17,7 +17,6 @@ from qtool.arch.prompts import ANSWERS, NO, YES, PromptSpec
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact, require_family
 from qtool.errors import ModelError, UsageError
-from qtool.export.engine import TensorSource, write_tensors
 from qtool.export.gguf_metadata import (
     NAMES_KEY,
     rank_prompt,
@@ -26,6 +25,7 @@ from qtool.export.gguf_metadata import (
 )
 from qtool.export.gguf_plan import Inventory, PlannedGgufTensor, take_inventory
 from qtool.export.sources import Rows, StoredRows, StoredTensor, encode_rows
+from qtool.export.tensor_writer import TensorSource, write_tensors
 from qtool.formats.ggml import F32, FLOAT_TYPES, GGML_TYPES, GgmlType
 from qtool.jsonfile import json_bytes
 from qtool.manifest import manifest, versions

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from qtool.errors import ModelError
-from qtool.export.engine import (
+from qtool.export.tensor_writer import (
     Encoded,
     TensorChunk,
     TensorSource,

@@ -36,7 +36,9 @@ class PromptTokenizer:
             raise ModelError(f"tokenizer.json is missing from {directory}.")
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # the Rust side raises bare Exception, and panics as no Exception at all
             raise ModelError(f"Cannot read the tokenizer {path}: {error}.") from error
         return cls(tokenizer, _special_ids(tokenizer, directory))
 
@@ -82,8 +84,20 @@ def _special_ids(tokenizer: Tokenizer, directory: Path) -> frozenset[int]:
 
 
 def _declared(config: Mapping[str, Any]) -> list[str]:
-    tokens: list[Any] = [config.get(field) for field in _NAMED]
+    """The texts of all special tokens. Raises ModelError for what is none."""
+    tokens: list[tuple[str, Any]] = [(field, config.get(field)) for field in _NAMED]
     for field in _LISTED:
         listed = config.get(field) or ()
-        tokens.extend(listed.values() if isinstance(listed, Mapping) else listed)
-    return [token["content"] if isinstance(token, Mapping) else token for token in tokens if token]
+        several = [*listed.values()] if isinstance(listed, Mapping) else listed
+        if not isinstance(several, list | tuple):
+            raise ModelError(f"tokenizer_config.json: {field} is {several!r:.80}, expected a list of tokens.")
+        tokens.extend((field, each) for each in several)
+    return [_text_of(field, token) for field, token in tokens if token]
+
+
+def _text_of(field: str, token: Any) -> str:
+    """The text of a special token, which may be written as an object."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if not isinstance(text, str) or (not text.isprintable() and any(0xD800 <= ord(each) < 0xE000 for each in text)):
+        raise ModelError(f"tokenizer_config.json: {field} is {token!a:.80}, expected a token.")
+    return text

@@ -32,7 +32,11 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
+    "F8_E8M0": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
 """Element types of safetensors and the numpy types that hold them."""
@@ -90,7 +94,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 def _weight_files(directory: Path) -> list[Path]:
     if (directory / INDEX).is_file():
-        names = sorted(set(_weight_map(directory).values()))
+        names = sorted(set(weight_map(directory).values()))
     elif (directory / SINGLE).is_file():
         names = [SINGLE]
     else:
@@ -103,17 +107,18 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _weight_map(directory: Path) -> Mapping[str, str]:
-    weight_map = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+def weight_map(directory: Path) -> Mapping[str, str]:
+    """The file of each tensor, as the index says. Raises ModelError."""
+    files = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise ModelError(f"{directory / INDEX} has no `weight_map` of tensor to file names.")
-    return weight_map
+    return files
 
 
 def _check_index(directory: Path, tensors: Mapping[str, TensorInfo]) -> None:
     if not (directory / INDEX).is_file():
         return
-    for hf_name, file_name in _weight_map(directory).items():
+    for hf_name, file_name in weight_map(directory).items():
         found = tensors.get(hf_name)
         if found is None or found.file.name != file_name:
             where = f"that file does not hold it{f' ({found.file.name} does)' if found else ''}"

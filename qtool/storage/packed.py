@@ -74,7 +74,7 @@ def _scale(checkpoint: Checkpoint, hf_name: str, suffix: str, dtype: str, shape:
         raise ModelError(f"{name} is missing: the packed weight cannot be read without it.")
     if found.dtype != dtype:
         raise ModelError(f"{found.hf_name} is stored as {found.dtype}, expected {dtype}.")
-    if found.shape != shape:
+    if found.shape not in (shape, shape or (1,)):  # other exporters store a scalar as one of [1]
         weight = list(checkpoint.tensors[hf_name].shape)
         raise ModelError(
             f"{found.hf_name} has shape {list(found.shape)}, expected {list(shape)} for its weight {weight}."

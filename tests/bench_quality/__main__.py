@@ -67,7 +67,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--beds", nargs="+", default=list(beds()), choices=list(beds()))
     parser.add_argument("--samples", type=int, default=256, help="calibration pairs or sentences")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="0 is the model itself, others are twins")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="0 is the model itself, others are twins"
+    )
     parser.add_argument("--evaluated", type=int, default=200, help="pairs or sentences of each evaluation")
     parser.add_argument("--recipes", nargs="+", default=["bf16", *RECIPES], choices=["bf16", *RECIPES])
     parser.add_argument("--results", type=Path, default=Path("bench-out/quality.jsonl"))
@@ -99,7 +101,11 @@ def read(path: Path) -> list[Row]:
 
 def brief(row: Row) -> str:
     """The drifts in one line."""
-    parts = [f"{key} {measure} {each['raw']:.4f}/{each['centred']:.4f}" for key, found in row["drifts"].items() for measure, each in found.items()]
+    parts = [
+        f"{key} {measure} {each['raw']:.4f}/{each['centred']:.4f}"
+        for key, found in row["drifts"].items()
+        for measure, each in found.items()
+    ]
     return ", ".join(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ class Batch:
 class Bed:
     """`forward(model, batch)` gives the last hidden states [b, t, hidden]; `answers` what is compared, by measure [n, …].
 
-    `layers(model)` are its decoder or encoder layers. `rides`: something is added between the layers.
+    `layers(model)` are its decoder or encoder layers. `probe` is a number of the answers to
+    differentiate, with signs drawn at random where an answer is a vector. `rides`: something is added between the layers.
     """
 
     name: str
@@ -50,8 +51,8 @@ class Bed:
     answers: Callable[[torch.nn.Module, Sequence[Batch]], Mapping[str, NDArray[np.float32]]]
     calibration: Sequence[Batch]
     evaluations: Mapping[str, Sequence[Batch]]
+    probe: Callable[[torch.nn.Module, Batch, torch.Generator], torch.Tensor]
     rides: bool = False
-    probe: Callable[[torch.nn.Module, Batch, torch.Generator], torch.Tensor] | None = field(default=None)
 
 
 def kept_once(prompts: Sequence[Sequence[int]], seen: set[tuple[int, ...]]) -> NDArray[np.bool_]:

@@ -55,11 +55,22 @@ def demo(kind: str, pairs: int, seed: int, queries: int = 12) -> Bed:
         values = answers_of(base, batch)
         return (values * torch.randint(0, 2, values.shape, generator=generator).mul(2).sub(1)).sum()
 
-    plan = PanelPlan("bench-calibration", "mixed", 9_000 + seed, max(1, pairs // 2), 2, ("text", "picture", "both"), held_out=False)
+    plan = PanelPlan(
+        "bench-calibration", "mixed", 9_000 + seed, max(1, pairs // 2), 2, ("text", "picture", "both"), held_out=False
+    )
     calibration = batches(_panel(plan))
     evaluations = {name: batches(load_panel(find_panel(panel)).first(queries)) for name, panel in PANELS.items()}
     return Bed(
-        f"demo {kind}", model, lambda each: each.language_model.layers, GROUPS, run, answers, calibration, evaluations, rides=True, probe=probe
+        f"demo {kind}",
+        model,
+        lambda each: each.language_model.layers,
+        GROUPS,
+        run,
+        answers,
+        calibration,
+        evaluations,
+        rides=True,
+        probe=probe,
     )
 
 

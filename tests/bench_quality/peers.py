@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
+import numba
 import numpy as np
 
-from qtool.calibration.hessian import damped, feedback_factor, row_tiles
+from qtool.calibration.hessian import damped, feedback_factor
 from qtool.calibration.moments import Moments
-from qtool.calibration.rounding import round_reference
+from qtool.calibration.rounding import BATCH, MIDPOINTS
 from qtool.formats.floats import E4M3_MAX, E4M3_MIN, E4M3_VALUES, FLOAT_FORMATS, encode_e4m3
 from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, block_scale_codes, encode_reference, encode_tables, global_scale
 from qtool.formats.nvfp4_kernels import dequantize, encode
@@ -41,18 +42,33 @@ def gptq(weights: Weights, moments: Moments, pool: Executor) -> list[np.ndarray]
     def rows_of(work: np.ndarray) -> np.ndarray:
         codes = block_scale_codes(np.abs(work.reshape(len(work), -1, BLOCK)).max(axis=2), scale)
         factors, work, result = E4M3_VALUES[codes] * scale, work.copy(), np.empty_like(work)
-        for first in range(0, work.shape[1], 128):
-            last = min(first + 128, work.shape[1])
+        for first in range(0, work.shape[1], BATCH):
+            last = min(first + BATCH, work.shape[1])
             errors = np.empty((len(work), last - first), np.float32)
-            for j in range(first, last):
-                factor = factors[:, j // BLOCK]
-                result[:, j] = E2M1_VALUES[round_reference(work[:, j], factor)] * factor
-                errors[:, j - first] = (work[:, j] - result[:, j]) / feedback[j, j]
-                work[:, j + 1 : last] -= errors[:, j - first, None] * feedback[j, j + 1 : last]
+            _feed_back(work, first, np.ascontiguousarray(feedback[first:last, first:last]), factors, result, errors)
             work[:, last:] -= errors @ feedback[first:last, last:]
         return result
 
-    return [np.concatenate(list(pool.map(lambda rows, w=weight: rows_of(w[rows]), row_tiles(len(weight))))) for weight in weights]
+    return [
+        np.concatenate(list(pool.map(rows_of, np.array_split(weight, -(-len(weight) // 256))))) for weight in weights
+    ]
+
+
+@numba.njit(nogil=True, cache=True)
+def _feed_back(work, start, feedback, factors, result, errors):
+    for row in range(work.shape[0]):
+        for j in range(errors.shape[1]):
+            factor = factors[row, (start + j) // 16]
+            quotient, nearest = abs(work[row, start + j]) / factor, 0
+            for code in range(1, 8):
+                if quotient > MIDPOINTS[code - 1]:
+                    nearest = code
+            value = E2M1_VALUES[nearest] * factor
+            value = -value if work[row, start + j] < 0 else value
+            result[row, start + j] = value
+            errors[row, j] = (work[row, start + j] - value) / feedback[j, j]
+            for k in range(j + 1, errors.shape[1]):
+                work[row, start + k] -= errors[row, j] * feedback[j, k]
 
 
 def _encoded(weights: Weights, amax: np.float32, scale: np.float32, search: Callable[..., None]) -> list[np.ndarray]:

@@ -1,12 +1,14 @@
-"""Calibrates a bed's model layer by layer: the original and the quantized stream side by side, through transformers' layers."""
+"""Calibrates a bed's model layer by layer: the original and the quantized stream side by side, through transformers' layers.
+
+It is short rather than fast: each group's inputs come from running its whole layer again.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,13 @@ from qtool.calibration.hessian import predict
 from qtool.calibration.moments import Moments, MomentSums
 from qtool.formats.nvfp4_kernels import dequantize
 from tests.bench_quality.beds import Batch, Bed, Group
+from tests.bench_quality.token_weights import TokenWeights, token_weights
 
 Rounding = Callable[[Sequence[np.ndarray], Moments, Executor], list[np.ndarray]]
 """The restored weights of a fused group, from its weights and moments."""
+
+NOTHING = Moments(np.empty((0, 0)), np.empty(0), None, None, 0)
+"""The moments that a recipe without data gets."""
 
 
 @dataclass(frozen=True)
@@ -36,160 +42,11 @@ class Recipe:
 
 @dataclass
 class Report:
-    """What the moments predicted: one number a group, over all layers."""
+    """What the moments predicted, one number a group, and on how many tokens."""
 
-    gains: list[float]
-    centred: list[float]
-    tokens: int = 0
-
-
-class _Stop(Exception):
-    pass
-
-
-def quantize(bed: Bed, recipe: Recipe, pool: Executor) -> tuple[torch.nn.Module, Report]:
-    """A copy of the bed's model with every linear of its groups rounded by `recipe`."""
-    model = copy.deepcopy(bed.model)
-    report = Report([], [], sum(batch.tokens for batch in bed.calibration))
-    if not recipe.needs_data:
-        with torch.no_grad():
-            for layer in bed.layers(model):
-                for group in bed.groups:
-                    _round(layer, group, recipe, NOTHING, pool)
-        return model, report
-    token_weights = _token_weights(bed) if recipe.weighted else None
-    with torch.no_grad():
-        started = [_start(bed, batch) for batch in bed.calibration]
-        original = [hidden for hidden, _, _ in started]
-        quantized = [hidden.clone() for hidden in original]
-        for index, (layer, rounded) in enumerate(zip(bed.layers(bed.model), bed.layers(model), strict=True)):
-            seen = [_observe(layer, hidden, call, bed.groups) for hidden, (_, call, _) in zip(original, started, strict=True)]
-            for group in bed.groups:
-                moments = _moments(bed, recipe, group, rounded, quantized, started, seen, token_weights, index, pool)
-                if recipe.asymmetric:
-                    predicted = predict(moments)
-                    report.gains.append(predicted.gain)
-                    report.centred.append(predicted.gain_centred)
-                _round(rounded, group, recipe, moments, pool)
-            for number, (_, call, rides) in enumerate(started):
-                ride = rides[index] if rides else 0
-                original[number] = seen[number][""][0] + ride
-                quantized[number] = _output(rounded(quantized[number], **call)) + ride
-    return model, report
-
-
-NOTHING = Moments(np.empty((0, 0)), np.empty(0), None, None, 0)
-
-
-def _round(layer: torch.nn.Module, group: Group, recipe: Recipe, moments: Moments, pool: Executor) -> None:
-    linears = [layer.get_submodule(name) for name in group.linears]
-    restored = recipe.round([_array(each.weight) for each in linears], moments, pool)
-    for linear, weight in zip(linears, restored, strict=True):
-        linear.weight.copy_(torch.from_numpy(weight))
-
-
-def _moments(
-    bed: Bed,
-    recipe: Recipe,
-    group: Group,
-    rounded: torch.nn.Module,
-    quantized: Sequence[torch.Tensor],
-    started: Sequence[Any],
-    seen: Sequence[Mapping[str, Any]],
-    token_weights: Any,
-    index: int,
-    pool: Executor,
-) -> Moments:
-    linears = [rounded.get_submodule(name) for name in group.linears]
-    rows, columns = sum(each.weight.shape[0] for each in linears), linears[0].weight.shape[1]
-    has_drift = recipe.asymmetric and group.stream is not None
-    sums = MomentSums(columns, cross=recipe.asymmetric and not has_drift, drift=rows if has_drift else 0, pool=pool)
-    for number, batch in enumerate(bed.calibration):
-        inputs, stream = seen[number][group.linears[0]]
-        now, now_stream = inputs, stream
-        if recipe.sequential:
-            now, now_stream = _observe(rounded, quantized[number], started[number][1], [group])[group.linears[0]]
-        keep = batch.keep
-        sums.add(
-            _array(now)[keep],
-            _array(inputs)[keep] if recipe.asymmetric and not has_drift else None,
-            _array(stream - now_stream)[keep] if has_drift else None,
-            token_weights[index][group.linears[0]][number][keep] if token_weights else None,
-        )
-    return sums.moments()
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
-
-
-def _output(result: Any) -> torch.Tensor:
-    return result[0] if isinstance(result, tuple) else result
-
-
-@contextmanager
-def hooks(*handles: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _start(bed: Bed, batch: Batch) -> tuple[torch.Tensor, dict[str, Any], list[torch.Tensor]]:
-    """What the first layer is called with, and what is added after each layer."""
-    calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
-    outputs: list[torch.Tensor] = []
-
-    def before(_module: Any, args: Any, kwargs: Any) -> None:
-        calls.append((args[0] if args else kwargs["hidden_states"], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
-        if not bed.rides:
-            raise _Stop
-
-    layers = bed.layers(bed.model)
-    handles = [each.register_forward_pre_hook(before, with_kwargs=True) for each in layers]
-    handles += [each.register_forward_hook(lambda _m, _a, result: outputs.append(_output(result))) for each in layers]
-    with hooks(*handles):
-        try:
-            bed.forward(bed.model, batch)
-        except _Stop:
-            return (*calls[0], [])
-    rides = [then - output for (then, _), output in zip(calls[1:], outputs, strict=False)]
-    return (*calls[0], [*rides, torch.zeros_like(calls[0][0])])
-
-
-def _observe(
-    layer: torch.nn.Module, hidden: torch.Tensor, call: Mapping[str, Any], groups: Sequence[Group]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
-    """By each group's first linear its input and the stream after it; "" has the layer's output where the layer ended."""
-    found: dict[str, Any] = {group.linears[0]: [None, None] for group in groups}
-    alone = groups[0] if len(groups) == 1 else None
-
-    def keep_input(name: str, place: int, *, stop: bool) -> Callable[..., None]:
-        def hook(_module: Any, args: Any) -> None:
-            found[name][place] = args[0]
-            if stop:
-                raise _Stop
-
-        return hook
-
-    handles = []
-    for group in groups:
-        name = group.linears[0]
-        stop = alone is not None and group.stream is None
-        handles.append(layer.get_submodule(name).register_forward_pre_hook(keep_input(name, 0, stop=stop)))
-        if group.stream:
-            hook = keep_input(name, 1, stop=alone is not None)
-            handles.append(layer.get_submodule(group.stream).register_forward_pre_hook(hook))
-    with hooks(*handles):
-        try:
-            output = _output(layer(hidden, **call))
-        except _Stop:
-            return {name: tuple(pair) for name, pair in found.items()}
-    for group in groups:
-        if group.stream == "":
-            found[group.linears[0]][1] = output
-    return {**{name: tuple(pair) for name, pair in found.items()}, "": (output, None)}
+    tokens: int
+    gains: list[float] = field(default_factory=list)
+    centred: list[float] = field(default_factory=list)
 
 
 def calibrated(effort: Effort) -> Rounding:
@@ -202,35 +59,155 @@ def calibrated(effort: Effort) -> Rounding:
     return rounding
 
 
-def _token_weights(bed: Bed) -> list[dict[str, list[np.ndarray]]]:
-    """By layer, group and batch the weight [b, t] of each token: the squared gradient of the answer, mean 1 over kept tokens."""
-    generator = torch.Generator().manual_seed(0)
-    found: list[dict[str, list[np.ndarray]]] = [{group.linears[0]: [] for group in bed.groups} for _ in bed.layers(bed.model)]
-    for batch in bed.calibration:
-        taken: list[tuple[int, str, torch.Tensor]] = []
-        handles = []
-        for index, layer in enumerate(bed.layers(bed.model)):
-            for group in bed.groups:
-                for name in group.linears:
-                    def hook(_m: Any, _a: Any, output: torch.Tensor, place: tuple[int, str] = (index, group.linears[0])) -> torch.Tensor:
-                        output.requires_grad_()
-                        output.retain_grad()
-                        taken.append((*place, output))
-                        return output
+def quantize(bed: Bed, recipe: Recipe, pool: Executor) -> tuple[torch.nn.Module, Report]:
+    """A copy of the bed's model with every linear of its groups rounded by `recipe`."""
+    model = copy.deepcopy(bed.model)
+    report = Report(sum(batch.tokens for batch in bed.calibration) if recipe.needs_data else 0)
+    weights = token_weights(bed) if recipe.weighted else None
+    with torch.no_grad():
+        if recipe.needs_data:
+            _Calibration(bed, recipe, pool, report, weights).run(model)
+        else:
+            for layer in bed.layers(model):
+                for group in bed.groups:
+                    _round(layer, group, recipe, NOTHING, pool)
+    return model, report
 
-                    handles.append(layer.get_submodule(name).register_forward_hook(hook))
-        with hooks(*handles), torch.enable_grad():
-            assert bed.probe is not None
-            bed.probe(bed.model, batch, generator).backward()
-        parts: dict[tuple[int, str], np.ndarray] = {}
-        for index, name, output in taken:
-            squares = output.grad.pow(2).sum(-1).numpy()
-            parts[index, name] = parts.get((index, name), 0) + squares
-        for (index, name), squares in parts.items():
-            found[index][name].append(squares.astype(np.float32))
-    for groups in found:
-        for weights in groups.values():
-            total = np.concatenate([each[batch.keep] for each, batch in zip(weights, bed.calibration, strict=True)])
-            for each in weights:
-                each /= total.mean()
+
+def _round(layer: torch.nn.Module, group: Group, recipe: Recipe, moments: Moments, pool: Executor) -> None:
+    linears = [layer.get_submodule(name) for name in group.linears]
+    restored = recipe.round([each.weight.detach().numpy() for each in linears], moments, pool)
+    for linear, weight in zip(linears, restored, strict=True):
+        linear.weight.copy_(torch.from_numpy(weight))
+
+
+class _Calibration:
+    def __init__(self, bed: Bed, recipe: Recipe, pool: Executor, report: Report, weights: TokenWeights | None) -> None:
+        self.bed, self.recipe, self.pool, self.report, self.weights = bed, recipe, pool, report, weights
+        self.starts = [_start(bed, batch) for batch in bed.calibration]
+        self.original = [start.hidden for start in self.starts]
+        self.quantized = [start.hidden.clone() for start in self.starts]
+
+    def run(self, model: torch.nn.Module) -> None:
+        for index, (layer, rounded) in enumerate(
+            zip(self.bed.layers(self.bed.model), self.bed.layers(model), strict=True)
+        ):
+            seen = [
+                _observe(layer, hidden, start.call, self.bed.groups)
+                for hidden, start in zip(self.original, self.starts, strict=True)
+            ]
+            for group in self.bed.groups:
+                _round(rounded, group, self.recipe, self.moments(index, group, rounded, seen), self.pool)
+            for number, start in enumerate(self.starts):
+                ride = start.rides[index] if start.rides else 0
+                self.original[number] = seen[number].output + ride
+                self.quantized[number] = _output(rounded(self.quantized[number], **start.call)) + ride
+
+    def moments(self, index: int, group: Group, rounded: torch.nn.Module, seen: Sequence[_Observed]) -> Moments:
+        name = group.linears[0]
+        linears = [rounded.get_submodule(each) for each in group.linears]
+        has_drift = self.recipe.asymmetric and group.stream is not None
+        has_cross = self.recipe.asymmetric and not has_drift
+        rows, columns = sum(each.weight.shape[0] for each in linears), linears[0].weight.shape[1]
+        sums = MomentSums(columns, cross=has_cross, drift=rows if has_drift else 0, pool=self.pool)
+        for number, batch in enumerate(self.bed.calibration):
+            then = now = seen[number]
+            if self.recipe.sequential:
+                now = _observe(rounded, self.quantized[number], self.starts[number].call, [group])
+            sums.add(
+                now.inputs[name].numpy()[batch.keep],
+                then.inputs[name].numpy()[batch.keep] if has_cross else None,
+                (then.streams[name] - now.streams[name]).numpy()[batch.keep] if has_drift else None,
+                self.weights[index][name][number][batch.keep] if self.weights else None,
+            )
+        moments = sums.moments()
+        if self.recipe.asymmetric:
+            predicted = predict(moments)
+            self.report.gains.append(predicted.gain)
+            self.report.centred.append(predicted.gain_centred)
+        return moments
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the first layer is called with for a batch, and what is added after each layer (empty: nothing)."""
+
+    hidden: torch.Tensor
+    call: Mapping[str, Any]
+    rides: Sequence[torch.Tensor]
+
+
+class _Stop(Exception):  # noqa: N818  (nothing went wrong)
+    pass
+
+
+def _start(bed: Bed, batch: Batch) -> _Start:
+    calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    outputs: list[torch.Tensor] = []
+
+    def before(_module: Any, args: Any, kwargs: Any) -> None:
+        others = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+        calls.append((args[0] if args else kwargs["hidden_states"], others))
+        if not bed.rides:
+            raise _Stop
+
+    def after(_module: Any, _args: Any, result: Any) -> None:
+        outputs.append(_output(result))
+
+    layers = bed.layers(bed.model)
+    handles = [each.register_forward_pre_hook(before, with_kwargs=True) for each in layers]
+    handles += [each.register_forward_hook(after) for each in layers]
+    try:
+        bed.forward(bed.model, batch)
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    rides = [then - output for (then, _), output in zip(calls[1:], outputs, strict=False)]
+    hidden, call = calls[0]
+    return _Start(hidden, call, [*rides, torch.zeros_like(hidden)] if bed.rides else [])
+
+
+@dataclass
+class _Observed:
+    """By each group's first linear its input and the residual stream after it, and the layer's output."""
+
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    streams: dict[str, torch.Tensor] = field(default_factory=dict)
+    output: torch.Tensor = field(default_factory=torch.Tensor)
+
+
+def _observe(
+    layer: torch.nn.Module, hidden: torch.Tensor, call: Mapping[str, Any], groups: Sequence[Group]
+) -> _Observed:
+    """Run the layer; with one group no further than it must."""
+    found = _Observed()
+    handles = []
+
+    def watch(module: str, place: dict[str, torch.Tensor], name: str, *, is_last: bool) -> None:
+        def hook(_module: Any, args: Any) -> None:
+            place[name] = args[0]
+            if is_last:
+                raise _Stop
+
+        handles.append(layer.get_submodule(module).register_forward_pre_hook(hook))
+
+    for group in groups:
+        name, is_alone = group.linears[0], len(groups) == 1
+        watch(name, found.inputs, name, is_last=is_alone and group.stream is None)
+        if group.stream:
+            watch(group.stream, found.streams, name, is_last=is_alone)
+    try:
+        found.output = _output(layer(hidden, **call))
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    found.streams.update({group.linears[0]: found.output for group in groups if group.stream == ""})
     return found
+
+
+def _output(result: Any) -> torch.Tensor:
+    return result[0] if isinstance(result, tuple) else result

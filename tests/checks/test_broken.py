@@ -93,7 +93,7 @@ def test_there_is_a_case_for_each_code():
     elsewhere = {
         "other-length", "mostly-unquantized", "other-minor-file", "narrower-type", "other-special-tokens", "other-chat-template",
         "blocks-otherwise-rounded", "weights-not-compared", "recipe-assumed", "files-not-rederived", "fields-not-rederived",
-        "prompt-vision-template", "prompt-pictures", "prompt-untold",
+        "prompt-vision-template", "prompt-pictures", "prompt-untold", "unknown-field", "unread-quantization",
     }  # fmt: skip
     assert covered | elsewhere >= set(COMPARISON_CODES)
     assert covered <= {*COMPARISON_CODES, *INSPECTED}

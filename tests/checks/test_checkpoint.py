@@ -138,6 +138,11 @@ def edit_hf_quant_config(folder, **changes):
 
 
 def quantize_activations(folder):
+    def change(tensors):
+        scales = [name for name in tensors if name.endswith(".weight_scale_2")]
+        tensors.update({name.replace(".weight_scale_2", ".input_scale"): torch.tensor(0.01) for name in scales})
+
+    rewrite_safetensors(folder, change)
     declared = config_of(folder)["quantization_config"] | {"quant_algo": "NVFP4"}
     edit_json(folder / "config.json", quantization_config=declared)
     edit_hf_quant_config(folder, quant_algo="NVFP4")
@@ -148,7 +153,7 @@ NVFP4 = {
     "nvfp4-scale-type": in_tensors(
         lambda t: t.update({f"{QUERY}.weight_scale": t[f"{QUERY}.weight_scale"].view(torch.uint8)})
     ),
-    "nvfp4-scale-shape": scale_of(QUERY, torch.ones(1)),
+    "nvfp4-scale-shape": scale_of(QUERY, torch.ones(2)),
     "nvfp4-bad-scale": scale_of(QUERY, torch.tensor(-1.0)),
     "nvfp4-unequal-scales": scale_of(QUERY, torch.tensor(0.5)),
     "nvfp4-partial-group": unpack,
@@ -241,6 +246,7 @@ def test_a_lone_hf_quant_config_is_not_enough(copy_of):
 
 def test_another_quantization_is_named_and_left_alone(copy_of):
     folder = copy_of("reranker")
+    rewrite_safetensors(folder, lambda t: t.update({f"{QUERY}.qweight": t.pop(f"{QUERY}.weight").to(torch.int32)}))
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     (finding,) = inspect(str(folder)).findings
     assert finding.code == "safetensors-foreign"
@@ -286,10 +292,10 @@ def test_nonsense_in_lists_is_survived(copy_of):
     inspect(str(folder)).to_dict()
 
 
-def test_deepstack_layers_that_are_none_are_an_error(copy_of):
+def test_deepstack_layers_that_are_none_are_found(copy_of):
     folder = copy_of("reranker")
     edit_json(
         folder / "config.json", vision_config=config_of(folder)["vision_config"] | {"deepstack_visual_indexes": 3}
     )
-    with pytest.raises(ModelError, match="deepstack_visual_indexes is 3"):
-        inspect(str(folder))
+    (finding,) = inspect(str(folder)).findings
+    assert finding.sentence == "config.json: vision_config.deepstack_visual_indexes is 3, expected a list of layers."

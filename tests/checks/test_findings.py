@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 
 from qtool.checks.findings import INSPECTION_CODES, Severity, finding, listed, listed_are
-from tests.checks import test_checkpoint, test_gguf, test_gguf_nvfp4, test_gguf_parts, test_gguf_projector, test_remote
+from tests.checks import (
+    test_checkpoint,
+    test_gguf,
+    test_gguf_nvfp4,
+    test_gguf_parts,
+    test_gguf_projector,
+    test_remote,
+    test_sources,
+)
 
-TESTS = (test_gguf, test_gguf_projector, test_gguf_nvfp4, test_gguf_parts, test_checkpoint, test_remote)
+TESTS = (test_gguf, test_gguf_projector, test_gguf_nvfp4, test_gguf_parts, test_checkpoint, test_remote, test_sources)
 
 
 def test_every_code_is_tested():

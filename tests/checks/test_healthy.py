@@ -111,6 +111,29 @@ def test_what_may_be_meant_so_is_a_warning(code, name, change, builder, tmp_path
     assert codes(check_structure(artefact, builder.reference(name.partition("/")[0]))) == (Outcome.PASS, [code])
 
 
+def test_a_field_that_qtool_does_not_know_is_a_warning(builder, tmp_path):
+    artefact = copy_of(builder, "reranker/copy", tmp_path)
+    surgery.config(artefact, lambda config: config["text_config"].update(attention_chunks=2))
+    stage = check_structure(artefact, builder.reference("reranker"))
+    assert codes(stage) == (Outcome.PASS, ["unknown-field"])
+    assert "text_config.attention_chunks = 2" in stage.findings[0].sentence
+
+
+def test_a_quantization_that_qtool_does_not_read_is_inconclusive(builder, tmp_path):
+    artefact = copy_of(builder, "reranker/copy", tmp_path)
+
+    def pack(tensors):
+        for name in [name for name in tensors if name.endswith("_proj.weight")]:
+            rows, columns = tensors.pop(name).data.shape
+            tensors[f"{name}_packed"] = surgery.Raw("I32", np.zeros((rows, columns // 8), np.int32))
+
+    surgery.weights(artefact, pack)
+    declared = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    surgery.config(artefact, lambda config: config.update(quantization_config=declared))
+    stage = check_structure(artefact, builder.reference("reranker"))
+    assert codes(stage) == (Outcome.INCONCLUSIVE, ["safetensors-foreign", "unread-quantization"])
+
+
 def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(builder, tmp_path):
     artefact = copy_of(builder, "reranker/copy", tmp_path)
 
@@ -120,6 +143,7 @@ def test_a_narrower_type_is_a_warning_and_its_rounding_is_allowed(builder, tmp_p
             tensors[name] = surgery.Raw("F16", values.astype(np.float16))
 
     surgery.weights(artefact, narrow)
+    surgery.config(artefact, lambda config: config.update(dtype="float16"))
     reference = builder.reference("reranker")
     assert codes(check_structure(artefact, reference)) == (Outcome.PASS, ["narrower-type"])
     assert passes(compare_weights(artefact, reference)[0])

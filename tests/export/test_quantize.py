@@ -72,7 +72,7 @@ def test_the_same_input_gives_the_same_folder(model, tmp_path):
 
 
 def test_the_number_of_threads_changes_nothing(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("qtool.export.engine.CHUNK_BYTES", 512)
+    monkeypatch.setattr("qtool.export.tensor_writer.CHUNK_BYTES", 512)
     for workers in (1, 7):
         monkeypatch.setattr("qtool.workers.WORKERS", workers)
         quantize(QuantizeOptions(model=str(model), output=tmp_path / str(workers)))
@@ -101,7 +101,7 @@ def test_shards_hold_what_one_file_holds(model, tmp_path):
 
 def test_chunks_smaller_than_tensors_change_nothing(model, tmp_path, monkeypatch):
     quantize(QuantizeOptions(model=str(model), output=tmp_path / "whole"))
-    monkeypatch.setattr("qtool.export.engine.CHUNK_BYTES", 512)
+    monkeypatch.setattr("qtool.export.tensor_writer.CHUNK_BYTES", 512)
     quantize(QuantizeOptions(model=str(model), output=tmp_path / "chunks"))
     assert read_bytes_of(tmp_path / "whole") == read_bytes_of(tmp_path / "chunks")
 

@@ -61,7 +61,7 @@ def test_texts_are_compared_without_case_spaces_punctuation_and_form():
     [
         LONG.upper(),
         f"Heading\n{LONG}",
-        LONG[: len(LONG) * 2 // 3],
+        LONG[: len(LONG) * 9 // 10],
         LONG.replace(" ", "\n"),
         LONG.replace("thirty-five grams", "forty grams"),
     ],
@@ -119,5 +119,5 @@ def test_keys_find_the_same_documents_again(panel_of, pictures):
     assert len(base64.b64decode(keys)) == 3 * 6
     assert shared_keys(keys, panel_of(LONG.upper(), "other", {"text": "another", "image": page}, {"image": chart})) == 2
     assert shared_keys(keys, data) == 4
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError, match="base64"):
         shared_keys("no keys!", data)

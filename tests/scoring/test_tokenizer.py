@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import processors
 
+from qtool import resources
 from qtool.arch import prompts
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item
@@ -56,3 +59,16 @@ def test_a_broken_tokenizer_is_a_model_error(tmp_path: Path) -> None:
 def test_what_is_no_text_is_the_users_mistake(tokenizer: PromptTokenizer, text: Any) -> None:
     with pytest.raises(UsageError, match="expected str without lone surrogates"):
         tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"additional_special_tokens": 7}, {"pad_token": 1.5}, {"eos_token": {"text": "x"}}, {"bos_token": ["x"]}],
+)
+def test_a_special_token_that_is_none_is_an_error(changes, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(resources.demo_model("qtool-demo-reranker") / name, tmp_path / name)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ModelError, match=f"{next(iter(changes))} is .*, expected"):
+        PromptTokenizer.read(tmp_path)

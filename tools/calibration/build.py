@@ -28,7 +28,7 @@ from tools.panels.sources import LATIN, Chart
 CALIBRATION = resources.path("calibration")
 TEXT = "general-text"
 PICTURES = "general-pictures"
-PAGES, DRAWINGS = 60, 32
+PAGES, DRAWINGS = 120, 60
 _PAGE_LENGTH = 620
 FORMS = ("image", "both", "image", "both", "text")
 """A document of the second set shows its picture, its picture and a text, or the text alone."""

@@ -29,7 +29,14 @@ from qtool.scoring.llama_cpp.prompts import (
     request_of,
     side_text,
 )
-from qtool.scoring.llama_cpp.server import VERIFYING, Engines, LlamaCppOptions, Pooling, engine_version, import_engine
+from qtool.scoring.llama_cpp.server import (
+    VERIFYING,
+    Contexts,
+    LlamaCppOptions,
+    Pooling,
+    import_llama_cpp,
+    llama_cpp_version,
+)
 from qtool.scoring.scorer import (
     Answered,
     Identity,
@@ -61,7 +68,7 @@ def llama_cpp_scorer(
     model: LlamaCppModel, projector: GgufModel | None, options: LlamaCppOptions = VERIFYING
 ) -> LlamaCppScorer:
     """As `open_llama_cpp`, for a model whose headers have been read."""
-    import_engine()
+    import_llama_cpp()
     if projector is not None:
         require_fit(projector, model.file, model.family)
     return LlamaCppScorer(model, projector.path if projector is not None else None, options)
@@ -73,7 +80,7 @@ class LlamaCppScorer(Scorer):
     def __init__(self, model: LlamaCppModel, mmproj: Path | None, options: LlamaCppOptions) -> None:
         self._model = model
         default = Pooling.LAST if model.score_row is None else Pooling.RANK
-        self._engines = Engines(model.path, mmproj, default, options)
+        self._contexts = Contexts(model.path, mmproj, default, options)
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +91,7 @@ class LlamaCppScorer(Scorer):
     @override
     def close(self) -> None:
         """Free the model; the next question loads it again."""
-        self._engines.close()
+        self._contexts.close()
 
     @property
     @override
@@ -100,10 +107,10 @@ class LlamaCppScorer(Scorer):
     @override
     def identity(self) -> Identity:
         """Hashing it reads the files whole."""
-        model, options = self._model, self._engines.options
-        files = [*model.file.paths, *([self._engines.mmproj] if self._engines.mmproj else [])]
+        model, options = self._model, self._contexts.options
+        files = [*model.file.paths, *([self._contexts.mmproj] if self._contexts.mmproj else [])]
         return Identity(
-            f"llama.cpp (xllamacpp {engine_version()})",
+            f"llama.cpp (xllamacpp {llama_cpp_version()})",
             files_sha256(files),
             prompt_sha256(model.prompt, model.rank_template),
             f"KV {options.kv_cache}, flash attention {'on' if options.flash_attention else 'off'}",
@@ -146,17 +153,17 @@ class LlamaCppScorer(Scorer):
     @override
     def prompt_seen(self, question: Pair | Item) -> PromptSeen:
         if isinstance(question, Pair) and (text := ranked_text(question, self._model)) is not None:
-            return PromptSeen(tuple(self._engines.token_ids(text)))
+            return PromptSeen(tuple(self._contexts.token_ids(text)))
         prompt = self._builder.pair(question) if isinstance(question, Pair) else self._builder.item(question)
         return PromptSeen(prompt.token_ids, tuple(picture.grid_thw for picture in prompt.pictures))
 
     def token_ids(self, text: str) -> list[int]:
         """llama.cpp's ids of a prompt, after the official tokenizer's normalisation."""
-        return self._engines.token_ids(normalized(text))
+        return self._contexts.token_ids(normalized(text))
 
     @cached_property
     def _builder(self) -> TextPromptBuilder:
-        return prompt_builder(self._model, self._engines.token_ids)
+        return prompt_builder(self._model, self._contexts.token_ids)
 
     def _scores(
         self, pairs: Sequence[Pair], row: NDArray[np.float64]
@@ -178,28 +185,28 @@ class LlamaCppScorer(Scorer):
     def _is_for_server(self, pair: Pair) -> bool:
         """Whether /v1/rerank can score the pair: it neither truncates nor takes more than a context."""
         text = ranked_text(pair, self._model)
-        limit = min(self._engines.options.context, self._model.prompt.truncation.max_length)
+        limit = min(self._contexts.options.context, self._model.prompt.truncation.max_length)
         # A token has at least one byte, so a short text need not be tokenized.
-        return text is not None and (len(text.encode()) < limit or len(self._engines.token_ids(text)) < limit)
+        return text is not None and (len(text.encode()) < limit or len(self._contexts.token_ids(text)) < limit)
 
     def _rank(self, pairs: Sequence[Pair]) -> list[float]:
         query, *documents = (
             side_text(item, self._model.prompt) for item in (pairs[0].query, *(pair.document for pair in pairs))
         )
-        answers = self._engines.engine(Pooling.RANK).rank(f"query {pairs[0].query.id!r}", query, documents)
+        answers = self._contexts.context(Pooling.RANK).rank(f"query {pairs[0].query.id!r}", query, documents)
         for pair, answer in zip(pairs, answers, strict=True):
             _check_finite(pair.name, answer)
         return [log_odds(answer) for answer in answers]
 
     def _read(self, prompt: TextPrompt, items: Sequence[Item]) -> NDArray[np.float64]:
         """The hidden state of the last token."""
-        if prompt.pictures and self._engines.mmproj is None:
+        if prompt.pictures and self._contexts.mmproj is None:
             raise UsageError(
                 f"{prompt.name} contains a picture, but the model's projector is missing.", "Pass its mmproj file."
             )
-        engine = self._engines.engine(Pooling.LAST, len(prompt.token_ids))
-        hidden, count = engine.read(
-            prompt.name, request_of(prompt, items, engine.media_marker if prompt.pictures else "")
+        context = self._contexts.context(Pooling.LAST, len(prompt.token_ids))
+        hidden, count = context.read(
+            prompt.name, request_of(prompt, items, context.media_marker if prompt.pictures else "")
         )
         if count != len(prompt.token_ids):
             raise ModelError(

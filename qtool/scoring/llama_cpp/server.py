@@ -59,7 +59,7 @@ class LlamaCppOptions:
 VERIFYING: Final = LlamaCppOptions()
 
 
-def import_engine() -> Any:
+def import_llama_cpp() -> Any:
     """The module xllamacpp. Raises SetupError."""
     require_extra("llamacpp", "Scoring a GGUF file")
     try:
@@ -69,14 +69,14 @@ def import_engine() -> Any:
     return xllamacpp
 
 
-def engine_version() -> str:
+def llama_cpp_version() -> str:
     """The wheel's version, which fixes llama.cpp's."""
     return version("xllamacpp")
 
 
 def start_server(gguf: Path, mmproj: Path | None, pooling: Pooling, context: int, options: LlamaCppOptions) -> Any:
     """An `xllamacpp.Server` for prompts of less than `context` tokens; it stops with the last reference to it."""
-    xllamacpp = import_engine()
+    xllamacpp = import_llama_cpp()
     params = xllamacpp.CommonParams()
     params.model.path = str(gguf)
     params.mmproj.path = str(mmproj or "")
@@ -142,14 +142,12 @@ def _signal_handlers_kept() -> Iterator[None]:
 # Requests and answers, which are those of llama-server's HTTP interface.
 
 
-class Engine:
-    """One file in one context; prompts have less than `context` tokens."""
+class Context:
+    """One file in one context of llama.cpp; prompts have less than `size` tokens."""
 
-    def __init__(
-        self, gguf: Path, mmproj: Path | None, pooling: Pooling, context: int, options: LlamaCppOptions
-    ) -> None:
-        self.context = context
-        self._server = start_server(gguf, mmproj, pooling, context, options)
+    def __init__(self, gguf: Path, mmproj: Path | None, pooling: Pooling, size: int, options: LlamaCppOptions) -> None:
+        self.size = size
+        self._server = start_server(gguf, mmproj, pooling, size, options)
 
     def rank(self, name: str, query: str, documents: Sequence[str]) -> list[float]:
         """P(yes) of each document as /v1/rerank returns it; NaN where the model computes none."""
@@ -192,7 +190,7 @@ class Engine:
             connection.close()
 
 
-class Engines:
+class Contexts:
     """The contexts of one file: loaded on first use, and loaded again with a larger context for a longer prompt."""
 
     def __init__(self, gguf: Path, mmproj: Path | None, default: Pooling, options: LlamaCppOptions) -> None:
@@ -200,26 +198,26 @@ class Engines:
         self.options = options
         self._default = default
         self._gguf = gguf
-        self._open: dict[Pooling, Engine] = {}
+        self._open: dict[Pooling, Context] = {}
 
-    def engine(self, pooling: Pooling, tokens: int = 0) -> Engine:
+    def context(self, pooling: Pooling, tokens: int = 0) -> Context:
         """The context for `pooling` that fits a prompt of `tokens`."""
-        engine = self._open.get(pooling)
-        if engine is not None and tokens < engine.context:
-            return engine
-        context = self.options.context
-        while context <= tokens:
-            context *= 2
-        if engine is not None:
+        context = self._open.get(pooling)
+        if context is not None and tokens < context.size:
+            return context
+        size = self.options.context
+        while size <= tokens:
+            size *= 2
+        if context is not None:
             self._open.pop(pooling).close()
         projector = self.mmproj if pooling is Pooling.LAST else None
-        self._open[pooling] = Engine(self._gguf, projector, pooling, context, self.options)
+        self._open[pooling] = Context(self._gguf, projector, pooling, size, self.options)
         return self._open[pooling]
 
     def token_ids(self, text: str) -> list[int]:
-        """As `Engine.token_ids`, from whichever context is open."""
-        engine = next(iter(self._open.values()), None)
-        return (engine or self.engine(self._default)).token_ids(text)
+        """As `Context.token_ids`, from whichever context is open."""
+        context = next(iter(self._open.values()), None)
+        return (context or self.context(self._default)).token_ids(text)
 
     def close(self) -> None:
         """Free the model; the next request loads it again."""

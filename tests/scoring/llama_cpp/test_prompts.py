@@ -43,5 +43,5 @@ def test_prompts_are_built_and_cut_with_the_files_own_tokenizer(reranker):
 
 
 def test_llama_cpp_does_not_normalise_so_we_do(reranker):
-    assert len(reranker._engines.token_ids("cafe\u0301")) > len(reranker.token_ids("cafe\u0301"))
+    assert len(reranker._contexts.token_ids("cafe\u0301")) > len(reranker.token_ids("cafe\u0301"))
     assert reranker.token_ids("cafe\u0301") == PromptTokenizer.read(RERANKER).encode("cafe\u0301")
