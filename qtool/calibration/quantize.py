@@ -227,8 +227,9 @@ class CalibrationRun:
             folder.load_streams(first, self.streams)
         else:
             self.streams.begin()
-        for layer, weights in enumerate(self.model.layer_weights(first), start=first):
-            linears = self.round_layer(layer, weights, partial(self._advance, progress, layer))
+        layers = self.model.layer_weights(first)
+        for layer in range(first, self.model.layers):
+            linears = self.round_layer(layer, next(layers), partial(self._advance, progress, layer))
             folder.save_layer(layer, linears)
             folder.save_streams(layer + 1, self.streams)
             progress("calibrating", (layer + 1) * self.streams.tokens, total)

@@ -275,7 +275,9 @@ class LayerwiseReader(PromptReader):
         for index, each in enumerate(passes):
             if each.width:
                 store[index] = self._embedded(each)
-        for layer, weights in enumerate(self.model.layer_weights()):
+        layers = self.model.layer_weights()
+        for layer in range(self.model.layers):
+            weights = next(layers)
             is_last = layer == self.model.layers - 1
             prefixes = [KvPrefix.empty(self.model.device)]
             for index, each in enumerate(passes):
@@ -289,6 +291,7 @@ class LayerwiseReader(PromptReader):
                 elif each.prompts:
                     ends = hidden[range(len(each.spans)), [len(span) - 1 for span in each.spans]]
                     yield list(each.prompts), self.model.normed(ends)
+            del weights  # before the next layer comes and the one after it is read
 
     def _left(self, padded_tokens: int) -> int:
         """Bytes for hidden states beside passes of that size. Raises SetupError where the passes alone are too large."""
