@@ -32,6 +32,8 @@ def quantize_modelopt(
     checkpoint: Checkpoint, plan: QuantizationPlan, folder: Path, max_shard_bytes: int, progress: Progress
 ) -> Mapping[str, float]:
     """Write ModelOpt's export of `plan` into `folder`; the relative error of each quantized tensor."""
+    if plan.recipe.algorithm in _SEARCHES:
+        _require_search_kernels(plan.recipe.algorithm)
     sources = quantization_sources(checkpoint, plan)
     meter = Meter(sum(source.work_bytes for source in sources), progress)
     check_weights(sources, meter.advance)
@@ -87,6 +89,16 @@ _SEARCHES: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 """ModelOpt's settings for the algorithms that search block scales; both need its Triton kernels."""
+
+
+def _require_search_kernels(algorithm: str) -> None:
+    from modelopt.torch.kernels.quantization import gemm
+
+    if not gemm.IS_AVAILABLE:
+        raise SetupError(
+            f"ModelOpt searches block scales (algorithm {algorithm}) with Triton on a CUDA device, and there is none.",
+            "Use --backend streaming, which needs neither.",
+        )
 
 
 def modelopt_config(recipe: Recipe) -> dict[str, Any]:

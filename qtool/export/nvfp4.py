@@ -22,9 +22,16 @@ from qtool.export.tensor_writer import (
     read_bits,
 )
 from qtool.formats.floats import U8, Float32
-from qtool.formats.nvfp4 import BLOCK, EncodeTables, encode_tables, global_scale, is_usable_scale
+from qtool.formats.nvfp4 import (
+    BLOCK,
+    Algorithm,
+    EncodeTables,
+    encode_tables,
+    global_scale,
+    is_usable_scale,
+    largest_block_scale,
+)
 from qtool.formats.nvfp4_kernels import encode
-from qtool.formats.nvfp4_search import Algorithm, largest_block_scale
 from qtool.progress import Advance
 from qtool.storage.checkpoint import Checkpoint, TensorInfo
 from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE
@@ -72,7 +79,7 @@ class Nvfp4Group(TensorSource):
 
     def _largest_magnitude(self) -> np.float32:
         element = float_format_of(self._members[0].source)
-        return element.widen(np.array([max(self._maxima, default=0)], element.bits_dtype))[0]
+        return np.float32(element.widen(np.array([max(self._maxima, default=0)], element.bits_dtype))[0])
 
     def _search(self, weights: Float32, block_scales: U8) -> None:
         """Write the block scales that the algorithm finds."""

@@ -8,7 +8,7 @@ patterns are found once for each of the 126 block scales, so that the kernels on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -33,6 +33,18 @@ E2M1_VALUES: Final = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5,
 # Midpoints between neighbouring magnitudes; as in ModelOpt, a tie goes to the even code.
 _E2M1_MIDPOINTS: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], dtype=np.float32)
 _TIE_GOES_UP: Final = np.array([False, True, False, True, False, True, False])
+
+
+Algorithm = Literal["max", "mse", "four-over-six"]
+"""How block scales are chosen: from the block's largest magnitude, or searched (see `nvfp4_search`)."""
+
+FOUR_OVER_SIX_MAX: Final = np.float32(256)
+"""The largest block scale of four-over-six: below 448, so that each can be made one and a half times as large."""
+
+
+def largest_block_scale(algorithm: Algorithm) -> np.float32:
+    """The block scale of the block with the group's largest magnitude."""
+    return FOUR_OVER_SIX_MAX if algorithm == "four-over-six" else E4M3_MAX
 
 
 def global_scale(amax: np.float32, largest_block_scale: np.float32 = E4M3_MAX) -> np.float32:

@@ -6,24 +6,15 @@ tried (`tried_scales`) may differ from the stored one in the last bit. Both form
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from qtool.formats.floats import E4M3_MAX, E4M3_MIN, E4M3_VALUES, U8, Float32, encode_e4m3
-from qtool.formats.nvfp4 import BLOCK, E2M1_MAX
+from qtool.formats.nvfp4 import BLOCK, E2M1_MAX, FOUR_OVER_SIX_MAX
 
-Algorithm = Literal["max", "mse", "four-over-six"]
-
-FOUR_OVER_SIX_MAX: Final = np.float32(256)
-"""The block scale of the largest block: below 448, so that it can be made one and a half times as large."""
 MULTIPLIERS: Final = np.array([1, 1.5], np.float32)
 """Of a block's largest magnitude, which becomes the code 6, or 4: the block is then rounded on a finer grid near it."""
-
-
-def largest_block_scale(algorithm: Algorithm) -> np.float32:
-    """The block scale of the block with the group's largest magnitude."""
-    return FOUR_OVER_SIX_MAX if algorithm == "four-over-six" else E4M3_MAX
 
 
 def _rounded(scales: Float32, largest: np.float32) -> Float32:
@@ -86,7 +77,8 @@ def search_mse_reference(weights: Float32, amax: np.float32) -> U8:
     blocks = weights.reshape(-1, BLOCK)
     tried = tried_mse_scales(amax)
     losses = [squared_error_reference(blocks, np.repeat(tried[code], len(blocks))) for code in range(1, 0x7F)]
-    return (1 + np.argmin(losses, axis=0)).astype(np.uint8)
+    codes: U8 = (1 + np.argmin(losses, axis=0)).astype(np.uint8)
+    return codes
 
 
 def search_four_over_six_reference(weights: Float32, amax: np.float32) -> U8:
@@ -94,4 +86,5 @@ def search_four_over_six_reference(weights: Float32, amax: np.float32) -> U8:
     blocks = weights.reshape(-1, BLOCK)
     codes, tried = tried_four_over_six_scales(np.abs(blocks).max(axis=1), amax)
     six, four = (squared_error_reference(blocks, scales) for scales in tried)
-    return np.where(four < six, codes[1], codes[0])
+    chosen: U8 = np.where(four < six, codes[1], codes[0])
+    return chosen

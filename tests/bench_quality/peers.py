@@ -12,9 +12,16 @@ from qtool.calibration.hessian import damped, feedback_factor
 from qtool.calibration.moments import Moments
 from qtool.calibration.rounding import BATCH, MIDPOINTS
 from qtool.formats.floats import E4M3_MAX, E4M3_MIN, E4M3_VALUES, FLOAT_FORMATS, encode_e4m3
-from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, block_scale_codes, encode_reference, encode_tables, global_scale
+from qtool.formats.nvfp4 import (
+    BLOCK,
+    E2M1_VALUES,
+    FOUR_OVER_SIX_MAX,
+    block_scale_codes,
+    encode_reference,
+    encode_tables,
+    global_scale,
+)
 from qtool.formats.nvfp4_kernels import dequantize, encode
-from qtool.formats.nvfp4_search import FOUR_OVER_SIX_MAX
 from qtool.formats.nvfp4_search_kernels import search_few, search_four_over_six, search_mse
 
 Weights = Sequence[np.ndarray]
@@ -24,7 +31,9 @@ def _group_scale(weights: Weights) -> np.float32:
     return global_scale(np.float32(max(np.abs(each).max() for each in weights)))
 
 
-def plain(weights: Weights, _moments: Moments, _pool: Executor) -> list[np.ndarray]:
+def plain(
+    weights: Weights, _moments: Moments, _pool: Executor, _covariances: Weights | None = None
+) -> list[np.ndarray]:
     """`max`: what nvfp4-w4a16 writes."""
     scale = _group_scale(weights)
     found = []
@@ -34,7 +43,7 @@ def plain(weights: Weights, _moments: Moments, _pool: Executor) -> list[np.ndarr
     return found
 
 
-def gptq(weights: Weights, moments: Moments, pool: Executor) -> list[np.ndarray]:
+def gptq(weights: Weights, moments: Moments, pool: Executor, _covariances: Weights | None = None) -> list[np.ndarray]:
     """Error feedback under the scales of `max`, as ModelOpt's gptq: damping 1 %, columns in order, original inputs."""
     scale = _group_scale(weights)
     feedback = feedback_factor(damped(moments.hessian, 0.01)).astype(np.float32)
@@ -83,13 +92,15 @@ def _encoded(weights: Weights, amax: np.float32, scale: np.float32, search: Call
     return found
 
 
-def mse(weights: Weights, _moments: Moments, _pool: Executor) -> list[np.ndarray]:
+def mse(weights: Weights, _moments: Moments, _pool: Executor, _covariances: Weights | None = None) -> list[np.ndarray]:
     """The recipe nvfp4-w4a16-mse."""
     amax = np.float32(max(np.abs(each).max() for each in weights))
     return _encoded(weights, amax, global_scale(amax), search_mse)
 
 
-def four_over_six(weights: Weights, _moments: Moments, _pool: Executor) -> list[np.ndarray]:
+def four_over_six(
+    weights: Weights, _moments: Moments, _pool: Executor, _covariances: Weights | None = None
+) -> list[np.ndarray]:
     """The recipe nvfp4-w4a16-4over6."""
     amax = np.float32(max(np.abs(each).max() for each in weights))
     return _encoded(weights, amax, global_scale(amax, FOUR_OVER_SIX_MAX), search_four_over_six)
@@ -99,7 +110,9 @@ EXPANSIONS = np.arange(0.8, 1.81, 0.05, dtype=np.float32)
 """Multiples of a block's largest magnitude that llm-compressor's nvfp4_expanded_mse tries."""
 
 
-def expanded_mse(weights: Weights, _moments: Moments, _pool: Executor) -> list[np.ndarray]:
+def expanded_mse(
+    weights: Weights, _moments: Moments, _pool: Executor, _covariances: Weights | None = None
+) -> list[np.ndarray]:
     """llm-compressor's expanded search: 0.8 to 1.8 times the largest magnitude of a block; scales above 448 clip."""
     scale = _group_scale(weights)
 

@@ -19,10 +19,10 @@ from qtool.calibration.hessian import predict
 from qtool.calibration.moments import Moments, MomentSums
 from qtool.formats.nvfp4_kernels import dequantize
 from tests.bench_quality.beds import Batch, Bed, Group
-from tests.bench_quality.token_weights import TokenWeights, token_weights
+from tests.bench_quality.gradients import Gradients, gradients
 
-Rounding = Callable[[Sequence[np.ndarray], Moments, Executor], list[np.ndarray]]
-"""The restored weights of a fused group, from its weights and moments."""
+Rounding = Callable[[Sequence[np.ndarray], Moments, Executor, Sequence[np.ndarray] | None], list[np.ndarray]]
+"""The restored weights of a fused group, from its weights and moments, and the covariances of its outputs' gradients."""
 
 NOTHING = Moments(np.empty((0, 0)), np.empty(0), None, None, 0)
 """The moments that a recipe without data gets."""
@@ -38,6 +38,7 @@ class Recipe:
     needs_data: bool = True
     asymmetric: bool = False
     weighted: bool = False
+    two_sided: bool = False
 
 
 @dataclass
@@ -52,8 +53,10 @@ class Report:
 def calibrated(effort: Effort) -> Rounding:
     """qtool's own rounding."""
 
-    def rounding(weights: Sequence[np.ndarray], moments: Moments, pool: Executor) -> list[np.ndarray]:
-        result = calibrate_group(weights, moments, effort, pool=pool)
+    def rounding(
+        weights: Sequence[np.ndarray], moments: Moments, pool: Executor, covariances: Sequence[np.ndarray] | None
+    ) -> list[np.ndarray]:
+        result = calibrate_group(weights, moments, effort, pool=pool, output_covariances=covariances)
         return [dequantize(each.packed, each.block_scales, result.global_scale) for each in result.weights]
 
     return rounding
@@ -63,10 +66,10 @@ def quantize(bed: Bed, recipe: Recipe, pool: Executor) -> tuple[torch.nn.Module,
     """A copy of the bed's model with every linear of its groups rounded by `recipe`."""
     model = copy.deepcopy(bed.model)
     report = Report(sum(batch.tokens for batch in bed.calibration) if recipe.needs_data else 0)
-    weights = token_weights(bed) if recipe.weighted else None
+    seen = gradients(bed) if recipe.weighted or recipe.two_sided else None
     with torch.no_grad():
         if recipe.needs_data:
-            _Calibration(bed, recipe, pool, report, weights).run(model)
+            _Calibration(bed, recipe, pool, report, seen).run(model)
         else:
             for layer in bed.layers(model):
                 for group in bed.groups:
@@ -74,16 +77,23 @@ def quantize(bed: Bed, recipe: Recipe, pool: Executor) -> tuple[torch.nn.Module,
     return model, report
 
 
-def _round(layer: torch.nn.Module, group: Group, recipe: Recipe, moments: Moments, pool: Executor) -> None:
+def _round(
+    layer: torch.nn.Module,
+    group: Group,
+    recipe: Recipe,
+    moments: Moments,
+    pool: Executor,
+    covariances: Sequence[np.ndarray] | None = None,
+) -> None:
     linears = [layer.get_submodule(name) for name in group.linears]
-    restored = recipe.round([each.weight.detach().numpy() for each in linears], moments, pool)
+    restored = recipe.round([each.weight.detach().numpy() for each in linears], moments, pool, covariances)
     for linear, weight in zip(linears, restored, strict=True):
         linear.weight.copy_(torch.from_numpy(weight))
 
 
 class _Calibration:
-    def __init__(self, bed: Bed, recipe: Recipe, pool: Executor, report: Report, weights: TokenWeights | None) -> None:
-        self.bed, self.recipe, self.pool, self.report, self.weights = bed, recipe, pool, report, weights
+    def __init__(self, bed: Bed, recipe: Recipe, pool: Executor, report: Report, gradients: Gradients | None) -> None:
+        self.bed, self.recipe, self.pool, self.report, self.gradients = bed, recipe, pool, report, gradients
         self.starts = [_start(bed, batch) for batch in bed.calibration]
         self.original = [start.hidden for start in self.starts]
         self.quantized = [start.hidden.clone() for start in self.starts]
@@ -97,7 +107,11 @@ class _Calibration:
                 for hidden, start in zip(self.original, self.starts, strict=True)
             ]
             for group in self.bed.groups:
-                _round(rounded, group, self.recipe, self.moments(index, group, rounded, seen), self.pool)
+                moments = self.moments(index, group, rounded, seen)
+                covariances = None
+                if self.gradients and self.recipe.two_sided:
+                    covariances = [self.gradients.covariances[index, name] for name in group.linears]
+                _round(rounded, group, self.recipe, moments, self.pool, covariances)
             for number, start in enumerate(self.starts):
                 ride = start.rides[index] if start.rides else 0
                 self.original[number] = seen[number].output + ride
@@ -109,6 +123,7 @@ class _Calibration:
         has_drift = self.recipe.asymmetric and group.stream is not None
         has_cross = self.recipe.asymmetric and not has_drift
         rows, columns = sum(each.weight.shape[0] for each in linears), linears[0].weight.shape[1]
+        weights = self.gradients.weights[index, name] if self.gradients and self.recipe.weighted else None
         sums = MomentSums(columns, cross=has_cross, drift=rows if has_drift else 0, pool=self.pool)
         for number, batch in enumerate(self.bed.calibration):
             then = now = seen[number]
@@ -118,7 +133,7 @@ class _Calibration:
                 now.inputs[name].numpy()[batch.keep],
                 then.inputs[name].numpy()[batch.keep] if has_cross else None,
                 (then.streams[name] - now.streams[name]).numpy()[batch.keep] if has_drift else None,
-                self.weights[index][name][number][batch.keep] if self.weights else None,
+                weights[number][batch.keep] if weights else None,
             )
         moments = sums.moments()
         if self.recipe.asymmetric:

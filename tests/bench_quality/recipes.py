@@ -18,7 +18,8 @@ RECIPES = {
         Recipe("fast", calibrated(Effort(passes=0)), asymmetric=True),
         Recipe("one pass", calibrated(Effort(passes=1)), asymmetric=True),
         Recipe("standard", calibrated(Effort(passes=4)), asymmetric=True),
-        Recipe("best", calibrated(Effort(passes=4)), asymmetric=True, weighted=True),
+        Recipe("token weights", calibrated(Effort(passes=4)), asymmetric=True, weighted=True),
+        Recipe("best", calibrated(Effort(passes=4)), asymmetric=True, weighted=True, two_sided=True),
     )
 }
 ABOUT = {
@@ -31,5 +32,6 @@ ABOUT = {
     "fast": "and asymmetric and residual targets",
     "one pass": "and one pass of coordinate descent",
     "standard": "and four passes",
-    "best": "and tokens weighted by the gradient of the answer",
+    "token weights": "`standard` with tokens weighted by the gradient of the answer",
+    "best": "and two-sided descent under the covariance of that gradient",
 }
