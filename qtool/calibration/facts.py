@@ -59,7 +59,7 @@ def _few(tokens: int, widest: int) -> Iterator[str]:
     if tokens < ENOUGH * widest:
         yield (
             f"{tokens:,} tokens are fewer than {ENOUGH} times the widest input ({widest:,} columns); "
-            f"use data of at least {ENOUGH * widest:,}."
+            f"use data of at least {ENOUGH * widest:,} tokens."
         )
 
 
