@@ -83,10 +83,12 @@ def calibrate_group(
     _check(weights, moments)
     hessian = damped(moments.hessian, effort.damping)
     factor = feedback_factor(hessian)
-    targets = _targets(weights, moments, factor, effort.asymmetric, pool)
     gain, bound = predicted_gain(factor, hessian), predicted_bound(factor, hessian)
-    problem = _Problem(hessian.astype(np.float32), factor.astype(np.float32), effort.passes, pool)
-    del hessian, factor  # the largest of some gigabytes
+    matrix = hessian.astype(np.float32)
+    del hessian
+    targets = _targets(weights, moments, factor, effort.asymmetric, pool)
+    problem = _Problem(matrix, factor.astype(np.float32), effort.passes, pool)
+    del factor
     usual = global_scale(np.float32(max(np.abs(each).max(initial=0) for each in weights)))
     scale = problem.choose_global_scale(targets)
     results = []

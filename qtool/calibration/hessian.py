@@ -25,22 +25,20 @@ def damped(hessian: Float64, damping: float) -> Float64:
 def feedback_factor(hessian: Float64) -> Float64:
     """The upper triangular U with UᵀU = H⁻¹, for a damped `hessian` [in, in].
 
-    With the order of the inputs reversed, H = L Lᵀ; back in order, H = R Rᵀ with R upper triangular, and U = R⁻¹.
+    With the order of the inputs reversed, H = L Lᵀ and H⁻¹ = L⁻ᵀ L⁻¹; back in order, L⁻¹ is U. One copy is worked on in place:
+    it has 300 MB for the 6,144 inputs of a 2B model's down_proj.
     """
-    from scipy.linalg import LinAlgError, cholesky
-    from scipy.linalg.lapack import dtrtri
+    from scipy.linalg.lapack import dpotrf, dtrtri
 
-    try:
-        lower = cholesky(hessian[::-1, ::-1], lower=True, check_finite=False)
-    except LinAlgError:
+    lower, info = dpotrf(np.asfortranarray(hessian[::-1, ::-1]), lower=1, clean=1, overwrite_a=1)
+    if info == 0:
+        lower, info = dtrtri(lower, lower=1, overwrite_c=1)
+    if info != 0:
         raise ModelError(
             "The second moments of the calibration inputs are not positive definite.",
             "Calibrate with more tokens, or with more damping.",
-        ) from None
-    inverse, info = dtrtri(lower[::-1, ::-1], lower=0)
-    if info:
-        raise ModelError("The second moments of the calibration inputs are singular.", "Calibrate with more tokens.")
-    return np.ascontiguousarray(np.triu(inverse))
+        )
+    return np.ascontiguousarray(lower[::-1, ::-1])
 
 
 def predicted_gain(feedback: Float64, hessian: Float64) -> float:

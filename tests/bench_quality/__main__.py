@@ -54,12 +54,15 @@ def measure(name: str, samples: int, seed: int, evaluated: int, wanted: list[str
         model, report = quantize(bed, recipe, pool)
         seconds = time.process_time() - started
         found = {key: drifts(bed.answers(model, given), references[key]) for key, given in bed.evaluations.items()}
-        predicted = {
-            "gain": float(np.sqrt(np.mean(np.square(report.gains)))),
-            "centred": float(np.sqrt(np.mean(np.square(report.centred)))),
-        }
         row = {**about, "recipe": recipe.name, "drifts": found, "tokens": report.tokens, "cpu_seconds": seconds}
-        yield {**row, **({"predicted": predicted} if report.gains else {})}
+        if report.gains:
+            row["predicted"] = {"gain": rms(report.gains), "centred": rms(report.centred)}
+        yield row
+
+
+def rms(values: list[float]) -> float:
+    """The root mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def main() -> None:
