@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qtool.api import calibrate as calibrate
     from qtool.api import convert_gguf as convert_gguf
     from qtool.api import embed as embed
     from qtool.api import inspect as inspect
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from qtool.api import score as score
     from qtool.api import verify as verify
     from qtool.arch.spec import Task as Task
+    from qtool.calibration.calibrate import CalibrateOptions as CalibrateOptions
+    from qtool.calibration.calibrate import Calibration as Calibration
     from qtool.checks.report import InspectionReport as InspectionReport
     from qtool.errors import ModelError as ModelError
     from qtool.errors import NetworkError as NetworkError
@@ -56,6 +59,7 @@ __version__ = "0.1.0"
 
 _MODULES: Final = {
     "qtool.api": (
+        "calibrate",
         "convert_gguf",
         "embed",
         "inspect",
@@ -67,6 +71,7 @@ _MODULES: Final = {
         "verify",
     ),
     "qtool.arch.spec": ("Task",),
+    "qtool.calibration.calibrate": ("CalibrateOptions", "Calibration"),
     "qtool.checks.report": ("InspectionReport",),
     "qtool.errors": ("ModelError", "NetworkError", "QtoolError", "SetupError", "UsageError"),
     "qtool.export.convert": ("ConversionSummary",),

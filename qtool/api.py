@@ -21,11 +21,12 @@ from qtool.resources import DEFAULT_RECIPE
 
 if TYPE_CHECKING:
     from qtool.arch.spec import Task
+    from qtool.calibration.calibrate import CalibrateOptions, Calibration
     from qtool.checks.report import InspectionReport
     from qtool.export.convert import ConversionSummary
     from qtool.export.gguf_metadata import PromptChoice
     from qtool.export.gguf_plan import ConvertOptions
-    from qtool.export.quantize import Backend, QuantizationSummary, QuantizeOptions
+    from qtool.export.quantize import Backend, Effort, QuantizationSummary, QuantizeOptions
     from qtool.export.repair import RepairOptions, RepairSummary
     from qtool.inputs.panels import PanelShard
     from qtool.scoring.embed import Embeddings, EmbedOptions
@@ -56,19 +57,31 @@ def quantize(
     max_shard_size: int | str = "512MiB",
     force: bool = False,
     dry_run: bool = False,
-    progress: Progress | Bar | None = "bar",
+    data: Sequence[StrPath] | StrPath = (),
+    effort: Effort | None = None,
+    memory: int | str = "auto",
+    progress: Any = "bar",
 ) -> QuantizationSummary:
     """Quantize a checkpoint to NVFP4 by a recipe, into the folder `output`.
 
     `model` is a folder, `org/name`, `hf://org/name@revision` or a demo model. With `dry_run`, or without `output`, the
     result says what would be written. `progress` may be a callable, called with the bytes done and the bytes in all.
+
+    A recipe that fits weights to data takes `data` (calibration sets, panels by name or path), `effort` and `memory`;
+    its `progress` is also called with a stage first: "calibrating", in tokens of all layers, and "writing", in bytes.
     """
     keywords = dict(locals())
     from qtool.export.quantize import QuantizeOptions
     from qtool.export.quantize import quantize as run
+    from qtool.recipe import load_recipe
 
     keywords["max_shard_bytes"] = parse_size(max_shard_size)
     options = _options(quantize, QuantizeOptions, keywords)
+    if load_recipe(options.recipe).recipe.calibration is not None:
+        from qtool.calibration.quantize import quantize_calibrated
+
+        with _stages("units", progress) as shown_stages:
+            return quantize_calibrated(options, shown_stages)
     with _bytes("Quantizing", progress) as shown:
         return run(options, shown)
 
@@ -103,6 +116,43 @@ def convert_gguf(
         keywords["split_max_bytes"] = parse_size(split_max_size)
     options = _options(convert_gguf, ConvertOptions, keywords)
     with _bytes("Converting", progress) as shown:
+        return run(options, shown)
+
+
+def calibrate(
+    model: StrPath | CalibrateOptions,
+    *,
+    data: Sequence[StrPath] | StrPath = (),
+    dataset: str | None = None,
+    columns: str | None = None,
+    output: StrPath | None = None,
+    hessians: StrPath | None = None,
+    predict: bool = False,
+    limit: int | None = None,
+    hessian_memory: int | str = "2GiB",
+    task: TaskName | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    force: bool = False,
+    progress: StageProgress | Bar | None = "bar",
+) -> Calibration:
+    """Run a checkpoint over calibration data, and write the second moments of its linears' inputs.
+
+    `data` are built-in sets or panels by name, or JSONL files; by default the sets that fit the model. `output` is an
+    importance matrix for llama.cpp (GGUF), `hessians` a safetensors file. With `predict` the result says how much of
+    each group's error calibration is predicted to leave.
+    """
+    keywords = dict(locals())
+    from qtool.calibration.calibrate import CalibrateOptions
+    from qtool.calibration.calibrate import calibrate as run
+
+    if not isinstance(model, CalibrateOptions):
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
+        keywords["hessian_bytes"] = parse_size(hessian_memory)
+    options = _options(calibrate, CalibrateOptions, keywords)
+    with _stages("prompts", progress) as shown:
         return run(options, shown)
 
 
@@ -168,6 +218,7 @@ def score(
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    memory: int | str = "auto",
     revision: str | None = None,
     token: str | None = None,
     mmproj: StrPath | None = None,
@@ -213,6 +264,7 @@ def embed(
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    memory: int | str = "auto",
     revision: str | None = None,
     token: str | None = None,
     mmproj: StrPath | None = None,
@@ -255,6 +307,7 @@ def verify(
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    memory: int | str = "auto",
     mmproj: StrPath | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -306,6 +359,7 @@ def open_runtime(
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    memory: int | str = "auto",
     revision: str | None = None,
     token: str | None = None,
     mmproj: StrPath | None = None,

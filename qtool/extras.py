@@ -44,7 +44,7 @@ _SCORE: Final = {"torch": "torch", "transformers": "transformers"}
 EXTRAS: Final[Mapping[str, Extra]] = {
     extra.name: extra
     for extra in (
-        Extra(name="score", enables="score, embed and verify checkpoints; demo", packages=_SCORE),
+        Extra(name="score", enables="score, embed, verify and calibrate checkpoints; demo", packages=_SCORE),
         Extra(
             name="modelopt", enables="quantize --backend modelopt", packages={"modelopt": "nvidia-modelopt", **_SCORE}
         ),

@@ -209,6 +209,7 @@ SECTIONS = (
             "other-*-template",
         ),
     ),
+    Section("Stage structure: calibration data", ("calibration-*",)),
     Section(
         "Stage structure: tensors",
         ("missing-tensor", "missing-head", "extra-tensor", "other-shape", "narrower-type", "protected-type"),

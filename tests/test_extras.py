@@ -121,6 +121,8 @@ ROWS = (
     Row(f"verify nvfp4 --reference {RERANKER} --panel panel.jsonl -o {{tmp}}/report", ("score",)),
     Row(f"verify model.gguf --reference {RERANKER} --panel panel.jsonl", ("score", "llamacpp")),
     Row(f"quantize {RERANKER} -o {{tmp}}/out --backend modelopt", ("modelopt",), is_long=True),
+    Row(f"calibrate {EMBEDDER} --data panel.jsonl -o {{tmp}}/stats.gguf", ("score",)),
+    Row(f"calibrate {EMBEDDER} {DATASET} -o {{tmp}}/stats.gguf", ("score", "datasets")),
     Row("demo -o {tmp}/demo", ("score",), is_long=True),
 )
 

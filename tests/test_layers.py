@@ -22,7 +22,7 @@ ROWS = (
     ("arch", "recipe"),
     ("formats", "console", "manifest", "jsonfile"),
     ("options", "results"),
-    ("extras", "progress", "resources", "retries", "workers"),
+    ("extras", "memory", "progress", "resources", "retries", "workers"),
     ("errors",),
 )
 """From top to bottom; a package may import what stands in a lower row."""

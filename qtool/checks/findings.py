@@ -395,6 +395,13 @@ _FILES: Final[Mapping[str, Code]] = {
     "other-rerank-template": broken("rerank_template.jinja does not render the official prompt for vLLM.", _QUANTIZE),
     "other-chat-template": warning("{field} differs from the reference's.", _CONVERT),
 }  # fmt: skip
+_CALIBRATION: Final[Mapping[str, Code]] = {
+    "calibration-warning": warning("The data that the artefact was calibrated on: {warning}"),
+    "calibration-panel": warning(
+        "The artefact was calibrated on {data}, which holds {count} of the {total} documents of panel {panel}: the scores "
+        "of this panel say little about other documents."
+    ),
+}  # fmt: skip
 _TENSORS: Final[Mapping[str, Code]] = {
     "missing-tensor": broken("{tensors} missing from the artefact.", _MAKE),
     "missing-head": broken(
@@ -466,7 +473,9 @@ _PROMPT: Final[Mapping[str, Code]] = {
     "prompt-untold": note("{engine} does not report what the model reads; {pairs} scores fit the official prompt best."),
 }  # fmt: skip
 
-COMPARISON_CODES: Final[Mapping[str, Code]] = {**_CONFIG, **_FILES, **_TENSORS, **_WEIGHTS, **_REDERIVED, **_PROMPT}
+COMPARISON_CODES: Final[Mapping[str, Code]] = {
+    **_CONFIG, **_FILES, **_CALIBRATION, **_TENSORS, **_WEIGHTS, **_REDERIVED, **_PROMPT,
+}  # fmt: skip
 """Every code of a comparison, in the order of the documentation."""
 
 CODES: Final[Mapping[str, Code]] = {**INSPECTION_CODES, **COMPARISON_CODES}

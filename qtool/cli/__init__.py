@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 import qtool
 from qtool import console
-from qtool.cli import checkpoints, gguf, scoring, serving, verification
+from qtool.cli import calibration, checkpoints, gguf, scoring, serving, verification
 from qtool.cli.examples import epilog
 from qtool.errors import EXIT_USAGE, InternalError, QtoolError, SetupError, UsageError
 from qtool.extras import import_failure
@@ -131,6 +131,7 @@ def root(
 
 _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "quantize": checkpoints.quantize,
+    "calibrate": calibration.calibrate,
     "convert-gguf": gguf.convert_gguf,
     "inspect": gguf.inspect,
     "repair-gguf": gguf.repair_gguf,

@@ -10,7 +10,9 @@ import typer
 from qtool import console
 from qtool.cli.options import (
     BackendChoice,
+    Data,
     DryRun,
+    EffortChoice,
     Force,
     Json,
     Model,
@@ -35,6 +37,13 @@ def quantize(
     recipe: Recipe = DEFAULT_RECIPE,
     backend: Annotated[BackendChoice, typer.Option(help="What quantizes; both write the same bytes.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "512MiB",
+    data: Data = None,
+    effort: Annotated[
+        EffortChoice | None, typer.Option(help="Effort of a calibrated recipe.", show_default="the recipe's")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(metavar="auto|SIZE", help="Memory that a calibrated recipe may take, such as 4GB.")
+    ] = "auto",
     dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
@@ -56,6 +65,9 @@ def quantize(
         revision=revision,
         token=token,
         max_shard_size=max_shard_size,
+        data=tuple(data or ()),
+        effort=effort,
+        memory=memory,
         force=force,
         dry_run=dry_run,
     )

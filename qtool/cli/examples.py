@@ -10,9 +10,15 @@ EXAMPLES: Final = {
         qtool quantize ./my-embedder --task embed -o my-embedder-nvfp4
         qtool quantize Qwen/Qwen3-VL-Reranker-2B --dry-run
     """,
+    "calibrate": """
+        qtool calibrate Qwen/Qwen3-Reranker-0.6B -o stats.gguf
+        qtool calibrate ./my-embedder --data mine.jsonl --data general-text -o stats.gguf --hessians hessians.safetensors
+        qtool calibrate qtool-demo-reranker --limit 32 --predict
+    """,
     "convert-gguf": """
         qtool convert-gguf Qwen/Qwen3-Reranker-0.6B -o reranker.gguf --outtype q8_0
         qtool convert-gguf Qwen/Qwen3-VL-Embedding-2B -o gguf --outtype f16,q8_0
+        qtool convert-gguf ./my-embedder -o embedder-q4.gguf --outtype q4_k_m --imatrix stats.gguf
         qtool convert-gguf ./reranker-nvfp4 --dry-run
     """,
     "inspect": """
@@ -62,7 +68,8 @@ EXAMPLES: Final = {
 
 DOCS: Final = {
     "quantize": "docs/recipes.md, docs/serving.md",
-    "convert-gguf": "docs/gguf.md",
+    "calibrate": "docs/calibration.md",
+    "convert-gguf": "docs/gguf.md, docs/calibration.md",
     "inspect": "docs/findings.md",
     "repair-gguf": "docs/broken-gguf.md",
     "score": "docs/scoring.md",

@@ -19,6 +19,7 @@ from qtool.cli.options import (
     Force,
     Json,
     Limit,
+    MemoryOption,
     Mmproj,
     Revision,
     ServedModel,
@@ -78,6 +79,7 @@ def verify(
     shard: ShardOption = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    memory: MemoryOption = "auto",
     mmproj: Mmproj = None,
     structure_only: Annotated[bool, typer.Option("--structure-only", help="Check headers and stop.")] = False,
     weights: Annotated[
@@ -123,6 +125,7 @@ def verify(
         task=task,
         dtype=dtype,
         device=device,
+        memory=memory,
         mmproj=mmproj,
         revision=revision,
         token=token,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from qtool.export.gguf_plan import (
     require_rankable,
     take_inventory,
 )
+from qtool.export.imatrix import LAYER, ImportanceMatrix, check_imatrix
 from qtool.export.llama_quantize import Quantizer, find_quantizer
 from qtool.export.tensor_writer import write_tensors
 from qtool.formats.ggml import NVFP4
@@ -60,6 +61,7 @@ class ConvertJob:
     rank_template: str | None
     files: tuple[PlannedFile, ...]
     quantized: Mapping[str, str]
+    imatrix: ImportanceMatrix | None = None
 
 
 def prepare_conversion(options: ConvertOptions) -> ConvertJob:
@@ -81,7 +83,15 @@ def plan_conversion(options: ConvertOptions, opened: CheckpointArtefact) -> Conv
     if detection.architecture.is_vision and options.mmproj != NO_PROJECTOR:
         files.append(projector_file(options.mmproj, source, inventory, namer))
     quantized = {name: namer.language(name.upper()) for name in options.outtypes if name in LLAMA_QUANTIZE_TYPES}
-    return ConvertJob(source, inventory, task, template, tuple(files), quantized)
+    imatrix = check_imatrix(options.imatrix, _weighed(files)) if options.imatrix else None
+    return ConvertJob(source, inventory, task, template, tuple(files), quantized, imatrix)
+
+
+def _weighed(files: Sequence[PlannedFile]) -> Mapping[str, tuple[int, ...]]:
+    """The matrices, by name, that an importance matrix must know: those of the layers."""
+    (model,) = (file for file in files if file.role == INTERMEDIATE)
+    outputs = [tensor.output for tensor in model.tensors if tensor.output.gguf_name.startswith(LAYER)]
+    return {output.gguf_name: output.shape for output in outputs if len(output.shape) > 1}
 
 
 def _rank_template(options: ConvertOptions, detection: Detection, task: Task) -> str | None:
@@ -279,4 +289,15 @@ def _manifest(
         prompt={"kind": options.prompt, "template": job.rank_template} if job.rank_template else None,
         files=files,
         quantized_by_llama_cpp=[{"name": name, "sha256": digest} for name, digest in quantized.items()],
+        **_calibration(job.imatrix, options.imatrix),
     )
+
+
+def _calibration(imatrix: ImportanceMatrix | None, path: Path | None) -> Mapping[str, Any]:
+    """The importance matrix by name and hash, and what `qtool calibrate` says of its data."""
+    if imatrix is None or path is None:
+        return {}
+    origin = {key.rpartition(".")[2]: fact for key, fact in imatrix.origin.items() if not key.endswith(".file")}
+    (digest,) = sha256_of([path])
+    facts = {"calibration": dict(imatrix.facts)} if imatrix.facts else {}
+    return {"imatrix": {"name": path.name, "sha256": digest, **origin}, **facts}

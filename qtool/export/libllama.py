@@ -9,33 +9,19 @@ import argparse
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from qtool.errors import ModelError, QtoolError, SetupError
 from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES
+from qtool.export.imatrix import ImportanceMatrix, read_imatrix
 from qtool.formats.ggml import GGML_TYPES
-from qtool.storage.gguf import GgufTensor
-from qtool.storage.gguf_model import GgufModel, open_gguf_file
+from qtool.storage.gguf import MAGIC
 
-_SUMS: Final = ".in_sum2"
-_COUNTS: Final = ".counts"
 _TYPE_NUMBERS: Final = {ggml_type.name.lower(): number for number, ggml_type in GGML_TYPES.items()}
 _LONGEST_TEXT: Final = 127  # bytes of an override's value
-
-
-@dataclass(frozen=True)
-class ImportanceMatrix:
-    """Mean square of each input column, by tensor; `origin` is its description in the metadata of a quantized file."""
-
-    columns: Mapping[str, npt.NDArray[np.float32]]
-    origin: Mapping[str, str | int]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,7 +52,7 @@ def _quantize(options: argparse.Namespace) -> int:
     parameters.token_embedding_type = _TYPE_NUMBERS[options.token_embedding_type]
     parameters.tt_overrides = _array(library.llama_model_tensor_override, _patterns(options.tensor_type))
     if options.imatrix:
-        matrix = read_imatrix(options.imatrix)
+        matrix = _read(options.imatrix)
         parameters.imatrix = _array(library.llama_model_imatrix_data, _columns(matrix))
         parameters.kv_overrides = _array(library.llama_model_kv_override, _overrides(library, matrix))
     library.llama_backend_init()
@@ -118,43 +104,14 @@ def _overrides(library: ModuleType, matrix: ImportanceMatrix) -> Iterator[tuple[
             yield library.LLAMA_KV_OVERRIDE_TYPE_STR, key.encode(), value
 
 
-def read_imatrix(path: Path) -> ImportanceMatrix:
-    """An importance matrix in the current format of `llama-imatrix`, a GGUF file. Raises ModelError for another."""
-    try:
-        file = open_gguf_file(path)
-    except ModelError as error:
-        hint = "An importance matrix in the old format (.dat) needs the program llama-quantize on PATH."
-        raise ModelError(error.message, hint) from None
-    names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
-    if not names:
-        raise ModelError(f"{path} is not an importance matrix: it has no tensor that ends in {_SUMS}.")
-    columns = {name: _mean_squares(file, name) for name in sorted(names)}
-    return ImportanceMatrix(columns, dict(_origin(file, path, len(columns))))
-
-
-def _mean_squares(file: GgufModel, name: str) -> npt.NDArray[np.float32]:
-    """Sums divided by counts, per expert; 1 for a column without data."""
-    pair = file.tensors.get(name + _SUMS), file.tensors.get(name + _COUNTS)
-    if any(tensor is None or tensor.type.name != "F32" for tensor in pair):
-        raise ModelError(f"{file.target} has no {name}{_SUMS} or no {name}{_COUNTS} in F32.")
-    sums, counts = (_values(file, tensor) for tensor in pair if tensor is not None)
-    sums, counts = sums.reshape(counts.size, -1), counts.reshape(-1, 1)
-    means = np.divide(sums, counts, out=np.ones_like(sums), where=counts > 0)
-    return np.ascontiguousarray(means).reshape(-1)
-
-
-def _values(file: GgufModel, tensor: GgufTensor) -> npt.NDArray[np.float32]:
-    return file.read(tensor).view("<f4")
-
-
-def _origin(file: GgufModel, path: Path, entries: int) -> Iterator[tuple[str, str | int]]:
-    """The keys that `llama-quantize` writes, in its order."""
-    yield "quantize.imatrix.file", str(path)
-    for dataset in file.texts("imatrix.datasets")[:1]:
-        yield "quantize.imatrix.dataset", dataset
-    yield "quantize.imatrix.entries_count", entries
-    if (chunks := file.integer("imatrix.chunk_count") or 0) > 0:
-        yield "quantize.imatrix.chunks_count", chunks
+def _read(path: Path) -> ImportanceMatrix:
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ModelError(
+                f"{path} is not a GGUF file.",
+                "An importance matrix in the old format (.dat) needs the program llama-quantize on PATH.",
+            )
+    return read_imatrix(path)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from typing_extensions import override
 
-from qtool.errors import ModelError
+from qtool.errors import ModelError, UsageError
 from qtool.export.quantize_plan import Action, PlannedTensor, QuantizationPlan
 from qtool.export.tensor_writer import (
     Encoded,
@@ -125,6 +126,54 @@ def relative_error(sums: Iterable[tuple[float, float]]) -> float:
     return float(np.sqrt(error / power)) if power else 0.0
 
 
+class Rounding(Protocol):
+    """Weights that were rounded before, by calibration; all names are canonical hf_names."""
+
+    @property
+    def relative_errors(self) -> Mapping[str, float]:
+        """|w - q| / |w| (Frobenius) of each weight."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What the manifest says about it, under `calibration`."""
+
+    def tensor_facts(self, hf_name: str) -> Mapping[str, Any]:
+        """What the manifest says about one weight."""
+
+    def global_scale(self, hf_name: str) -> np.float32:
+        """`weight_scale_2`."""
+
+    def arrays(self, hf_name: str) -> tuple[U8, U8]:
+        """The packed codes [rows, in/2] and the block scales [rows, in/16]."""
+
+
+@dataclass(frozen=True)
+class RoundedTensor(TensorSource):
+    """A weight whose codes and scales are known."""
+
+    rounding: Rounding
+    member: PlannedTensor
+
+    @property
+    @override
+    def work_bytes(self) -> int:
+        return self.member.source.nbytes
+
+    @override
+    def chunks(self) -> Iterator[TensorChunk]:
+        yield TensorChunk(self.work_bytes, self._encode)
+
+    def _encode(self) -> Sequence[Encoded]:
+        hf_name, module = self.member.spec.hf_name, self.member.spec.module
+        packed, block_scales = self.rounding.arrays(hf_name)
+        scale = np.array([self.rounding.global_scale(hf_name)], "<f4").view(np.uint8)
+        return (
+            Encoded(f"{module}{GLOBAL_SCALE}", 0, scale),
+            Encoded(hf_name, 0, packed.reshape(-1)),
+            Encoded(f"{module}{BLOCK_SCALE}", 0, block_scales.reshape(-1)),
+        )
+
+
 @dataclass(frozen=True)
 class CopiedTensor(TensorSource):
     """A tensor whose bytes stay, under the name `output`."""
@@ -149,16 +198,29 @@ class CopiedTensor(TensorSource):
         return (Encoded(self.output, start, bits.view(np.uint8)),)
 
 
-def quantization_sources(checkpoint: Checkpoint, plan: QuantizationPlan) -> list[TensorSource]:
+def quantization_sources(
+    checkpoint: Checkpoint, plan: QuantizationPlan, rounding: Rounding | None = None
+) -> list[TensorSource]:
     """Where the plan's output tensors come from, in its order; a fused group stands where its first member does."""
     groups = dict(plan.groups)
     sources: list[TensorSource] = []
     for tensor in plan.tensors:
         if tensor.action is Action.COPY:
             sources.append(CopiedTensor(checkpoint, tensor.source, tensor.spec.hf_name))
+        elif tensor.action is Action.QUANTIZE and rounding is not None:
+            sources.append(RoundedTensor(rounding, tensor))
         elif tensor.action is Action.QUANTIZE and (members := groups.pop(tensor.spec.fused_group, None)):
-            sources.append(Nvfp4Group(checkpoint, members, plan.recipe.algorithm))
+            sources.append(Nvfp4Group(checkpoint, members, _algorithm(plan)))
     return sources
+
+
+def _algorithm(plan: QuantizationPlan) -> Algorithm:
+    if plan.recipe.algorithm == "calibrated":
+        raise UsageError(
+            f"Recipe {plan.recipe.name} fits weights to data; without the data its weights cannot be made.",
+            "Run qtool quantize with the same --data and --effort.",
+        )
+    return plan.recipe.algorithm
 
 
 def relative_errors(sources: Iterable[TensorSource]) -> Mapping[str, float]:

@@ -55,8 +55,13 @@ def dataset_panel(dataset: str, columns: str) -> str:
     return f"{_DATASET}{dataset}?{columns}"
 
 
+def is_dataset(name: str) -> bool:
+    """Whether `dataset_panel` made the name."""
+    return name.startswith(_DATASET)
+
+
 def _load(name: str, limit: int | None) -> Panel:
-    if not name.startswith(_DATASET):
+    if not is_dataset(name):
         return load_panel(find_panel(name)).first(limit)
     from qtool.inputs.datasets import load_dataset_panel, parse_dataset
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from qtool.arch.spec import Task
+from qtool.calibration.quantize import quantize_by_recipe
+from qtool.checks.calibrated import calibration_findings
 from qtool.checks.prompts import compare_prompts
 from qtool.checks.rederive import rederive
 from qtool.checks.stage import PANELS, STRUCTURE, Outcome, RederivedFile, Stage, TensorError, skipped
@@ -48,13 +50,15 @@ def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
     if case.artefact is None:
         return Checked((skipped(STRUCTURE, "A server shows no files."),))
     options, artefact = case.options, case.artefact
-    checked = Checked((check_structure(artefact, case.reference),))
+    structure = check_structure(artefact, case.reference)
+    said = calibration_findings(artefact, case.panels)
+    checked = Checked((replace(structure, findings=(*structure.findings, *said)),))
     if options.weights and (options.keep_going or not checked.failed):
         stage, errors = compare_weights(artefact, case.reference, progress)
         checked = replace(checked.with_stage(stage), weights=errors)
     if options.rederive and (options.keep_going or not checked.failed):
         with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-            stage, files = rederive(artefact, case.reference, Path(folder))
+            stage, files = rederive(artefact, case.reference, Path(folder), requantize=quantize_by_recipe)
         checked = replace(checked.with_stage(stage), rederived=files)
     return checked
 

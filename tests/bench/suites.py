@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests import upstream
 from tests.bench.goals import Goal, Jobs, Measured, faster, qtool, source_bytes, within
+from tests.bench.layers import layers_goals, layers_jobs
 from tests.bench.processes import run
 from tests.bench.scoring import score_goals, score_jobs
 
@@ -104,4 +105,5 @@ SUITES = {
     "quantize": (quantize_jobs, quantize_goals),
     "convert": (convert_jobs, convert_goals),
     "score": (score_jobs, score_goals),
+    "layers": (layers_jobs, layers_goals),
 }

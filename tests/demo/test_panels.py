@@ -66,7 +66,7 @@ def test_calibration_shares_no_document_with_a_panel() -> None:
         return {(doc.get("text", ""), doc.get("image", "")) for entry in entries for doc in entry["documents"]}
 
     calibration = contents(PAIRS.name)
-    assert len(calibration) == 64
+    assert len(calibration) == 256
     assert not any(calibration & contents(plan.name) for plan in PANELS)
 
 

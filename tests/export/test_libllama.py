@@ -27,7 +27,7 @@ class TestImportanceMatrices:
     def test_the_old_format_is_left_to_the_program(self, tmp_path):
         (tmp_path / "m.dat").write_bytes(bytes(64))
         with pytest.raises(ModelError) as error:
-            libllama.read_imatrix(tmp_path / "m.dat")
+            libllama._read(tmp_path / "m.dat")
         assert "needs the program llama-quantize" in error.value.hint
 
     def test_a_model_is_none(self, tmp_path):

@@ -48,7 +48,7 @@ PANELS = (
     PanelPlan("demo-mixed", "mixed", 103, 120, 14, ("text", "picture", "both")),
 )
 # Training scenes: calibration may see what training saw, and must not see a panel's scenes.
-PAIRS = PanelPlan("demo-calibration", "mixed", 104, 32, 2, ("text", "picture", "both"), held_out=False)
+PAIRS = PanelPlan("demo-calibration", "mixed", 104, 128, 2, ("text", "picture", "both"), held_out=False)
 
 
 def panel_text(plan: PanelPlan) -> str:

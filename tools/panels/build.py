@@ -75,13 +75,13 @@ def draw(document: Document) -> Image.Image:
     return to_palette(draw_page(document.topic.heading, document.text, table, style))
 
 
-def picture_path(document_id: str, picture: Image.Image) -> str:
+def picture_path(document_id: str, picture: Image.Image, folder: str = IMAGE) -> str:
     """The picture's path beside its panel.
 
     It names a hash of the pixels, so that the panel's own hash, which covers paths, stands for the pictures too.
     """
     digest = hashlib.sha256(f"{picture.size} ".encode() + picture.convert("RGB").tobytes()).hexdigest()
-    return f"{IMAGE}/{document_id}-{digest[:8]}.png"
+    return f"{folder}/{document_id}-{digest[:8]}.png"
 
 
 def grade(query: Document, topics: Sequence[Topic]) -> list[tuple[Document, int]]:

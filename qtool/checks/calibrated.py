@@ -1,0 +1,45 @@
+"""What an artefact's manifest says against the data that it was calibrated on, and whether a panel holds that data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qtool.artefact import Artefact, GgufArtefact
+from qtool.checks.findings import Finding, finding
+from qtool.inputs.overlap import shared_keys
+from qtool.inputs.panels import Panel
+from qtool.jsonfile import read_json
+from qtool.manifest import FILE_NAME as MANIFEST
+from qtool.storage.atomic import manifest_of
+
+
+def calibration_findings(artefact: Artefact, panels: Sequence[Panel]) -> Iterator[Finding]:
+    """The warnings of the calibration, and each of `panels` with documents that it was calibrated on."""
+    facts = _facts(artefact)
+    told = [warning for warning in facts.get("warnings") or () if isinstance(warning, str)]
+    for warning in told:
+        yield finding("calibration-warning", artefact.path, warning=warning)
+    for panel in panels:
+        documents = sum(len(query.documents) for query in panel.queries)
+        if shared := _shared(facts, panel):
+            counts = {"count": f"{shared:,}", "total": f"{documents:,}"}
+            yield finding("calibration-panel", artefact.path, panel=panel.name, data=str(facts.get("name")), **counts)
+
+
+def _shared(facts: Mapping[str, Any], panel: Panel) -> int:
+    contents = facts.get("contents")
+    try:
+        return shared_keys(contents, panel) if isinstance(contents, str) else 0
+    except ValueError:  # a manifest that was edited
+        return 0
+
+
+def _facts(artefact: Artefact) -> Mapping[str, Any]:
+    """What the manifest in the artefact's folder, or beside its file, says of its calibration."""
+    path = artefact.path
+    places = (manifest_of(path), path.with_name(MANIFEST)) if isinstance(artefact, GgufArtefact) else (path / MANIFEST,)
+    manifest: Path | None = next((place for place in places if place.is_file()), None)
+    facts = read_json(manifest).get("calibration") if manifest else None
+    return facts if isinstance(facts, Mapping) else {}
