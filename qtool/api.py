@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qtool.export.convert import ConversionSummary
     from qtool.export.gguf_metadata import PromptChoice
     from qtool.export.gguf_plan import ConvertOptions
-    from qtool.export.quantize import Backend, QuantizationSummary, QuantizeOptions
+    from qtool.export.quantize import Backend, Effort, QuantizationSummary, QuantizeOptions
     from qtool.export.repair import RepairOptions, RepairSummary
     from qtool.inputs.panels import PanelShard
     from qtool.reporting.several import Reports
@@ -60,20 +60,32 @@ def quantize(
     stream: bool | None = None,
     force: bool = False,
     dry_run: bool = False,
-    progress: Progress | Bar | None = "bar",
+    data: Sequence[StrPath] | StrPath = (),
+    effort: Effort | None = None,
+    memory: int | str = "auto",
+    progress: Any = "bar",
 ) -> QuantizationSummary:
     """Quantize a checkpoint to NVFP4 by a recipe, into the folder `output`.
 
     `model` is a folder, `org/name`, `hf://org/name@revision` or a demo model. With `dry_run`, or without `output`, the
     result says what would be written. With `stream` the weights of a repository are read by range and not stored; by
     default that is done where the disk is too short. `progress` may be a callable, called with the bytes done and in all.
+
+    A recipe that fits weights to data takes `data` (calibration sets, panels by name or path), `effort` and `memory`;
+    its `progress` is also called with a stage first: "calibrating", in tokens of all layers, and "writing", in bytes.
     """
     keywords = dict(locals())
     from qtool.export.quantize import QuantizeOptions
     from qtool.export.quantize import quantize as run
+    from qtool.recipe import load_recipe
 
     keywords["max_shard_bytes"] = parse_size(max_shard_size)
     options = _options(quantize, QuantizeOptions, keywords)
+    if load_recipe(options.recipe).recipe.calibration is not None:
+        from qtool.calibration.quantize import quantize_calibrated
+
+        with _stages("units", progress) as shown_stages:
+            return quantize_calibrated(options, shown_stages)
     with _bytes("Quantizing", progress) as shown:
         return run(options, shown)
 
@@ -215,6 +227,7 @@ def score(
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    memory: int | str = "auto",
     revision: str | None = None,
     token: str | None = None,
     mmproj: StrPath | None = None,
@@ -263,6 +276,7 @@ def embed(
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    memory: int | str = "auto",
     revision: str | None = None,
     token: str | None = None,
     mmproj: StrPath | None = None,
@@ -307,6 +321,7 @@ def verify(
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    memory: int | str = "auto",
     mmproj: StrPath | None = None,
     revision: str | None = None,
     reference_revision: str | None = None,
@@ -391,6 +406,7 @@ def open_runtime(
     task: TaskName | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    memory: int | str = "auto",
     revision: str | None = None,
     token: str | None = None,
     mmproj: StrPath | None = None,

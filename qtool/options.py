@@ -128,7 +128,14 @@ def _words(kind: Any) -> str:
         return f"a list, each item {_words(get_args(kind)[0])}"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _listed([str(member.value) for member in kind])
-    known = {str: "text or a path", Path: "a path", int: "a whole number", float: "a number", bool: "True or False"}
+    known = {
+        str: "text or a path",
+        Path: "a path",
+        int: "a whole number",
+        float: "a number",
+        bool: "True or False",
+        ByteSize: "a size such as 8GB",
+    }
     return known.get(kind) or f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
@@ -149,3 +156,16 @@ def parse_size(size: int | str) -> int:
             f"Invalid size {str(size)!r}: expected a number with MB, MiB, GB or GiB.", "For example 500MB, 5GB or 1GiB."
         )
     return nbytes
+
+
+class ByteSize(int):
+    """A number of bytes as an option: a text such as 8GB is parsed."""
+
+    @classmethod
+    def parse(cls, text: str) -> ByteSize:
+        """The number of bytes that `text` means. Raises UsageError."""
+        return cls(parse_size(text))
+
+
+Memory = Literal["auto"] | ByteSize | int
+"""How much memory a job may take: bytes, a text such as 8GB, or "auto" for what is free."""

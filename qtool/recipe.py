@@ -44,6 +44,13 @@ class Bound(_Strict):
         return self
 
 
+class CalibrationSpec(_Strict):
+    """How weights are fitted to data: the effort, and the number of tokens of the data that are read at most."""
+
+    effort: Literal["fast", "standard", "best"] = "standard"
+    tokens: Annotated[int, Field(ge=1)] = 65_536
+
+
 class Recipe(_Strict):
     """A quantization recipe; `gates` maps metric names of the verification to the bounds they must keep."""
 
@@ -51,10 +58,17 @@ class Recipe(_Strict):
     description: NonEmpty
     scheme: Literal["W4A16_NVFP4"]
     block_size: Literal[16]
-    algorithm: Literal["max"]
+    algorithm: Literal["max", "mse", "four-over-six", "calibrated"]
+    calibration: CalibrationSpec | None = None
     quantize: Annotated[list[NonEmpty], Field(min_length=1)]
     keep: list[Keep]
     gates: Mapping[str, Bound] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _says_how(self) -> Recipe:
+        if (self.calibration is not None) != (self.algorithm == "calibrated"):
+            raise ValueError("`calibration` and the algorithm `calibrated` belong together")
+        return self
 
 
 class LoadedRecipe(BaseModel):

@@ -22,7 +22,7 @@ ROWS = (
     ("arch", "recipe"),
     ("formats", "console", "manifest", "jsonfile"),
     ("options", "results"),
-    ("extras", "progress", "resources", "retries", "transfer", "workers"),
+    ("extras", "memory", "progress", "resources", "retries", "transfer", "workers"),
     ("errors",),
     ("escaping",),
     ("redaction",),

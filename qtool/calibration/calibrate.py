@@ -23,7 +23,7 @@ from qtool.calibration.hessian import Prediction, predict
 from qtool.calibration.hessian_file import HessianFile, check_hessian_file
 from qtool.calibration.imatrix import check_imatrix_file, write_imatrix
 from qtool.console import written
-from qtool.errors import UsageError
+from qtool.errors import SetupError, UsageError
 from qtool.extras import require_extra
 from qtool.options import Options
 from qtool.progress import StageProgress, ignore
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from qtool.formats.floats import Float32
     from qtool.scoring.transformers.observed import TokenCounts
+    from qtool.scoring.transformers.prefix import Forward
     from qtool.scoring.transformers.runtime import TransformersScorer
 
 SCHEMA_VERSION: Final = 1
@@ -195,7 +196,7 @@ class _Reader:
             progress("calibrating", done, len(asked) * passes_in_all)
 
         def run(groups: Sequence[InputGroup], take: Callable[[str, Float32], None]) -> None:
-            forward = self.scorer.loaded.forward
+            forward = _forward(self.scorer)
             modules = {self._path(group): group.module for group in groups}
             observed = ObservedForward(
                 forward.base, forward.device, forward.picture_tokens, modules, lambda name, x: take(name, _numbers(x))
@@ -208,6 +209,18 @@ class _Reader:
     def _path(self, group: InputGroup) -> str:
         """The first member in the model that transformers builds: all members read the same."""
         return group.hf_names[0].removeprefix(self._prefix).removesuffix(".weight")
+
+
+def _forward(scorer: TransformersScorer) -> Forward:
+    from qtool.scoring.transformers.prefix import SharedReader
+
+    reader = scorer.loaded.reader
+    if not isinstance(reader, SharedReader):
+        raise SetupError(
+            "The model does not fit into the free memory whole, as qtool calibrate needs it.",
+            "Close other programs, or pass --dtype bfloat16.",
+        )
+    return reader.forward
 
 
 def _numbers(inputs: torch.Tensor) -> Float32:

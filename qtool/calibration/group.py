@@ -9,9 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from qtool.calibration.hessian import damped, feedback_factor, predicted_gain, target
+from qtool.calibration.hessian import damped, feedback_factor, predicted_bound, predicted_gain, row_tiles, target
+from qtool.calibration.kernels import descend, descend_two_sided, phase_losses, sweep
 from qtool.calibration.moments import Float64, Moments, require_finite
-from qtool.calibration.rounding import PHASES, descend_reference, phase_losses_reference, restore, sweep_reference
+from qtool.calibration.rounding import PHASES, restore
 from qtool.errors import ModelError
 from qtool.formats.floats import U8, Float32
 from qtool.formats.nvfp4 import BLOCK, encode_reference, global_scale, is_usable_scale
@@ -54,12 +55,15 @@ class CalibratedWeight:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """The group's weights in the order given, under one global scale, and what the moments predicted for them."""
+    """The group's weights in the order given, under one global scale, and what the moments predicted for them (see `Prediction`).
+
+    `warnings`: sentences for people, about the calibration data.
+    """
 
     global_scale: np.float32
     weights: tuple[CalibratedWeight, ...]
     predicted_gain: float
-    predicted_gain_centred: float
+    predicted_bound: float
     warnings: tuple[str, ...]
 
 
@@ -69,37 +73,80 @@ def calibrate_group(
     effort: Effort,
     *,
     pool: Executor,
-    output_covariance: Float64 | None = None,
+    output_covariances: Sequence[Float64] | None = None,
 ) -> GroupResult:
-    """Round `weights` ([rows, in] each) so that the group's output on the calibration inputs changes least."""
+    """Round `weights` ([rows, in] each) so that the group's output on the calibration inputs changes least.
+
+    `output_covariances` ([rows, rows] each): mean of g gᵀ, g the gradient of the answer by the weight's output. With
+    them, the last descent is two-sided.
+    """
     _check(weights, moments)
     hessian = damped(moments.hessian, effort.damping)
     factor = feedback_factor(hessian)
-    centred = damped(moments.hessian - np.outer(moments.mean, moments.mean), effort.damping)
-    ends = np.cumsum([len(each) for each in weights])
-    targets = [
-        target(
-            each,
-            None if moments.drift is None else moments.drift[:, end - len(each) : end],
-            moments,
-            factor,
-            effort.asymmetric,
-            pool,
-        )
-        for each, end in zip(weights, ends, strict=True)
-    ]
-    gain, gain_centred = predicted_gain(factor, hessian), predicted_gain(feedback_factor(centred), centred)
-    matrix, feedback = hessian.astype(np.float32), factor.astype(np.float32)
-    scale = _choose_global_scale(targets, matrix.diagonal().copy())
+    gain, bound = predicted_gain(factor, hessian), predicted_bound(factor, hessian)
+    matrix = hessian.astype(np.float32)
+    del hessian
+    targets = _targets(weights, moments, factor, effort.asymmetric, pool)
+    problem = _Problem(matrix, factor.astype(np.float32), effort.passes, pool)
+    del factor
     usual = global_scale(np.float32(max(np.abs(each).max(initial=0) for each in weights)))
+    scale = problem.choose_global_scale(targets)
     results = []
-    for original, wanted in zip(weights, targets, strict=True):
-        codes, scales = sweep_reference(wanted, feedback, scale)
-        descend_reference(codes, scales, wanted, matrix, scale, effort.passes)
+    for index, (original, wanted) in enumerate(zip(weights, targets, strict=True)):
+        codes, scales = problem.round(wanted, scale)
+        if output_covariances is not None:
+            covariance = damped(output_covariances[index], effort.damping).astype(np.float32)
+            descend_two_sided(codes, scales, wanted, problem.hessian, covariance, scale, effort.passes, pool)
         error, max_error = _errors(original, usual, restore(codes, scales, scale) - wanted, moments.hessian)
         packed = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
         results.append(CalibratedWeight(packed, scales, error, max_error))
-    return GroupResult(scale, tuple(results), gain, gain_centred, _warnings(moments))
+    return GroupResult(scale, tuple(results), gain, bound, _warnings(moments))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What the rounding of every weight of a group shares."""
+
+    hessian: Float32
+    feedback: Float32
+    passes: int
+    pool: Executor
+
+    def choose_global_scale(self, targets: Sequence[Float32]) -> np.float32:
+        """The one of eight scales under which the blocks round best, each input weighted by its second moment."""
+        largest = np.float32(max(np.abs(each).max(initial=0) for each in targets))
+        scales = (global_scale(largest) * 2 ** (np.arange(PHASES) / 8)).astype(np.float32)
+        if not all(map(is_usable_scale, scales)):
+            raise ModelError(
+                f"The largest magnitude of a fused group is {largest:g}, for which no global scale can be stored.",
+                "The layer was never trained or not saved. Quantize a checkpoint with its weights.",
+            )
+        importance = self.hessian.diagonal().copy()
+        jobs = [(_sample(each), scales[phase : phase + 1]) for phase in range(PHASES) for each in targets]
+        losses = list(self.pool.map(lambda job: phase_losses(job[0], importance, job[1])[0], jobs))
+        return np.float32(scales[np.argmin(np.reshape(losses, (PHASES, -1)).sum(axis=1))])
+
+    def round(self, wanted: Float32, scale: np.float32) -> tuple[U8, U8]:
+        """The codes [rows, in] and scale codes [rows, in/16] of a weight; its rows are independent of each other."""
+
+        def round_rows(rows: slice) -> tuple[U8, U8]:
+            codes, scales = sweep(wanted[rows], self.feedback, scale)
+            descend(codes, scales, wanted[rows], self.hessian, scale, self.passes)
+            return codes, scales
+
+        codes, scales = zip(*self.pool.map(round_rows, row_tiles(len(wanted))), strict=True)
+        return np.concatenate(codes), np.concatenate(scales)
+
+
+def _targets(
+    weights: Sequence[Float32], moments: Moments, factor: Float64, share: float, pool: Executor
+) -> list[Float32]:
+    targets, start = [], 0
+    for each in weights:
+        drift = None if moments.drift is None else moments.drift[:, start : start + len(each)]
+        targets.append(target(each, drift, moments, factor, share, pool))
+        start += len(each)
+    return targets
 
 
 def _check(weights: Sequence[Float32], moments: Moments) -> None:
@@ -115,18 +162,6 @@ def _check(weights: Sequence[Float32], moments: Moments) -> None:
 
 def _sample(weights: Float32) -> Float32:
     return weights[:: max(1, len(weights) // _SAMPLED_ROWS)][:_SAMPLED_ROWS]
-
-
-def _choose_global_scale(targets: Sequence[Float32], importance: Float32) -> np.float32:
-    largest = np.float32(max(np.abs(each).max(initial=0) for each in targets))
-    scales = (global_scale(largest) * 2 ** (np.arange(PHASES) / 8)).astype(np.float32)
-    if not all(map(is_usable_scale, scales)):
-        raise ModelError(
-            f"The largest magnitude of the group is {largest:g}, for which no global scale can be stored.",
-            "The layer was never trained or not saved. Quantize a checkpoint with its weights.",
-        )
-    losses = sum(phase_losses_reference(_sample(each), importance, scales) for each in targets)
-    return np.float32(scales[np.argmin(losses)])
 
 
 def _errors(original: Float32, usual: np.float32, difference: Float32, hessian: Float64) -> tuple[float, float]:

@@ -25,27 +25,31 @@ def damped(hessian: Float64, damping: float) -> Float64:
 def feedback_factor(hessian: Float64) -> Float64:
     """The upper triangular U with UᵀU = H⁻¹, for a damped `hessian` [in, in].
 
-    With the order of the inputs reversed, H = L Lᵀ; back in order, H = R Rᵀ with R upper triangular, and U = R⁻¹.
+    With the order of the inputs reversed, H = L Lᵀ and H⁻¹ = L⁻ᵀ L⁻¹; back in order, L⁻¹ is U. One copy is worked on in place:
+    it has 300 MB for the 6,144 inputs of a 2B model's down_proj.
     """
-    from scipy.linalg import LinAlgError, cholesky
-    from scipy.linalg.lapack import dtrtri
+    from scipy.linalg.lapack import dpotrf, dtrtri
 
-    try:
-        lower = cholesky(hessian[::-1, ::-1], lower=True, check_finite=False)
-    except LinAlgError:
+    lower, info = dpotrf(np.asfortranarray(hessian[::-1, ::-1]), lower=1, clean=1, overwrite_a=1)
+    if info == 0:
+        lower, info = dtrtri(lower, lower=1, overwrite_c=1)
+    if info != 0:
         raise ModelError(
             "The second moments of the calibration inputs are not positive definite.",
             "Calibrate with more tokens, or with more damping.",
-        ) from None
-    inverse, info = dtrtri(lower[::-1, ::-1], lower=0)
-    if info:
-        raise ModelError("The second moments of the calibration inputs are singular.", "Calibrate with more tokens.")
-    return np.ascontiguousarray(np.triu(inverse))
+        )
+    return np.ascontiguousarray(lower[::-1, ::-1])
 
 
 def predicted_gain(feedback: Float64, hessian: Float64) -> float:
     """The error of a rounding with feedback over that of one without, as far as H decides it."""
     return float(np.sqrt(np.mean(feedback.diagonal() ** -2.0) / np.mean(hessian.diagonal())))
+
+
+def predicted_bound(feedback: Float64, hessian: Float64) -> float:
+    """The same ratio for the best of all orders of the columns: det(H) decides it."""
+    log_pivots = -2 * np.log(feedback.diagonal())
+    return float(np.exp(log_pivots.mean() / 2) / np.sqrt(hessian.diagonal().mean()))
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,10 @@ def predict(moments: Moments, damping: float = 0.01) -> Prediction:
     hessian = damped(moments.hessian, damping)
     feedback = feedback_factor(hessian)
     centred = damped(moments.hessian - np.outer(moments.mean, moments.mean), damping)
-    log_determinant = -2 * np.log(feedback.diagonal()).mean()
     return Prediction(
         predicted_gain(feedback, hessian),
         predicted_gain(feedback_factor(centred), centred),
-        float(np.exp(log_determinant / 2) / np.sqrt(hessian.diagonal().mean())),
+        predicted_bound(feedback, hessian),
     )
 
 

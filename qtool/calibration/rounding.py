@@ -20,6 +20,9 @@ from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, block_scale_codes
 BATCH: Final = 128
 """Columns that are rounded before what follows from them for all others is computed as one matrix product."""
 
+ROWS_TOGETHER: Final = 32
+"""Rows whose effect on each other is followed one by one; that of earlier ones comes as one matrix product."""
+
 MIDPOINTS: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], np.float32)
 CANDIDATES: Final = np.arange(-9, 5)
 """Block scales that are tried, in E4M3 codes from the scale that the block's largest magnitude asks for.
@@ -117,7 +120,7 @@ def descend_reference(codes: U8, scales: U8, target: Float32, hessian: Float32, 
     for _ in range(passes):
         for first in range(0, target.shape[1], BATCH):
             batch = slice(first, min(first + BATCH, target.shape[1]))
-            gradient: Float32 = difference @ hessian[:, batch]
+            gradient = (difference @ hessian[:, batch]).astype(np.float32)
             _descend_batch(codes[:, batch], scales[:, first // BLOCK :], gradient, hessian[batch, batch], scale)
             blocks = slice(first // BLOCK, (batch.stop + BLOCK - 1) // BLOCK)
             difference[:, batch] = restore(codes[:, batch], scales[:, blocks], scale) - target[:, batch]
@@ -154,3 +157,40 @@ def _descend_scale(codes: U8, chosen: U8, gradient: Float32, hessian: Float32, s
         change = values[:, j] * new_factors - values[:, j] * factors
         gradient += change[:, None] * hessian[j]
     return best.astype(np.uint8)
+
+
+def descend_two_sided_reference(
+    codes: U8,
+    scales: U8,
+    target: Float32,
+    hessian: Float32,
+    covariance: Float32,
+    scale: np.float32,
+    passes: int,
+) -> None:
+    """Descent on tr(A D H Dᵀ), A = `covariance` [rows, rows] of the output's gradients: rows that act together are rounded together.
+
+    Batch by batch of columns, and in each row by row: the gradient of row r is that of the rows before it as they are now.
+    """
+    difference = restore(codes, scales, scale) - target
+    for _ in range(passes):
+        for first in range(0, target.shape[1], BATCH):
+            batch = slice(first, min(first + BATCH, target.shape[1]))
+            blocks = slice(first // BLOCK, batch.stop // BLOCK)
+            inside = np.ascontiguousarray(hessian[batch, batch])
+            gradient = covariance @ (difference @ hessian[:, batch])
+            moved = np.zeros_like(gradient)  # what the rows so far changed, times H
+            for group in range(0, len(target), ROWS_TOGETHER):
+                rows = slice(group, min(group + ROWS_TOGETHER, len(target)))
+                gradient[rows] += covariance[rows, :group] @ moved[:group]
+                for row in range(rows.start, rows.stop):
+                    for before in range(group, row):
+                        gradient[row] += covariance[row, before] * moved[before]
+                    one = slice(row, row + 1)
+                    slopes: Float32 = gradient[one] / covariance[row, row]
+                    _descend_batch(codes[one, batch], scales[one, blocks], slopes, inside, scale)
+                    now = restore(codes[one, batch], scales[one, blocks], scale) - target[one, batch]
+                    change = now - difference[one, batch]
+                    for j in range(change.shape[1]):
+                        moved[row] += change[0, j] * inside[j]
+                    difference[one, batch] = now

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from qtool import resources
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
 from qtool.checks.findings import Finding, finding, listed, listed_are
 from qtool.checks.reference import Reference
@@ -42,15 +43,22 @@ Made = tuple[list[Finding], list[RederivedFile], str]
 
 
 def rederive(
-    artefact: Artefact, reference: Reference, workfolder: Path, progress: Progress = ignore
+    artefact: Artefact,
+    reference: Reference,
+    workfolder: Path,
+    progress: Progress = ignore,
+    requantize: Callable[[QuantizeOptions, Progress], object] = quantize,
 ) -> tuple[Stage, tuple[RederivedFile, ...]]:
     """Make the artefact again in `workfolder` (which needs the space) and compare hashes of files, else of tensors.
 
-    Skipped for what llama.cpp quantized. Raises ModelError if the reference is broken.
+    `requantize` also knows the recipes that fit weights to data. Skipped for what llama.cpp quantized, and where that data
+    is not here. Raises ModelError if the reference is broken.
     """
     started = time.monotonic()
     reference.require_unquantized()
-    rebuilder = _Rebuilder(reference, workfolder, progress)
+    rebuilder = _Rebuilder(reference, workfolder, progress, requantize)
+    if isinstance(artefact, CheckpointArtefact) and (missing := missing_data(artefact.path)):
+        return skipped(REDERIVE, f"The weights were fitted to data that is not here: {missing}."), ()
     try:
         made = rebuilder.gguf(artefact) if isinstance(artefact, GgufArtefact) else rebuilder.checkpoint(artefact)
     except ModelError as error:
@@ -68,12 +76,13 @@ class _Rebuilder:
     reference: Reference
     folder: Path
     progress: Progress
+    requantize: Callable[[QuantizeOptions, Progress], object]
 
     def checkpoint(self, artefact: CheckpointArtefact) -> Made:
         if not is_quantized(artefact.checkpoint.config):
             return _compared(artefact, self.reference, "as it is")
         recipe, name, findings = _recipe(artefact.path, self.folder)
-        again = CheckpointArtefact(Source(self._quantized(recipe), recipe))
+        again = CheckpointArtefact(Source(self._quantized(recipe, artefact.path), recipe))
         others, table, how = _compared(artefact, again, f"under the recipe {name}")
         shutil.rmtree(again.path)
         return [*findings, *others], table, how
@@ -96,12 +105,29 @@ class _Rebuilder:
         shutil.rmtree(output)
         return findings, table, f"as {kind.upper()}"
 
-    def _quantized(self, recipe: str) -> Path:
+    def _quantized(self, recipe: str, artefact: Path | None = None) -> Path:
         output = self.folder / "rederived"
         task, model = self.reference.detection.task, str(self.reference.path)
         options = QuantizeOptions(model=model, output=output, recipe=recipe, backend="streaming", task=task)
-        quantize(options, self.progress)
+        fitted = _calibration(artefact) if artefact is not None else {}
+        if fitted:
+            options = replace(options, data=tuple(fitted["sources"]), effort=fitted["effort"])
+        self.requantize(options, self.progress)
         return output
+
+
+def _calibration(artefact: Path) -> Mapping[str, Any]:
+    """What the manifest says of the data that the weights were fitted to; empty where they were not."""
+    found: Any = read_json(artefact / MANIFEST).get("calibration") if (artefact / MANIFEST).is_file() else None
+    return found if isinstance(found, Mapping) and isinstance(found.get("sources"), list) else {}
+
+
+def missing_data(artefact: Path) -> str:
+    """The calibration data of the artefact that does not come with qtool, with its hash; empty where none is missing."""
+    fitted = _calibration(artefact)
+    names = {*resources.names("calibration", ".jsonl"), *resources.names("calibration/panels", ".jsonl")}
+    missing = [str(source) for source in fitted.get("sources", ()) if source not in names]
+    return f"{', '.join(missing)}, SHA-256 {fitted.get('sha256')}" if missing else ""
 
 
 def _type_of(model: GgufModel) -> str | None:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from qtool.cli.options import (
-    CALIBRATION_SETS,
     Columns,
+    Data,
     Dataset,
     Device,
     Dtype,
@@ -21,7 +21,6 @@ from qtool.cli.options import (
     TaskOption,
     Token,
     check_dataset,
-    complete_calibration,
     show,
 )
 
@@ -29,15 +28,7 @@ from qtool.cli.options import (
 def calibrate(
     model: Model,
     *,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help=f"Built-in set ({CALIBRATION_SETS}), panel or JSONL file; may be repeated.",
-            show_default="the sets that fit the model",
-            autocompletion=complete_calibration,
-        ),
-    ] = None,
+    data: Data = None,
     dataset: Dataset = None,
     columns: Columns = None,
     output: Annotated[

@@ -10,7 +10,9 @@ import typer
 from qtool import console
 from qtool.cli.options import (
     BackendChoice,
+    Data,
     DryRun,
+    EffortChoice,
     Force,
     Json,
     Model,
@@ -38,6 +40,13 @@ def quantize(
     backend: Annotated[BackendChoice, typer.Option(help="What quantizes; both write the same bytes.")] = "auto",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "512MiB",
     stream: Stream = None,
+    data: Data = None,
+    effort: Annotated[
+        EffortChoice | None, typer.Option(help="Effort of a calibrated recipe.", show_default="the recipe's")
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(metavar="auto|SIZE", help="Memory that a calibrated recipe may take, such as 4GB.")
+    ] = "auto",
     dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
@@ -60,6 +69,9 @@ def quantize(
         token=token,
         max_shard_size=max_shard_size,
         stream=stream,
+        data=tuple(data or ()),
+        effort=effort,
+        memory=memory,
         force=force,
         dry_run=dry_run,
     )

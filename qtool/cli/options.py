@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TaskChoice = Literal["rerank", "embed"]
 BackendChoice = Literal["auto", "streaming", "modelopt"]
+EffortChoice = Literal["fast", "standard", "best"]
 DtypeChoice = Literal["float32", "bfloat16", "float16"]
 EngineChoice = Literal["vllm", "llama-server", "tei", "jina"]
 ServingChoice = Literal["vllm", "llama-server", "sglang"]
@@ -123,6 +124,16 @@ Panel = Annotated[
         show_default=False,
     ),
 ]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="NAME|FILE",
+        help=f"Calibration data: a built-in set ({CALIBRATION_SETS}), panel or JSONL file; may be repeated.",
+        show_default="the sets that fit the model",
+        autocompletion=complete_calibration,
+    ),
+]
 Dataset = Annotated[
     str | None,
     typer.Option(
@@ -157,6 +168,14 @@ Device = Annotated[
         help="Device on which a checkpoint is run.",
         callback=parse_device,
         autocompletion=_starting(lambda: list(DEVICES)),
+    ),
+]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="auto|SIZE",
+        help="Run a checkpoint layer by layer within this memory, such as 8GB; auto does so where it does not fit whole.",
     ),
 ]
 Mmproj = Annotated[Path | None, typer.Option(help="Vision projector of a GGUF file.", show_default="the one beside it")]

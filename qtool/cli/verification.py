@@ -21,6 +21,7 @@ from qtool.cli.options import (
     Force,
     Json,
     Limit,
+    MemoryOption,
     Mmproj,
     ServedModel,
     ShardOption,
@@ -86,6 +87,7 @@ def verify(
     allow_local_addresses: AllowLocalAddresses = False,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    memory: MemoryOption = "auto",
     mmproj: Mmproj = None,
     structure_only: Annotated[
         bool, typer.Option("--structure-only", help="Check headers and stop; downloads no weights.")
@@ -144,6 +146,7 @@ def verify(
         task=task,
         dtype=dtype,
         device=device,
+        memory=memory,
         mmproj=mmproj,
         revision=revision,
         reference_revision=reference_revision,

@@ -32,6 +32,8 @@ def quantize_modelopt(
     checkpoint: Checkpoint, plan: QuantizationPlan, folder: Path, max_shard_bytes: int, progress: Progress
 ) -> Mapping[str, float]:
     """Write ModelOpt's export of `plan` into `folder`; the relative error of each quantized tensor."""
+    if plan.recipe.algorithm in _SEARCHES:
+        _require_search_kernels(plan.recipe.algorithm)
     sources = quantization_sources(checkpoint, plan)
     meter = Meter(sum(source.work_bytes for source in sources), progress)
     check_weights(sources, meter.advance)
@@ -76,12 +78,40 @@ def _has_head(plan: QuantizationPlan) -> bool:
     )
 
 
+_SEARCHES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "mse": {"method": "mse", "fp8_scale_sweep": True},
+    "four-over-six": {
+        "method": "mse",
+        "fp8_scale_sweep": False,
+        "start_multiplier": 1.0,
+        "stop_multiplier": 1.5,
+        "step_size": 0.5,
+    },
+}
+"""ModelOpt's settings for the algorithms that search block scales; both need its Triton kernels."""
+
+
+def _require_search_kernels(algorithm: str) -> None:
+    from modelopt.torch.kernels.quantization import gemm
+
+    if not gemm.IS_AVAILABLE:
+        raise SetupError(
+            f"ModelOpt searches block scales (algorithm {algorithm}) with Triton, which needs a CUDA device.",
+            "Use --backend streaming, which writes the same bytes.",
+        )
+
+
 def modelopt_config(recipe: Recipe) -> dict[str, Any]:
     """The recipe as ModelOpt's quantization config: everything off, then the recipe's patterns on."""
-    block_sizes = {-1: recipe.block_size, "type": "dynamic", "scale_bits": (4, 3)}
+    block_sizes: dict[Any, Any] = {-1: recipe.block_size, "type": "dynamic", "scale_bits": (4, 3)}
+    if recipe.algorithm in _SEARCHES:
+        block_sizes["type"] = "static"
+    if recipe.algorithm == "four-over-six":
+        block_sizes["four_over_six"] = True
     weights = {"num_bits": (2, 1), "block_sizes": block_sizes}
     enabled = [{"quantizer_name": f"{p}.weight_quantizer", "cfg": weights, "enable": True} for p in recipe.quantize]
-    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *enabled], "algorithm": recipe.algorithm}
+    algorithm = _SEARCHES.get(recipe.algorithm, recipe.algorithm)
+    return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *enabled], "algorithm": algorithm}
 
 
 def _quantize_and_export(model: Any, recipe: Recipe, folder: Path, max_shard_bytes: int) -> None:

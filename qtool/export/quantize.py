@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,6 +21,7 @@ from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.console import human_size, verify_next
 from qtool.errors import UsageError
+from qtool.export.nvfp4 import Rounding
 from qtool.export.quantize_plan import (
     Action,
     PlannedTensor,
@@ -33,7 +34,7 @@ from qtool.extras import require_extra
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.manifest import manifest, versions
-from qtool.options import Options
+from qtool.options import Memory, Options
 from qtool.progress import Meter, Progress, ignore
 from qtool.recipe import LoadedRecipe, load_recipe
 from qtool.resources import DEFAULT_RECIPE
@@ -50,6 +51,7 @@ from qtool.workers import WORKERS
 
 
 Backend = Literal["auto", "streaming", "modelopt"]
+Effort = Literal["fast", "standard", "best"]
 BACKENDS: Final[tuple[Backend, ...]] = ("auto", "streaming", "modelopt")
 DEFAULT_MAX_SHARD_BYTES: Final = 1 << 29
 """Shards are downloaded and hashed in parallel: several of half a gigabyte are faster than one of five."""
@@ -60,6 +62,8 @@ class QuantizeOptions(Options):
     """The options of `qtool quantize`; `model` is a folder, a Hub repository or a demo model.
 
     With `stream` a repository's weights are read by range and never stored; None does so where the disk is too short.
+    `data` (calibration sets, panels or data sets), `effort` and `memory` are for a recipe that fits weights to data: by
+    default the sets that fit the model, what the recipe says, and what is free.
     """
 
     model: str
@@ -73,6 +77,9 @@ class QuantizeOptions(Options):
     stream: bool | None = None
     force: bool = False
     dry_run: bool = False
+    data: tuple[str, ...] = ()
+    effort: Effort | None = None
+    memory: Memory = "auto"
 
     @property
     def writes_nothing(self) -> bool:
@@ -110,7 +117,8 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
     if options.output is not None and not options.dry_run:
         check_target(options.output, force=options.force)
     recipe = load_recipe(options.recipe)
-    backend, reason = _choose(options.backend)
+    _refuse_data(options, recipe)
+    backend, reason = _choose(options.backend, recipe)
     source = resolve_for_export(
         options.model,
         options.revision,
@@ -135,8 +143,24 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
     )
 
 
-def _choose(backend: Backend) -> tuple[Literal["streaming", "modelopt"], str]:
-    if backend == "auto":  # every algorithm that the recipe schema admits is one that streaming carries out
+def _refuse_data(options: QuantizeOptions, recipe: LoadedRecipe) -> None:
+    if recipe.recipe.calibration is None:
+        for name, given in (("data", options.data), ("effort", options.effort)):
+            if given:
+                raise UsageError(
+                    f"Recipe {recipe.recipe.name} uses no data; --{name} applies to calibrated recipes only.",
+                    "Pass --recipe nvfp4-w4a16-calibrated, or leave the option out.",
+                )
+
+
+def _choose(backend: Backend, recipe: LoadedRecipe) -> tuple[Literal["streaming", "modelopt"], str]:
+    if recipe.recipe.calibration is not None:
+        if backend == "modelopt":
+            raise UsageError(
+                f"ModelOpt does not know the algorithm of recipe {recipe.recipe.name}.", "Leave out --backend."
+            )
+        return "streaming", "the recipe's algorithm is qtool's own"
+    if backend == "auto":  # every other algorithm that the recipe schema admits is one that streaming carries out
         return "streaming", "auto: the recipe's algorithm needs no model in memory"
     if backend == "modelopt":
         require_extra("modelopt", "--backend modelopt", "use --backend streaming, which writes the same bytes")
@@ -194,6 +218,25 @@ class SummaryRow:
     relative_error: float | None
 
 
+@dataclass(frozen=True)
+class CalibrationSummary:
+    """How weights are fitted to data: of a dry run, what it would take; afterwards, what it took and what came of it.
+
+    `tokens` are distinct ones of `data`. `output_error` is the RMS of what the rounding of a linear changes in its output
+    on the data, over the output's RMS, and `max_output_error` that of plain `max` rounding (both roots of the means of
+    squares over all linears). `memory` is an estimate in bytes.
+    """
+
+    effort: str
+    data: str
+    tokens: int
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    memory: int | None = None
+    output_error: float | None = None
+    max_output_error: float | None = None
+
+
 @dataclass(frozen=True, repr=False)
 class QuantizationSummary(Result):
     """`output_bytes` counts every file but qtool.json, and is the disk needed; `peak_memory_bytes` is an estimate."""
@@ -210,6 +253,7 @@ class QuantizationSummary(Result):
     output_bytes: int
     peak_memory_bytes: int
     streamed: bool = False
+    calibration: CalibrationSummary | None = None
 
     @property
     @override
@@ -300,7 +344,9 @@ def quantization_table(
         table.add_row(*map(Text, _row(each)))
     reasons = [Text(f"{each.rule}: {each.reason}") for each in summary.classes if each.action != "quantize"]
     blank = Text("")
-    return Group(table, blank, *reasons, blank, Text(_totals(summary)), _closing(model, output, dry_run=dry_run))
+    fitted = [Text(line) for line in _calibrated(summary.calibration)] if summary.calibration else []
+    closing = _closing(model, output, dry_run=dry_run)
+    return Group(table, blank, *reasons, blank, Text(_totals(summary)), *fitted, closing)
 
 
 def _row(each: SummaryRow) -> tuple[str, ...]:
@@ -326,6 +372,21 @@ def _totals(summary: QuantizationSummary) -> str:
     )
 
 
+def _calibrated(done: CalibrationSummary) -> Iterator[str]:
+    memory = f" and {human_size(done.memory)} of memory" if done.memory else ""
+    yield f"effort {done.effort}, {done.tokens:,} tokens of {done.data}, about {_duration(done.seconds)}{memory}"
+    if done.output_error is not None and done.max_output_error is not None:
+        yield (
+            f"the linears' outputs on the data change by {done.output_error:.2%} (RMS); "
+            f"rounded without data they would by {done.max_output_error:.2%}"
+        )
+    yield from (f"WARNING: {warning}" for warning in done.warnings)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def _closing(model: str, output: Path | None, *, dry_run: bool) -> Text:
     if dry_run or output is None:
         return Text("Dry run: nothing was written.")
@@ -340,15 +401,24 @@ def quantize(options: QuantizeOptions, progress: Progress = ignore) -> Quantizat
     job = prepare_quantization(options)
     if options.dry_run or options.output is None:
         return replace(summarize_quantization(job), streamed=bool(options.stream))
-    require_space(options.output, job.output_bytes + (WINDOW_BYTES if job.source.remote else 0))
-    with staged_folder(options.output, force=options.force) as folder:
-        errors = _write(job, options, folder, progress)
-    return summarize_quantization(job, errors, options.output)
+    return write_artefact(job, options, options.output, progress)
 
 
-def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: Progress) -> Mapping[str, float]:
+def write_artefact(
+    job: QuantizeJob, options: QuantizeOptions, output: Path, progress: Progress, rounding: Rounding | None = None
+) -> QuantizationSummary:
+    """Carry out a job; `rounding` has the weights of a recipe that fits them to data."""
+    require_space(output, job.output_bytes + (WINDOW_BYTES if job.source.remote else 0))
+    with staged_folder(output, force=options.force) as folder:
+        errors = _write(job, options, folder, progress, rounding)
+    return summarize_quantization(job, errors, output)
+
+
+def _write(
+    job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: Progress, rounding: Rounding | None
+) -> Mapping[str, float]:
     if job.backend == "streaming":
-        hashes, errors = _write_streaming(job, folder, progress)
+        hashes, errors = _write_streaming(job, folder, progress, rounding)
     else:
         hashes, errors = _write_modelopt(job, options, folder, progress)
     for relative in job.sidecars:
@@ -356,25 +426,25 @@ def _write(job: QuantizeJob, options: QuantizeOptions, folder: Path, progress: P
         shutil.copyfile(job.checkpoint.directory / relative, folder / relative)
     others = sorted(_files(folder) - set(hashes))
     hashes = {**hashes, **dict(zip(others, sha256_of([folder / path for path in others]), strict=True))}
-    (folder / MANIFEST).write_bytes(json_bytes(_manifest(job, hashes, errors)))
+    (folder / MANIFEST).write_bytes(json_bytes(_manifest(job, hashes, errors, rounding)))
     return errors
 
 
 def _write_streaming(
-    job: QuantizeJob, folder: Path, progress: Progress
+    job: QuantizeJob, folder: Path, progress: Progress, rounding: Rounding | None
 ) -> tuple[Mapping[str, str], Mapping[str, float]]:
     with weights_ahead(job.checkpoint, folder) as expect:
         # Half a second for numba, in which the first weights arrive.
         from qtool.export.nvfp4 import quantization_sources, relative_errors
         from qtool.export.tensor_writer import reads_of, write_tensors
 
-        sources = quantization_sources(job.checkpoint, job.plan)
+        sources = quantization_sources(job.checkpoint, job.plan, rounding)
         expect(reads_of(sources))
         meter = Meter(sum(source.work_bytes for source in sources), progress)
         hashes = write_tensors(job.layout.shards, sources, folder, meter.advance)
     for name, data in job.small_files.items():
         (folder / name).write_bytes(data)
-    return hashes, relative_errors(sources)
+    return hashes, relative_errors(sources) if rounding is None else rounding.relative_errors
 
 
 def _write_modelopt(
@@ -392,7 +462,9 @@ def _files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def _manifest(job: QuantizeJob, hashes: Mapping[str, str], errors: Mapping[str, float]) -> Mapping[str, Any]:
+def _manifest(
+    job: QuantizeJob, hashes: Mapping[str, str], errors: Mapping[str, float], rounding: Rounding | None
+) -> Mapping[str, Any]:
     detection = job.plan.detection
     return manifest(
         "quantize",
@@ -409,7 +481,8 @@ def _manifest(job: QuantizeJob, hashes: Mapping[str, str], errors: Mapping[str, 
         task={"value": detection.task.value if detection.task else "unknown", "declared_by": detection.task_source},
         recipe={"name": job.recipe.recipe.name, "sha256": job.recipe.sha256, "text": job.recipe.text},
         files=dict(sorted(hashes.items())),
-        tensors=[_tensor_facts(tensor, errors) for tensor in job.plan.tensors],
+        tensors=[_tensor_facts(tensor, errors, rounding) for tensor in job.plan.tensors],
+        **({"calibration": rounding.manifest} if rounding is not None else {}),
     )
 
 
@@ -417,7 +490,7 @@ def _config_hash(checkpoint: Checkpoint) -> str:
     return hashlib.sha256((checkpoint.directory / "config.json").read_bytes()).hexdigest()
 
 
-def _tensor_facts(tensor: PlannedTensor, errors: Mapping[str, float]) -> Mapping[str, Any]:
+def _tensor_facts(tensor: PlannedTensor, errors: Mapping[str, float], rounding: Rounding | None) -> Mapping[str, Any]:
     facts: dict[str, Any] = {
         "name": tensor.spec.hf_name,
         "action": tensor.action.value,
@@ -428,4 +501,5 @@ def _tensor_facts(tensor: PlannedTensor, errors: Mapping[str, float]) -> Mapping
     }
     if tensor.action is Action.QUANTIZE:
         facts |= {"to": "NVFP4", "relative_error": float(f"{errors[tensor.spec.hf_name]:.4g}")}
+        facts |= rounding.tensor_facts(tensor.spec.hf_name) if rounding is not None else {}
     return facts

@@ -8,7 +8,7 @@ patterns are found once for each of the 126 block scales, so that the kernels on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -35,9 +35,21 @@ _E2M1_MIDPOINTS: Final = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5], dtype=n
 _TIE_GOES_UP: Final = np.array([False, True, False, True, False, True, False])
 
 
-def global_scale(amax: np.float32) -> np.float32:
+Algorithm = Literal["max", "mse", "four-over-six"]
+"""How block scales are chosen: from the block's largest magnitude, or searched (see `nvfp4_search`)."""
+
+FOUR_OVER_SIX_MAX: Final = np.float32(256)
+"""The largest block scale of four-over-six: below 448, so that each can be made one and a half times as large."""
+
+
+def largest_block_scale(algorithm: Algorithm) -> np.float32:
+    """The block scale of the block with the group's largest magnitude."""
+    return FOUR_OVER_SIX_MAX if algorithm == "four-over-six" else E4M3_MAX
+
+
+def global_scale(amax: np.float32, largest_block_scale: np.float32 = E4M3_MAX) -> np.float32:
     """`weight_scale_2` of a fused group whose largest magnitude is `amax`."""
-    return np.float32(amax / np.float32(E2M1_MAX * E4M3_MAX))
+    return np.float32(amax / np.float32(E2M1_MAX * largest_block_scale))
 
 
 def is_usable_scale(scale: np.float32) -> bool:

@@ -6,6 +6,7 @@ rows, so no loop needs the shape. All loops run without the GIL.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, no_type_check
 
 import numba
@@ -151,20 +152,26 @@ def largest_magnitude(bits: Bits, element: FloatFormat) -> int:
     return int(_largest(bits, bits.dtype.type(element.magnitude_mask)))
 
 
-def encode(bits: Bits, tables: EncodeTables, packed: U8, block_scales: U8) -> tuple[float, float]:
+def encode(
+    bits: Bits, tables: EncodeTables, packed: U8, block_scales: U8, search: Callable[[Float32, U8], None] | None = None
+) -> tuple[float, float]:
     """Encode the run `bits` [n] into `packed` [n/2] and `block_scales` [n/16].
 
+    `search` writes the block-scale codes of weights; without it, each is that of the block's largest magnitude.
     Returns the sums over the run of (weight - dequantized weight) squared and of weight squared.
     """
     element = tables.element
     if bits.dtype != element.bits_dtype:
         bits = FLOAT_FORMATS["F16"].widen(bits).view(element.bits_dtype)
-    maxima = np.empty(block_scales.size, bits.dtype)
-    _block_maxima(bits, bits.dtype.type(element.magnitude_mask), maxima)
-    if tables.scale_codes.size:
-        _look_up(tables.scale_codes, maxima, block_scales)
+    if search is not None:
+        search(element.widen(bits), block_scales)
     else:
-        block_scales[:] = block_scale_codes(element.widen(maxima), tables.scale)
+        maxima = np.empty(block_scales.size, bits.dtype)
+        _block_maxima(bits, bits.dtype.type(element.magnitude_mask), maxima)
+        if tables.scale_codes.size:
+            _look_up(tables.scale_codes, maxima, block_scales)
+        else:
+            block_scales[:] = block_scale_codes(element.widen(maxima), tables.scale)
     half_factors = E4M3_VALUES * tables.scale * np.float32(0.5)
     error, power = _encode_run(bits, block_scales, tables.thresholds, half_factors, packed)
     return float(error), float(power)

@@ -11,7 +11,7 @@ from qtool.arch.spec import Task
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
 from qtool.errors import UsageError
 from qtool.extras import importing, require_extra
-from qtool.options import Options
+from qtool.options import Memory, Options
 from qtool.scoring.llama_cpp.server import VERIFYING, LlamaCppOptions
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _DTYPE: Final = "float32"
 class RuntimeOptions(Options):
     """How to open a model; each runtime heeds what concerns it.
 
-    `task` overrides what the model declares. Checkpoints: `dtype`, `device` (torch's words, or "auto"), and of hub
-    repositories `revision` and `token`. GGUF models: `mmproj`, by default the fitting projector beside the file, and
+    `task` overrides what the model declares. Checkpoints: `dtype`, `device` (torch's words, or "auto"), `memory` (bytes,
+    or a text such as 8GB) in which to run layer by layer, and of hub repositories `revision` and `token`. GGUF models: `mmproj`, by default the fitting projector beside the file, and
     `llama_cpp`. Servers: `engine` and `served_model`, by default what the server says, `concurrency` requests at a time,
     and `timeout` seconds for each; `family` (as `arch` names it), which none tells, decides how items are embedded.
     """
@@ -36,6 +36,7 @@ class RuntimeOptions(Options):
     task: Task | None = None
     dtype: str = _DTYPE
     device: str = "auto"
+    memory: Memory = "auto"
     revision: str | None = None
     token: str | None = field(default=None, repr=False)
     mmproj: Path | None = None
@@ -74,10 +75,16 @@ def _opened(target: str | Artefact, options: RuntimeOptions) -> Artefact:
     )
 
 
+def _refuse_memory(what: str, options: RuntimeOptions) -> None:
+    if options.memory != "auto":
+        raise UsageError(f"{what}; --memory applies to checkpoints only.", "Leave out --memory.")
+
+
 def _server(url: str, options: RuntimeOptions) -> HttpScorer:
     from qtool.scoring.http.detect import ServerKind
     from qtool.scoring.http.runtime import HttpOptions, open_http
 
+    _refuse_memory(f"{url} is a server", options)
     known = [kind.value for kind in ServerKind]
     if options.engine not in (None, *known):
         raise UsageError(f"Unknown engine {options.engine!r}.", f"Known are {', '.join(known)}.")
@@ -91,7 +98,7 @@ def _checkpoint(artefact: CheckpointArtefact, options: RuntimeOptions) -> Scorer
     with importing("score"):
         from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
 
-    return open_scorer(artefact, ScorerOptions(options.task, options.dtype, options.device))
+    return open_scorer(artefact, ScorerOptions(options.task, options.dtype, options.device, memory=options.memory))
 
 
 def _llama_cpp(artefact: GgufArtefact, options: RuntimeOptions) -> LlamaCppScorer:
@@ -100,6 +107,7 @@ def _llama_cpp(artefact: GgufArtefact, options: RuntimeOptions) -> LlamaCppScore
 
     if options.dtype != _DTYPE:
         raise UsageError(f"{artefact.path} runs as its file says; --dtype applies to checkpoints only.")
+    _refuse_memory(f"{artefact.path} is a GGUF file", options)
     model = scoring_model(artefact.model)
     if options.task not in (None, model.task):
         raise UsageError(f"{artefact.path} is made to {model.task.value}; --task cannot change that.")

@@ -25,7 +25,7 @@ from qtool.inputs.media import MediaAccess
 from qtool.inputs.panels import Panel, PanelShard
 from qtool.jsonfile import read_json
 from qtool.manifest import FILE_NAME as MANIFEST
-from qtool.options import Options
+from qtool.options import Memory, Options
 from qtool.recipe import LoadedRecipe, load_recipe, parse_recipe
 from qtool.resources import DEFAULT_RECIPE
 from qtool.scoring.cache import AnswersInMemory
@@ -158,6 +158,7 @@ class VerifyOptions(Options):
     recipe: str | None = None
     dtype: str = "float32"
     device: str = "auto"
+    memory: Memory = "auto"
     limit: int | None = None
     shard: PanelShard | None = None
     mmproj: Path | None = None
@@ -303,6 +304,11 @@ def open_case(options: VerifyOptions, shared: SharedReference | None = None) -> 
     )
 
 
+def checkpoint_runtime(options: VerifyOptions, task: Task, dtype: str) -> RuntimeOptions:
+    """How to open a checkpoint, the reference or an artefact."""
+    return RuntimeOptions(task=task, dtype=dtype, device=options.device, memory=options.memory)
+
+
 def artefact_runtime(options: VerifyOptions, artefact: Artefact | None, task: Task, family: str) -> RuntimeOptions:
     """How to open the artefact, or the server of `options` for None."""
     if artefact is None:
@@ -316,7 +322,7 @@ def artefact_runtime(options: VerifyOptions, artefact: Artefact | None, task: Ta
         )
     if isinstance(artefact, GgufArtefact):  # the file fixes the number format
         return RuntimeOptions(task=task, mmproj=options.mmproj)
-    return RuntimeOptions(task=task, dtype=options.dtype, device=options.device, mmproj=options.mmproj)
+    return replace(checkpoint_runtime(options, task, options.dtype), mmproj=options.mmproj)
 
 
 def _reference(options: VerifyOptions, shared: SharedReference | None) -> Reference:

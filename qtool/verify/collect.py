@@ -18,9 +18,9 @@ from qtool.progress import StageProgress, duration, ignore
 from qtool.scoring.cache import open_cache
 from qtool.scoring.ledger import AnswerStore, open_ledger
 from qtool.scoring.remembering import Remembering
-from qtool.scoring.runtime import RuntimeOptions, open_runtime
+from qtool.scoring.runtime import open_runtime
 from qtool.scoring.scorer import AnswerCounter, Answered, Identity, Scorer, query_content, shortened
-from qtool.verify.case import Case, LocatedCase, Role, answer_file, artefact_runtime
+from qtool.verify.case import Case, LocatedCase, Role, answer_file, artefact_runtime, checkpoint_runtime
 from qtool.verify.metrics import Scores
 from qtool.verify.report import AnswerCount, Side
 
@@ -128,7 +128,7 @@ def open_role(case: LocatedCase, role: Role) -> Scorer:
         runtime = artefact_runtime(options, case.artefact, case.task, case.reference.family.key)
         return open_runtime(case.artefact or options.artefact, runtime)
     dtype = NOISE_DTYPE if role is Role.REFERENCE_BF16 else options.dtype
-    return open_runtime(case.reference, RuntimeOptions(task=case.task, dtype=dtype, device=options.device))
+    return open_runtime(case.reference, checkpoint_runtime(options, case.task, dtype))
 
 
 def collect_scores(

@@ -12,6 +12,7 @@ from typing import Final
 
 from qtool.arch.spec import Task
 from qtool.artefact import Artefact
+from qtool.calibration.quantize import quantize_by_recipe
 from qtool.checks.calibrated import calibration_findings
 from qtool.checks.prompts import compare_prompts
 from qtool.checks.rederive import rederive
@@ -59,7 +60,7 @@ def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
         checked = replace(checked.with_stage(stage), weights=errors)
     if options.rederive and (options.keep_going or not checked.failed):
         with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-            stage, files = rederive(artefact, case.reference, Path(folder))
+            stage, files = rederive(artefact, case.reference, Path(folder), requantize=quantize_by_recipe)
         checked = replace(checked.with_stage(stage), rederived=files)
     return checked
 

@@ -48,9 +48,11 @@ def config_of(shape: str) -> dict[str, object]:
 def make_headers(folder: Path, shape: str) -> ShardLayout:
     """Write a checkpoint whose weights are all holes."""
     folder.mkdir(parents=True)
-    config = config_of(shape)
+    ids, config = write_tokenizer(folder), config_of(shape)
+    for name, token in (("image_token_id", "image_pad"), ("video_token_id", "video_pad"),
+                        ("vision_start_token_id", "vision_start"), ("vision_end_token_id", "vision_end")):  # fmt: skip
+        config[name] = ids[f"<|{token}|>"]
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    write_tokenizer(folder)
     specs = [s for s in architecture_of(config).tensors(config) if shape != "2B" or s.hf_name != "lm_head.weight"]
     tensors = [OutputTensor(s.hf_name, "BF16", s.shape, 2 * int(np.prod(s.shape))) for s in specs]
     layout = lay_out(tensors, _SHARD_BYTES)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests import upstream
 from tests.bench.goals import Goal, Jobs, Measured, faster, qtool, source_bytes, within
 from tests.bench.hub import hub_goals, hub_jobs
+from tests.bench.layers import layers_goals, layers_jobs
 from tests.bench.processes import run
 from tests.bench.scoring import score_goals, score_jobs
 
@@ -106,4 +107,5 @@ SUITES = {
     "convert": (convert_jobs, convert_goals),
     "score": (score_jobs, score_goals),
     "hub": (hub_jobs, hub_goals),
+    "layers": (layers_jobs, layers_goals),
 }

@@ -11,8 +11,8 @@ from qtool import resources
 _MERGES = 151_000
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json: the demo tokenizer's rules and special tokens, more words."""
+def write_tokenizer(folder: Path) -> dict[str, int]:
+    """Write tokenizer.json and its side files: the demo tokenizer's rules and special tokens, more words; the ids of all."""
     demo = resources.demo_model("qtool-demo-reranker")
     tokenizer = json.loads((demo / "tokenizer.json").read_text())
     letters = [token for token in tokenizer["model"]["vocab"] if len(token) == 1]
@@ -29,3 +29,8 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     modules = [{"idx": 0, "name": "0", "path": "1_LogitScore", "type": "sentence_transformers.LogitScore"}]
     (folder / "modules.json").write_text(json.dumps(modules))
+    # Declared, since these merges split "yes" in two.
+    (folder / "1_LogitScore").mkdir(exist_ok=True)
+    answers = {"true_token_id": vocabulary["yes"], "false_token_id": vocabulary["no"]}
+    (folder / "1_LogitScore" / "config.json").write_text(json.dumps(answers))
+    return {**vocabulary, **{token["content"]: token["id"] for token in tokenizer["added_tokens"]}}

@@ -28,7 +28,7 @@ class Loaded:
     def __init__(self, name):
         self.opened = CheckpointArtefact(resolve(name, None, None))
         self.scorer = open_scorer(self.opened, ScorerOptions())
-        self.forward = self.scorer.loaded.forward
+        self.forward = self.scorer.loaded.reader.forward
         self.groups = input_groups(self.opened.detection)
 
     def observed(self, take):
@@ -180,4 +180,4 @@ def test_inputs_that_are_not_finite_are_named(reranker):
 def test_the_hooks_are_gone_afterwards(reranker, prompts):
     reranker.squares(prompts[:1])
     assert all(not module._forward_pre_hooks for module in reranker.forward.base.modules())
-    assert isinstance(reranker.scorer.loaded.forward.base, torch.nn.Module)
+    assert isinstance(reranker.scorer.loaded.reader.forward.base, torch.nn.Module)

@@ -15,7 +15,8 @@ from qtool.arch.prompts import NO, YES
 from qtool.errors import ModelError, reason
 from qtool.extras import importing
 from qtool.jsonfile import read_json
-from qtool.storage.packed import PackedWeight, packed_weights, read_global_scale
+from qtool.storage.checkpoint import DTYPES
+from qtool.storage.packed import PackedWeight, is_quantized, packed_weights, read_global_scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,42 +27,65 @@ if TYPE_CHECKING:
     from qtool.arch.detect import Detection
     from qtool.scoring.tokenizer import PromptTokenizer
 
-# Weights as float32: widened exactly, or dequantized by their format.
+# Weights as float32: widened exactly, or dequantized by their format. NVFP4 W4A16 weights (ModelOpt layout) are read as a
+# W4A16 kernel sees them: vLLM's Marlin kernel multiplies E2M1 by its E4M3 block scale, which a bf16 holds exactly (1 + 3
+# mantissa bits), accumulates in float32 and applies the float32 global scale there. So a weight is the float32 product of
+# the three, not rounded to bf16.
 
 
-def source_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32]]:
-    """(hf_name, weight) of an unquantized checkpoint, one tensor at a time."""
-    for hf_name in checkpoint.tensors:
-        yield hf_name, read_float32(checkpoint, hf_name)
+class StoredWeights:
+    """The weights of a checkpoint, quantized or not: their shapes by hf_name, and each as float32, one at a time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._packed = packed_weights(checkpoint) if is_quantized(checkpoint.config) else {}
+        scales = {s.hf_name for weight in self._packed.values() for s in (weight.block_scales, weight.global_scale)}
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            hf_name: self._packed[hf_name].shape if hf_name in self._packed else info.shape
+            for hf_name, info in checkpoint.tensors.items()
+            if hf_name not in scales
+        }
+
+    def read(self, hf_name: str) -> Float32:
+        """One weight, in memory of its own."""
+        packed = self._packed.get(hf_name)
+        if packed is not None:
+            return _dequantized(self._checkpoint, packed)
+        self.check_type(hf_name)
+        stored = self._checkpoint.read(hf_name)
+        return stored if stored.dtype == np.float32 else _widened(stored)
+
+    def rows(self, hf_name: str, rows: Iterable[int]) -> Float32:
+        """These rows of a matrix such as an embedding, of which nothing else is read unless it is packed."""
+        if hf_name in self._packed:
+            return self.read(hf_name)[list(rows)]
+        self.check_type(hf_name)
+        info = self._checkpoint.tensors[hf_name]
+        nbytes = info.nbytes // info.shape[0]
+        chosen = list(rows)
+        data = np.empty((len(chosen), nbytes), np.uint8)
+        for target, row in zip(data, chosen, strict=True):
+            self._checkpoint.read_into(info, row * nbytes, target)
+        stored = data.view(DTYPES[info.dtype])
+        return stored if stored.dtype == np.float32 else _widened(stored)
+
+    def check_type(self, hf_name: str) -> None:
+        """Raise ModelError unless the weight is packed, or of a type that widens exactly."""
+        dtype = self._checkpoint.tensors[hf_name].dtype
+        if hf_name not in self._packed and dtype not in ("BF16", "F16", "F32"):
+            raise ModelError(
+                f"{hf_name} is stored as {dtype}; expected BF16, F16 or F32.",
+                "Packed weights need a quantization_config in config.json.",
+            )
 
 
-def read_float32(checkpoint: Checkpoint, hf_name: str) -> Float32:
-    """One BF16, F16 or F32 tensor, widened into memory of its own."""
-    dtype = checkpoint.tensors[hf_name].dtype
-    stored = checkpoint.read(hf_name)
-    if dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    if dtype in ("F16", "F32"):
-        return np.array(stored, dtype=np.float32)
-    raise ModelError(
-        f"{hf_name} is stored as {dtype}; expected BF16, F16 or F32.",
-        "Packed weights need a quantization_config in config.json.",
-    )
-
-
-# NVFP4 W4A16 weights (ModelOpt layout) as a W4A16 kernel sees them: vLLM's Marlin kernel multiplies E2M1 by its E4M3
-# block scale, which a bf16 holds exactly (1 + 3 mantissa bits), accumulates in float32 and applies the float32 global
-# scale there. So a weight is the float32 product of the three, not rounded to bf16.
-
-
-def dequantized_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Float32]]:
-    """(hf_name, weight), one at a time; packed weights are rebuilt from their three tensors."""
-    packed = packed_weights(checkpoint)
-    scales = {scale.hf_name for weight in packed.values() for scale in (weight.block_scales, weight.global_scale)}
-    for hf_name in checkpoint.tensors:
-        if hf_name not in scales:
-            weight = packed.get(hf_name)
-            yield hf_name, read_float32(checkpoint, hf_name) if weight is None else _dequantized(checkpoint, weight)
+def _widened(stored: NDArray[Any]) -> Float32:
+    """BF16 as raw bits, or F16, as float32."""
+    if stored.dtype == np.float16:
+        return stored.astype(np.float32)
+    bits = np.empty(stored.shape, np.uint32)
+    np.left_shift(stored, np.uint32(16), out=bits)  # in one pass: `astype` first would need as much memory again
+    return bits.view(np.float32)
 
 
 def _dequantized(checkpoint: Checkpoint, weight: PackedWeight) -> Float32:
@@ -98,12 +122,18 @@ def answer_ids(directory: Path, tokenizer: PromptTokenizer) -> AnswerIds:
     return AnswerIds(yes, no, "1_LogitScore/config.json")
 
 
-def difference_row(vocabulary_head: torch.Tensor, answers: AnswerIds) -> torch.Tensor:
-    """w_yes - w_no [hidden] from the rows [vocab, hidden]; rounded to their dtype, as the official class does."""
+def input_embedding(weights: StoredWeights) -> str:
+    """The hf_name of the vocabulary's embedding."""
+    return next(hf_name for hf_name in weights.shapes if hf_name.endswith(_EMBEDDING))
+
+
+def difference_row(weights: StoredWeights, hf_name: str, answers: AnswerIds, dtype: torch.dtype) -> torch.Tensor:
+    """w_yes - w_no [hidden] from two rows of a vocabulary; rounded to `dtype`, as the official class does."""
     for token in (answers.yes, answers.no):
-        if token >= vocabulary_head.shape[0]:
-            raise ModelError(f"{answers.source} names token {token}; the head has {vocabulary_head.shape[0]} rows.")
-    return vocabulary_head[answers.yes] - vocabulary_head[answers.no]
+        if token >= weights.shapes[hf_name][0]:
+            raise ModelError(f"{answers.source} names token {token}; the head has {weights.shapes[hf_name][0]} rows.")
+    rows = torch.from_numpy(weights.rows(hf_name, (answers.yes, answers.no))).to(dtype)
+    return rows[0] - rows[1]
 
 
 def score_row(score_head: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
@@ -132,40 +162,31 @@ def _is_id(value: object) -> bool:
 # The model, filled from named weights. Every parameter must be filled by exactly one tensor of its shape, and every
 # tensor used: transformers alone would only warn, and score with random numbers.
 
-HEADS: Final[tuple[str, ...]] = ("lm_head.weight", "score.weight")
+VOCABULARY_HEAD: Final = "lm_head.weight"
+SCORE_HEAD: Final = "score.weight"
+HEADS: Final = (VOCABULARY_HEAD, SCORE_HEAD)
+_EMBEDDING: Final = "embed_tokens.weight"
 _MAX_LISTED: Final = 3
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """The base model (no head), its transformers config, and the head tensors of the checkpoint."""
-
-    base: Any
-    config: Any
-    heads: Mapping[str, torch.Tensor]
-
-    def head(self, hf_name: str) -> torch.Tensor:
-        """A head tensor that the task needs."""
-        if hf_name not in self.heads:
-            raise ModelError(f"The checkpoint has no {hf_name}, which a reranker needs to score.")
-        return self.heads[hf_name]
+def load_model(detection: Detection, weights: StoredWeights, empty: Any, dtype: torch.dtype) -> Any:
+    """The model that `empty` is, filled with `weights`, on the CPU."""
+    state = {
+        base_name(detection, hf_name): torch.from_numpy(weights.read(hf_name)).to(dtype)
+        for hf_name in weights.shapes
+        if hf_name not in HEADS
+    }
+    with without_progress_bar():
+        return type(empty).from_pretrained(None, config=empty.config, state_dict=state, dtype=dtype).eval()
 
 
-def load_model(detection: Detection, weights: Iterable[tuple[str, Float32]], dtype: torch.dtype) -> LoadedModel:
-    """The architecture's base model, filled with `weights`, on the CPU."""
-    model_class, config = _model_class(detection)
-    tensors = {name: torch.from_numpy(weight).to(dtype) for name, weight in weights}
-    heads = {name: tensors.pop(name) for name in HEADS if name in tensors}
-    # Checkpoints of a base model (Qwen3-Embedding) have no prefix.
-    state = {name.removeprefix(detection.architecture.prefix): tensor for name, tensor in tensors.items()}
-    expected = _expected(model_class, config)
-    _check(state, expected)
-    with _without_progress_bar():
-        base = model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-    return LoadedModel(base.eval(), config, heads)
+def base_name(detection: Detection, hf_name: str) -> str:
+    """What the base model calls a weight; checkpoints of a base model (embedders) leave the prefix out."""
+    return hf_name.removeprefix(detection.architecture.prefix)
 
 
-def _model_class(detection: Detection) -> tuple[Any, Any]:
+def empty_model(detection: Detection, weights: StoredWeights) -> Any:
+    """The architecture's base model (no head) on the device `meta`: shapes, to which those of `weights` are held."""
     with importing("score"):
         import transformers
 
@@ -174,34 +195,33 @@ def _model_class(detection: Detection) -> tuple[Any, Any]:
     # The weights are dequantized before they are loaded; transformers has no loader for the format.
     fields = {key: value for key, value in detection.config.items() if key != "quantization_config"}
     try:
-        return model_class, config_class.from_dict(fields)
+        config = config_class.from_dict(fields)
     except Exception as error:  # whatever stumbles over a value of another type
         raise ModelError(f"transformers cannot read config.json: {' '.join(reason(error).split())}.") from error
-
-
-def _expected(model_class: Any, config: Any) -> Mapping[str, torch.Tensor]:
     try:
         with torch.device("meta"):
-            state: Mapping[str, torch.Tensor] = model_class(config).state_dict()
+            model = model_class(config).eval()
     except Exception as error:  # a size of zero, a negative one, one that does not fit another
         raise ModelError(
             f"transformers cannot build the model that config.json describes: {' '.join(reason(error).split())}."
         ) from error
-    return state
+    _check_shapes(detection, weights, model.state_dict())
+    return model
 
 
-def _check(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
+def _check_shapes(detection: Detection, weights: StoredWeights, expected: Mapping[str, torch.Tensor]) -> None:
+    for hf_name in weights.shapes:
+        weights.check_type(hf_name)
+    shapes = {base_name(detection, name): shape for name, shape in weights.shapes.items() if name not in HEADS}
+    missing = sorted(expected.keys() - shapes.keys())
+    unexpected = sorted(shapes.keys() - expected.keys())
     if missing:
         raise ModelError(f"The checkpoint has no {_listed(missing)}.")
     if unexpected:
         raise ModelError(f"The checkpoint contains {_listed(unexpected)}, which the architecture does not have.")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise ModelError(
-                f"{name} has shape {list(tensor.shape)}; the config requires {list(expected[name].shape)}."
-            )
+    for name, shape in shapes.items():
+        if shape != tuple(expected[name].shape):
+            raise ModelError(f"{name} has shape {list(shape)}; the config requires {list(expected[name].shape)}.")
 
 
 def _listed(names: list[str]) -> str:
@@ -211,7 +231,8 @@ def _listed(names: list[str]) -> str:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar of its own while it fills a model."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()

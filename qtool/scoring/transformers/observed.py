@@ -20,6 +20,7 @@ from qtool.scoring.transformers.prefix import (
     Forward,
     PromptSpan,
     SharedReader,
+    padded,
     windows,
 )
 
@@ -103,7 +104,7 @@ class ObservedForward(Forward):
 
     @override
     def _run(self, spans: Sequence[Any], is_token: torch.Tensor, cache: Continuation) -> torch.Tensor:
-        self._counted[:] = [self._padded([span.is_new for span in spans])]
+        self._counted[:] = [torch.from_numpy(padded([span.is_new for span in spans])).to(self.device)]
         return super()._run(spans, is_token, cache)
 
     def _hook(self, name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from qtool.arch.prompts import IMAGE_PAD, VIDEO_PAD
 from qtool.errors import ModelError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from qtool.inputs.pictures import PatchedImage
     from qtool.scoring.tokenizer import PromptTokenizer
-    from qtool.scoring.transformers.model import LoadedModel
 
 # Batches: which prompts run through the model together.
 
@@ -225,16 +225,6 @@ class Forward:
     device: torch.device
     picture_tokens: tuple[int, ...]
 
-    @classmethod
-    def of(cls, loaded: LoadedModel, tokenizer: PromptTokenizer, device: torch.device) -> Forward:
-        """Move the model to `device` and check that config and tokenizer agree on the picture tokens."""
-        picture_tokens = tuple(_picture_tokens(loaded.config, tokenizer))
-        if getattr(loaded.base, "has_sliding_layers", False):
-            raise ModelError(
-                "config.json enables sliding window attention, which is not supported: no published model of the family has it."
-            )
-        return cls(loaded.base.to(device), device, picture_tokens)
-
     def span(self, prompt: Prompt) -> PromptSpan:
         """The whole prompt."""
         return PromptSpan.whole(prompt, self.picture_tokens)
@@ -266,8 +256,8 @@ class Forward:
         return found
 
     def _run(self, spans: Sequence[PromptSpan], is_token: torch.Tensor, cache: Continuation) -> torch.Tensor:
-        ids = self._padded([span.ids for span in spans])
-        positions = self._padded([span.positions for span in spans])
+        ids = self._tensor(padded([span.ids for span in spans]))
+        positions = self._tensor(padded([span.positions for span in spans]))
         text = self.base.language_model if self.picture_tokens else self.base
         hidden: torch.Tensor = text(
             position_ids=positions.transpose(0, 1) if self.picture_tokens else positions[:, 0],
@@ -286,7 +276,7 @@ class Forward:
         grid = self._tensor([picture.grid_thw for picture in pictures.values()])
         encoded = self.base.get_image_features(pixels.to(self.device), grid, return_dict=True)
         rows = self._tensor(_feature_rows(spans))
-        is_picture = self._padded([span.is_picture for span in spans])
+        is_picture = self._tensor(padded([span.is_picture for span in spans]))
         return {
             "inputs_embeds": embeds.masked_scatter(is_picture[..., None], torch.cat(encoded.pooler_output)[rows]),
             "visual_pos_masks": is_picture,
@@ -294,17 +284,32 @@ class Forward:
         }
 
     def _is_token(self, spans: Sequence[PromptSpan]) -> torch.Tensor:
-        return self._padded([np.ones(len(span), dtype=np.bool_) for span in spans])
+        return self._tensor(padded_tokens(spans))
 
-    def _padded(self, arrays: Sequence[NDArray[Any]]) -> torch.Tensor:
-        width = max(array.shape[-1] for array in arrays)
-        padded = np.zeros((len(arrays), *arrays[0].shape[:-1], width), dtype=arrays[0].dtype)
-        for row, array in zip(padded, arrays, strict=True):
-            row[..., : array.shape[-1]] = array
-        return torch.from_numpy(padded).to(self.device)
+    def _tensor(self, numbers: Any) -> torch.Tensor:
+        return torch.as_tensor(numbers, device=self.device)
 
-    def _tensor(self, numbers: Sequence[Any]) -> torch.Tensor:
-        return torch.tensor(numbers, device=self.device)
+
+def padded(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The arrays [..., n] as the rows of one, zeros behind the shorter ones."""
+    rows = np.zeros((len(arrays), *arrays[0].shape[:-1], max(a.shape[-1] for a in arrays)), dtype=arrays[0].dtype)
+    for row, array in zip(rows, arrays, strict=True):
+        row[..., : array.shape[-1]] = array
+    return rows
+
+
+def padded_tokens(spans: Sequence[PromptSpan]) -> NDArray[np.bool_]:
+    """Which positions [rows, width] of spans side by side are tokens, and not padding."""
+    return padded([np.ones(len(span), dtype=np.bool_) for span in spans])
+
+
+def picture_tokens(base: Any, tokenizer: PromptTokenizer) -> tuple[int, ...]:
+    """The tokens that stand for pictures and frames; none of a text model. Raises ModelError for what is not supported."""
+    if getattr(base, "has_sliding_layers", False):
+        raise ModelError(
+            "config.json enables sliding window attention, which is not supported: no published model of the family has it."
+        )
+    return tuple(_picture_tokens(base.config, tokenizer))
 
 
 def _picture_tokens(config: Any, tokenizer: PromptTokenizer) -> Iterator[int]:
@@ -331,7 +336,56 @@ def _feature_rows(spans: Sequence[PromptSpan]) -> list[int]:
 
 
 # Prefix sharing: first the prefix of all prompts (the trunk), then that of each query's (a branch), then the rest of
-# each prompt (a leaf). Prefixes are found by comparing ids; a prompt's `group` only says which to compare.
+# each prompt (a leaf). Prefixes are found by comparing ids; a prompt's `group` only says which to compare. What is read
+# in which order is planned before anything is: the passes of a window, each of which continues an earlier one.
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Spans that are read side by side.
+
+    Each continues a row, named by `parents`, of the last pass before it whose `depth` is one less. `prompts` are the
+    indices of the prompts that end here; without any, the spans are prefixes that later passes continue.
+    """
+
+    spans: tuple[PromptSpan, ...]
+    parents: tuple[int, ...]
+    depth: int
+    prompts: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """The length of its longest span."""
+        return max(map(len, self.spans))
+
+    @property
+    def padded_tokens(self) -> int:
+        """The positions that are computed, padding included."""
+        return len(self.spans) * self.width
+
+
+def plan_passes(window: Sequence[Prompt], spans: Sequence[PromptSpan], limits: BatchLimits) -> Iterator[Pass]:
+    """The passes that read all prompts of a window, whose whole spans are `spans`: each shared prefix once."""
+    trunk = shared_length(spans)
+    yield Pass((spans[0].part(0, trunk),), (0,), 0)
+    branches = _branches(window, spans, trunk)
+    for batch in packed([branch.end for branch in branches], limits):
+        chosen = [branches[index] for index in batch]
+        parts = tuple(spans[branch.leaves[0]].part(trunk, branch.end) for branch in chosen)
+        branch = Pass(parts, (0,) * len(parts), 1)
+        yield branch
+        yield from _leaves(spans, chosen, trunk + branch.width, limits)
+
+
+def _leaves(
+    spans: Sequence[PromptSpan], branches: Sequence[_Branch], known: int, limits: BatchLimits
+) -> Iterator[Pass]:
+    """The rest of each prompt; `known` is the padded width of what was read before."""
+    numbered = [(row, leaf) for row, branch in enumerate(branches) for leaf in branch.leaves]
+    parts = [spans[leaf].part(branches[row].end) for row, leaf in numbered]
+    for batch in packed([known + len(part) for part in parts], limits):
+        rows, leaves = zip(*(numbered[index] for index in batch), strict=True)
+        yield Pass(tuple(parts[index] for index in batch), rows, 2, leaves)
 
 
 @dataclass(frozen=True)
@@ -342,35 +396,6 @@ class _Branch:
     leaves: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class SharedReader:
-    """Runs windows of prompts, each shared prefix once."""
-
-    forward: Forward
-    limits: BatchLimits
-
-    def last_hidden(self, window: Sequence[Prompt]) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """By batch, the indices of prompts in the window and the hidden states [n, hidden] of their last tokens."""
-        spans = [self.forward.span(prompt) for prompt in window]
-        trunk = shared_length(spans)
-        prefix = self.forward.extend([spans[0].part(0, trunk)], [0], KvPrefix.empty(self.forward.device))
-        branches = _branches(window, spans, trunk)
-        for batch in packed([branch.end for branch in branches], self.limits):
-            chosen = [branches[index] for index in batch]
-            parts = [spans[branch.leaves[0]].part(trunk, branch.end) for branch in chosen]
-            yield from self._leaves(spans, chosen, self.forward.extend(parts, [0] * len(parts), prefix))
-
-    def _leaves(
-        self, spans: Sequence[PromptSpan], branches: Sequence[_Branch], prefix: KvPrefix
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """`prefix` has a row for each of `branches`."""
-        numbered = [(row, leaf) for row, branch in enumerate(branches) for leaf in branch.leaves]
-        parts = [spans[leaf].part(branches[row].end) for row, leaf in numbered]
-        for batch in packed([prefix.width + len(part) for part in parts], self.limits):
-            rows, leaves = zip(*(numbered[index] for index in batch), strict=True)
-            yield list(leaves), self.forward.last_hidden([parts[index] for index in batch], rows, prefix)
-
-
 def _branches(window: Sequence[Prompt], spans: Sequence[PromptSpan], trunk: int) -> list[_Branch]:
     groups: dict[Hashable, list[int]] = {}
     for index, prompt in enumerate(window):
@@ -379,3 +404,36 @@ def _branches(window: Sequence[Prompt], spans: Sequence[PromptSpan], trunk: int)
         _Branch(max(trunk, shared_length([spans[index] for index in members])), tuple(members))
         for members in groups.values()
     ]
+
+
+class PromptReader(Protocol):
+    """Reads prompts, a window of them at a time."""
+
+    def windows(self, prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+        """Runs of prompts to be read together; `prompts` is read lazily."""
+
+    def last_hidden(self, window: Sequence[Prompt]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """By batch, the indices of prompts in the window and the hidden states [n, hidden] of their last tokens."""
+
+
+@dataclass(frozen=True)
+class SharedReader(PromptReader):
+    """A model in memory: the passes of a window one after the other, each through all layers."""
+
+    forward: Forward
+    limits: BatchLimits
+
+    @override
+    def windows(self, prompts: Iterable[Prompt]) -> Iterator[list[Prompt]]:
+        return windows(prompts, self.limits.window_tokens)
+
+    @override
+    def last_hidden(self, window: Sequence[Prompt]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        spans = [self.forward.span(prompt) for prompt in window]
+        prefixes = [KvPrefix.empty(self.forward.device)]
+        for each in plan_passes(window, spans, self.limits):
+            del prefixes[each.depth + 1 :]
+            if each.prompts:
+                yield list(each.prompts), self.forward.last_hidden(each.spans, each.parents, prefixes[-1])
+            else:
+                prefixes.append(self.forward.extend(each.spans, each.parents, prefixes[-1]))

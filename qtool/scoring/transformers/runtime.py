@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from qtool.arch.spec import Presence, Task, dimension
 from qtool.artefact import CheckpointArtefact
 from qtool.errors import ModelError, UsageError
 from qtool.inputs.items import Item, Pair
+from qtool.options import Memory, parse_size
 from qtool.progress import ignore
 from qtool.scoring.prompt import Prompt, PromptBuilder
 from qtool.scoring.scorer import (
@@ -29,18 +30,28 @@ from qtool.scoring.scorer import (
     prompt_sha256,
 )
 from qtool.scoring.tokenizer import PromptTokenizer
+from qtool.scoring.transformers.footprint import Footprint, layerwise_budget
+from qtool.scoring.transformers.layerwise import LayerwiseModel, LayerwiseReader
 from qtool.scoring.transformers.model import (
-    LoadedModel,
+    SCORE_HEAD,
+    VOCABULARY_HEAD,
+    StoredWeights,
     answer_ids,
-    dequantized_weights,
     difference_row,
+    empty_model,
+    input_embedding,
     load_model,
     score_row,
-    source_weights,
 )
-from qtool.scoring.transformers.prefix import DEFAULT_LIMITS, BatchLimits, Forward, SharedReader, windows
+from qtool.scoring.transformers.prefix import (
+    DEFAULT_LIMITS,
+    BatchLimits,
+    Forward,
+    PromptReader,
+    SharedReader,
+    picture_tokens,
+)
 from qtool.storage.hub import Source
-from qtool.storage.packed import is_quantized
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,40 +75,56 @@ class OpenCheckpoint:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """The model on its device; `answer` turns last hidden states [n, hidden] into log-odds [n] or unit vectors."""
+    """A model that reads prompts; `answer` turns last hidden states [n, hidden] into log-odds [n] or unit vectors."""
 
-    forward: Forward
+    reader: PromptReader
     answer: Callable[[torch.Tensor], torch.Tensor]
 
 
-def load(opened: OpenCheckpoint, dtype: torch.dtype, device: torch.device) -> LoadedCheckpoint:
-    """Read the weights, which config.json declares quantized or not."""
-    checkpoint = opened.checkpoint
-    read = dequantized_weights if is_quantized(checkpoint.config) else source_weights
-    model = load_model(opened.detection, read(checkpoint), dtype)
-    forward = Forward.of(model, opened.tokenizer, device)
+def load(
+    opened: OpenCheckpoint, dtype: torch.dtype, device: torch.device, limits: BatchLimits, memory: Memory
+) -> LoadedCheckpoint:
+    """Read the weights, or arrange that they are read layer by layer."""
+    weights = StoredWeights(opened.checkpoint)
+    empty = empty_model(opened.detection, weights)
+    tokens = picture_tokens(empty, opened.tokenizer)
+    budget = layerwise_budget(Footprint.of(empty, dtype), device, memory)
+    answer = _answer(opened, weights, dtype, device)
+    if budget is not None:
+        model = LayerwiseModel(empty, opened.detection, weights, tokens, dtype, device)
+        return LoadedCheckpoint(LayerwiseReader(model, limits, budget), answer)
+    base = load_model(opened.detection, weights, empty, dtype)
+    return LoadedCheckpoint(SharedReader(Forward(base.to(device), device, tokens), limits), answer)
+
+
+def _answer(
+    opened: OpenCheckpoint, weights: StoredWeights, dtype: torch.dtype, device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
     if opened.task is Task.EMBED:
-        return LoadedCheckpoint(forward, _unit)
-    row = _score_row(opened, model).to(device)
-    return LoadedCheckpoint(forward, lambda hidden: hidden @ row)
+        return _unit
+    row = _score_row(opened, weights, dtype).to(device)
+    return lambda hidden: hidden @ row
 
 
 def _unit(hidden: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(hidden.float(), dim=-1)
 
 
-def _score_row(opened: OpenCheckpoint, model: LoadedModel) -> torch.Tensor:
+def _score_row(opened: OpenCheckpoint, weights: StoredWeights, dtype: torch.dtype) -> torch.Tensor:
     detection = opened.detection
-    if detection.architecture.head == "score":
-        return score_row(model.head("score.weight"), detection.config)
     # A tied head is the embedding, even where the file contains a copy of it.
-    vocabulary = model.base.get_input_embeddings().weight if _is_tied(detection) else model.head("lm_head.weight")
-    return difference_row(vocabulary.detach(), answer_ids(opened.checkpoint.directory, opened.tokenizer))
+    embedding = input_embedding(weights) if _is_tied(detection) else None
+    hf_name = SCORE_HEAD if detection.architecture.head == "score" else embedding or VOCABULARY_HEAD
+    if hf_name not in weights.shapes:
+        raise ModelError(f"The checkpoint has no {hf_name}, which a reranker needs to score.")
+    if hf_name == SCORE_HEAD:
+        return score_row(torch.from_numpy(weights.read(hf_name)).to(dtype), detection.config)
+    return difference_row(weights, hf_name, answer_ids(opened.checkpoint.directory, opened.tokenizer), dtype)
 
 
 def _is_tied(detection: Detection) -> bool:
     tensors = detection.architecture.tensors(detection.config)
-    return any(tensor.presence is Presence.DUPLICATE for tensor in tensors if tensor.hf_name == "lm_head.weight")
+    return any(tensor.presence is Presence.DUPLICATE for tensor in tensors if tensor.hf_name == VOCABULARY_HEAD)
 
 
 # The scorer. The head is applied to the last position's hidden state only; the vocabulary's logits are never computed.
@@ -111,12 +138,16 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """How to open a checkpoint: `dtype` is one of DTYPES, `device` a torch device or "auto"."""
+    """How to open a checkpoint: `dtype` is one of DTYPES, `device` a torch device or "auto".
+
+    With a `memory`, in bytes, the model runs layer by layer within it; "auto" does so where it does not fit whole.
+    """
 
     task: Task | None = None
     dtype: str = "float32"
     device: str = "auto"
     limits: BatchLimits = DEFAULT_LIMITS
+    memory: Memory = "auto"
 
 
 class TransformersScorer(Scorer):
@@ -202,12 +233,12 @@ class TransformersScorer(Scorer):
         return other
 
     def pooled(self, questions: Sequence[Pair | Item]) -> Mapping[str, NDArray[np.float32]]:
-        """The answers that other poolings than that of the last token would give."""
-        prompts = [
-            self._builder.pair(each) if isinstance(each, Pair) else self._builder.item(each) for each in questions
-        ]
-        forward = self.loaded.forward
-        hidden = [forward.hidden(forward.span(prompt)) for prompt in prompts]
+        """The answers that other poolings than that of the last token would give; none where layers are read one by one."""
+        reader = self.loaded.reader
+        if not isinstance(reader, SharedReader):
+            return {}
+        forward = reader.forward
+        hidden = [forward.hidden(forward.span(self.prompt(each))) for each in questions]
         pools = {"mean of all tokens": [each.mean(0) for each in hidden], "first token": [each[0] for each in hidden]}
         return {name: self.loaded.answer(torch.stack(each)).float().cpu().numpy() for name, each in pools.items()}
 
@@ -216,16 +247,23 @@ class TransformersScorer(Scorer):
         """Free the model; the next question loads it again."""
         self._model = None
 
+    def layers(self) -> LayerwiseModel:
+        """The model as it is read layer by layer, beside what answers questions."""
+        weights = StoredWeights(self._opened.checkpoint)
+        empty = empty_model(self._opened.detection, weights)
+        tokens = picture_tokens(empty, self._opened.tokenizer)
+        return LayerwiseModel(empty, self._opened.detection, weights, tokens, self._dtype, self._device)
+
     @property
     def loaded(self) -> LoadedCheckpoint:
         """The model, whose weights are read when it is first needed."""
         if self._model is None:
-            self._model = load(self._opened, self._dtype, self._device)
+            self._model = load(self._opened, self._dtype, self._device, self._options.limits, self._options.memory)
         return self._model
 
     @property
-    def _reader(self) -> SharedReader:
-        return SharedReader(self.loaded.forward, self._options.limits)
+    def _reader(self) -> PromptReader:
+        return self.loaded.reader
 
     def _run(
         self, prompts: Iterable[Prompt], groups: Sequence[Sequence[int]], answered: Answered
@@ -233,7 +271,7 @@ class TransformersScorer(Scorer):
         """The answers by question; `groups` are the indices of the questions that each prompt answers."""
         results: dict[int, NDArray[np.float32]] = {}
         done, reader = 0, self._reader
-        for window in windows(prompts, reader.limits.window_tokens):
+        for window in reader.windows(prompts):
             for chosen, hidden in reader.last_hidden(window):
                 values = self.loaded.answer(hidden).float().cpu().numpy()
                 _check_finite(values, [window[index] for index in chosen])
@@ -262,6 +300,8 @@ def open_scorer(artefact: Path | CheckpointArtefact, options: ScorerOptions = Sc
     task = options.task or detection.require_task()
     opened = OpenCheckpoint(artefact.checkpoint, detection, task, PromptTokenizer.read(artefact.path))
     builder = PromptBuilder(opened.tokenizer, detection.family.prompt(task))
+    if options.memory != "auto":
+        options = replace(options, memory=parse_size(options.memory))
     return TransformersScorer(opened, builder, options, _dtype(options.dtype), _device(options.device))
 
 

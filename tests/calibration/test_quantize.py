@@ -1,0 +1,262 @@
+"""Quantizing with data: closer to the reference, the same layout, the same bytes whatever interrupts or divides the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import qtool
+from qtool import api, resources, workers
+from qtool.calibration import quantize as job
+from qtool.calibration import streams
+from qtool.calibration.workfolder import WorkFolder
+from qtool.errors import SetupError, UsageError
+from qtool.export.quantize import QuantizeOptions
+from qtool.inputs.builtin import load_panels
+from qtool.inputs.panels import Panel
+from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
+from tests.scoring import tiny
+from tests.tiny import read_bytes_of
+
+RECIPE = "nvfp4-w4a16-calibrated"
+
+
+@pytest.fixture(scope="module")
+def vl_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tiny.write_vl(tmp_path_factory.mktemp("models") / "vl")
+    (made / "modules.json").write_text('[{"type": "sentence_transformers.LogitScore", "path": "1_LogitScore"}]')
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four queries with texts and pictures, which share beginnings."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for query in range(4):
+        documents: list[dict[str, object]] = []
+        for number in range(3):
+            pixels = np.random.default_rng(10 * query + number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{query}-{number}.png")
+            document = {"id": f"d{query}{number}", "label": number % 2, "text": f"ball number {number} " * (2 + query)}
+            documents.append(document | ({"image": f"{query}-{number}.png"} if number == 2 else {}))
+        lines.append({"id": f"q{query}", "query": {"text": f"which ball is {query}?"}, "documents": documents})
+    (folder / "data.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder / "data.jsonl"
+
+
+def calibrated(model: Path | str, output: Path, data: Path | str | tuple[str, ...] = (), **options: object) -> Path:
+    api.quantize(model, recipe=RECIPE, output=output, data=data, progress=None, **options)
+    return output
+
+
+@pytest.fixture(scope="module")
+def artefact(vl_model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(vl_model, tmp_path_factory.mktemp("made") / "out", data)
+
+
+def drift(artefact: Path, model: str, panel: Panel) -> float:
+    found, expected = (
+        open_scorer(each, ScorerOptions(device="cpu")) for each in (artefact, resources.demo_model(model))
+    )
+    if found.task.value == "rerank":
+        difference = np.subtract(found.score(panel.pairs), expected.score(panel.pairs))
+    else:
+        items = [document for query in panel.queries for document in query.documents]
+        difference = found.embed(items) - expected.embed(items)
+    return float(np.sqrt(np.mean(difference**2)))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe with a quarter of the demo data, which takes seconds."""
+    text = resources.path(f"recipes/{RECIPE}.yaml").read_text().replace("tokens: 65536", "tokens: 1500")
+    recipe = tmp_path_factory.mktemp("recipes") / "small.yaml"
+    recipe.write_text(text)
+    return recipe
+
+
+@pytest.mark.parametrize("model", ["qtool-demo-reranker", "qtool-demo-embedder"])
+def test_a_demo_model_is_closer_to_its_reference_and_verified(model: str, small: Path, tmp_path: Path) -> None:
+    api.quantize(model, output=tmp_path / "max", progress=None)
+    api.quantize(model, recipe=small, output=tmp_path / "fitted", progress=None)
+    (panel,) = load_panels(["demo-mixed"], 4)
+    assert drift(tmp_path / "fitted", model, panel) < 0.5 * drift(tmp_path / "max", model, panel)
+    report = qtool.verify(
+        tmp_path / "fitted", reference=model, structure_only=True, rederive=True, use_cache=False, progress=None
+    )
+    outcomes = {stage.name: stage.outcome.value for stage in report.stages}
+    assert (outcomes["structure"], outcomes["rederive"]) == ("pass", "pass")
+
+
+def test_an_artefact_whose_data_is_not_here_is_not_judged(vl_model: Path, artefact: Path) -> None:
+    report = qtool.verify(artefact, reference=vl_model, structure_only=True, rederive=True, use_cache=False)
+    stage = next(stage for stage in report.stages if stage.name == "rederive")
+    assert stage.outcome.value == "skipped"
+    assert "The weights were fitted to data that is not here: data.jsonl, SHA-256" in stage.summary
+
+
+def test_only_quantized_linears_differ_from_plain_max_and_the_layout_is_the_same(
+    vl_model: Path, artefact: Path, tmp_path: Path
+) -> None:
+    api.quantize(vl_model, output=tmp_path / "max", progress=None)
+    plain, fitted = read_bytes_of(tmp_path / "max"), read_bytes_of(artefact)
+    assert {name: each[:2] for name, each in plain.items()} == {name: each[:2] for name, each in fitted.items()}
+    unequal = {name for name in plain if plain[name][2] != fitted[name][2]}
+    assert unequal
+    assert all("_proj.weight" in name and "visual" not in name for name in unequal)
+    for name in ("config.json", "hf_quant_config.json"):
+        assert (tmp_path / "max" / name).read_bytes() == (artefact / name).read_bytes()
+
+
+def test_the_manifest_says_how(artefact: Path, data: Path) -> None:
+    manifest = json.loads((artefact / "qtool.json").read_text())
+    facts = manifest["calibration"]
+    assert facts["sha256"] == load_panels([str(data)])[0].sha256
+    assert facts["algorithm"] == "calibrated"
+    assert facts["parameters"]["passes"] == 4
+    assert facts["passes_tokens"] >= facts["tokens"] > 200  # documents of a query may begin alike
+    assert facts["sources"] == ["data.jsonl"]
+    assert facts["picture_tokens"] == 4 * 6
+    assert facts["seconds"] > 0
+    weights = [tensor for tensor in manifest["tensors"] if tensor["action"] == "quantize"]
+    assert len(weights) == 3 * 7
+    for weight in weights:
+        assert 0 < weight["output_error"] < weight["max_output_error"]
+        assert 0 < weight["predicted_gain"] < 1
+        assert 0 < weight["relative_error"] < 0.3
+    assert not artefact.with_name("out.calibration").exists()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_killed_run_goes_on_at_its_layer(
+    layers: int, vl_model: Path, data: Path, artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, rounded = job.CalibrationRun.round_layer, []
+
+    def killed(run: job.CalibrationRun, layer: int, *rest: object) -> object:
+        if layer == layers:
+            raise KeyboardInterrupt
+        return whole(run, layer, *rest)
+
+    monkeypatch.setattr(job.CalibrationRun, "round_layer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(vl_model, tmp_path / "out", data)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(
+        job.CalibrationRun, "round_layer", lambda run, layer, *rest: rounded.append(layer) or whole(run, layer, *rest)
+    )
+    calibrated(vl_model, tmp_path / "out", data)
+    assert rounded == list(range(layers, 3))
+    assert read_bytes_of(tmp_path / "out") == read_bytes_of(artefact)
+
+
+def test_a_run_with_other_options_does_not_go_on_from_there(
+    vl_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkFolder, "save_streams", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            calibrated(vl_model, tmp_path / "out", data)
+    with pytest.raises(UsageError, match="holds an interrupted calibration with another model, recipe, effort or data"):
+        calibrated(vl_model, tmp_path / "out", data, effort="fast")
+    calibrated(vl_model, tmp_path / "out", data, effort="fast", force=True)
+    assert (tmp_path / "out" / "qtool.json").is_file()
+
+
+def test_the_number_of_threads_and_the_memory_change_no_byte(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 5):
+        monkeypatch.setattr(workers, "WORKERS", number)
+        monkeypatch.setattr(streams, "WORKERS", number)
+        monkeypatch.setattr(job, "_budget", lambda _, fixed: fixed)  # every hidden state in the scratch file
+        calibrated(vl_model, tmp_path / f"out-{number}", data)
+        assert read_bytes_of(tmp_path / f"out-{number}") == read_bytes_of(artefact)
+
+
+def test_the_quantized_stream_is_what_the_artefact_computes(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last layer both streams end where the two models' forward passes do: same last hidden states."""
+    kept: dict[str, np.ndarray] = {}
+    whole = job.CalibrationRun.round_layers
+
+    def observed(run: job.CalibrationRun, *rest: object) -> None:
+        whole(run, *rest)
+        index, each = next((n, each) for n, each in enumerate(run.streams.passes) if each.prompts)
+        for stream in ("original", "quantized"):
+            state = run.streams.store[stream, index][0, len(each.spans[0]) - 1][None]
+            kept[stream] = run.model.normed(state)[0].numpy()
+        kept["prompt"] = np.array(each.prompts[:1])
+
+    monkeypatch.setattr(job.CalibrationRun, "round_layers", observed)
+    calibrated(vl_model, tmp_path / "out", data)
+    (panel,) = load_panels([str(data)])
+    for stream, folder in (("original", vl_model), ("quantized", artefact)):
+        scorer = open_scorer(folder, ScorerOptions(device="cpu"))
+        reader, prompts = scorer.loaded.reader, [scorer.prompt(pair) for pair in panel.pairs]
+        (place,) = kept["prompt"]
+        ends = {n: row for chosen, hidden in reader.last_hidden(prompts) for n, row in zip(chosen, hidden, strict=True)}
+        np.testing.assert_allclose(kept[stream], ends[place].numpy(), rtol=0, atol=2e-5)
+
+
+def test_a_dry_run_measures_a_layer_and_writes_nothing(vl_model: Path, data: Path, tmp_path: Path) -> None:
+    summary = api.quantize(vl_model, recipe=RECIPE, output=tmp_path / "out", data=data, dry_run=True, progress=None)
+    assert summary.calibration is not None
+    assert summary.calibration.seconds > 0
+    assert summary.calibration.memory > 100_000_000
+    assert summary.calibration.tokens > 200
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_tokens_of_all_layers(vl_model: Path, data: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    api.quantize(
+        vl_model, recipe=RECIPE, output=tmp_path / "out", data=data, progress=lambda *state: seen.append(state)
+    )
+    fitting = [(done, total) for stage, done, total in seen if stage == "calibrating"]
+    assert fitting == sorted(fitting)
+    assert fitting[0][0] == 0
+    assert fitting[-1][0] == fitting[-1][1]
+    assert {stage for stage, _, _ in seen} == {"calibrating", "writing"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"recipe": "nvfp4-w4a16", "data": "demo-calibration"},
+            UsageError,
+            "--data applies to calibrated recipes only",
+        ),
+        (
+            {"recipe": "nvfp4-w4a16", "effort": "fast", "data": ()},
+            UsageError,
+            "--effort applies to calibrated recipes only",
+        ),
+        ({"recipe": RECIPE, "effort": "most"}, UsageError, "Invalid effort 'most': expected fast, standard or best"),
+        ({"recipe": RECIPE, "backend": "modelopt"}, UsageError, "ModelOpt does not know the algorithm"),
+        ({"recipe": RECIPE, "data": "nope"}, UsageError, "Unknown calibration data 'nope'"),
+        ({"recipe": RECIPE, "memory": "5x"}, UsageError, "Invalid size '5x'"),
+        ({"recipe": RECIPE, "memory": "1MB"}, SetupError, r"needs .* of memory; 1\.0 MB may be used"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    options: dict[str, str], error: type[Exception], message: str, vl_model: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        api.quantize(vl_model, output=tmp_path / "out", progress=None, **{"data": data, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_without_data_is_not_carried_out_plainly(vl_model: Path, tmp_path: Path) -> None:
+    from qtool.export.quantize import quantize
+
+    with pytest.raises(UsageError, match="fits weights to data; without the data its weights cannot be made"):
+        quantize(QuantizeOptions(model=str(vl_model), recipe=RECIPE, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
