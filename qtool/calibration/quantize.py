@@ -123,7 +123,7 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
     scratch = options.output.absolute().parent if options.output else None
     with ExitStack() as stack:
         store = stack.enter_context(ActivationStore(budget - fixed, model.device, scratch))
-        pictures = Pictures(model, store, budget)
+        pictures = Pictures(model, store, budget, encodes=options.output is not None and not options.dry_run)
         counts = TokenCounts()
         prompts = list(_prompts(map(scorer.prompt, questions(data, scorer.task, scorer.query_instruction)),
                                 pictures, model, spec.tokens, counts))  # fmt: skip

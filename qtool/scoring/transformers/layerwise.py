@@ -171,11 +171,12 @@ _PATCHES: Final = 4096
 
 @dataclass
 class Pictures:
-    """The features of a window's pictures, each encoded once."""
+    """The features of a window's pictures, each encoded once; without `encodes` their tokens are those of the text."""
 
     model: LayerwiseModel
     store: ActivationStore
     budget: int
+    encodes: bool = True
     _is_loaded: bool = False
     _light: dict[int, tuple[weakref.ref[PatchedImage], PatchedImage]] = field(default_factory=dict)
     _waiting: dict[Hashable, PatchedImage] = field(default_factory=dict)
@@ -190,7 +191,7 @@ class Pictures:
             return known[1]
         light = _without_pixels(picture)
         self._light[id(picture)] = (weakref.ref(picture), light)
-        if (_key(light), 0) not in self.store and _key(light) not in self._waiting:
+        if self.encodes and (_key(light), 0) not in self.store and _key(light) not in self._waiting:
             self._waiting[_key(light)] = picture
             if sum(len(waiting.pixel_values) for waiting in self._waiting.values()) >= _PATCHES:
                 self._encode()
