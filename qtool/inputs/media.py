@@ -73,8 +73,11 @@ def is_url(source: str) -> bool:
 
 
 def quoted(source: str | Path) -> str:
-    """A source as messages name it: `data:` URLs may have megabytes."""
-    return shown(str(source), _MAX_QUOTED)
+    """A source as messages name it: `data:` URLs may have megabytes, and of a long path the end says most."""
+    text = str(source)
+    if len(text) > _MAX_QUOTED and not text.startswith("data:"):
+        text = f"{text[: _MAX_QUOTED // 2]}…{text[1 - _MAX_QUOTED // 2 :]}"
+    return shown(text, _MAX_QUOTED)
 
 
 def open_media(source: str | Path, max_bytes: int, seconds: float) -> Path | BytesIO:

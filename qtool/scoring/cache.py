@@ -42,8 +42,7 @@ class AnswersInMemory(AnswerStore):
 
     @override
     def write(self, key: str, question: Pair | Item, answer: Answer) -> None:
-        del question
-        self._known[key] = answer
+        self._known[key] = read_answer(answer_line(key, question, answer))[1]  # as a ledger would return it
 
     @override
     def close(self) -> None:

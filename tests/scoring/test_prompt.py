@@ -140,7 +140,7 @@ def test_a_broken_video_names_the_item_and_keeps_its_kind(builder, monkeypatch: 
         embedder.item(Item("d", video=(Video("nowhere.mp4"),)))
     monkeypatch.setattr(sources, "_RETRIES", 0)
     with pytest.raises(NetworkError, match=r"Item 'd': Cannot read the picture http://127\.0\.0\.1:9/a\.png"):
-        embedder.item(Item("d", image=("http://127.0.0.1:9/a.png",)))
+        embedder.item(Item("d", image=(sources.LocalAddress("http://127.0.0.1:9/a.png"),)))
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(SetupError, match="Item 'd'"):
         embedder.item(Item("d", video=(Video("a.mp4"),)))

@@ -123,7 +123,7 @@ def test_what_does_not_concern_a_runtime_is_refused(gguf_folder: Path) -> None:
     ("target", "kind", "message"),
     [
         ("nowhere.gguf", UsageError, "There is no file"),
-        ("nothing", UsageError, "Not a local folder or a Hub repository"),
+        ("nothing", UsageError, "Not a local file, a local folder or a Hub repository"),
         ("empty", ModelError, "config.json"),
     ],
 )

@@ -31,7 +31,7 @@ def test_a_report_of_version_2_is_read_as_one_of_today() -> None:
     assert written(report) == {
         **old,
         **unknown,
-        **{side: {**old[side], "nbytes": None} for side in ("artefact", "reference")},
+        **{side: {**old[side], "nbytes": None, "revision": None} for side in ("artefact", "reference")},
         "schema_version": SCHEMA_VERSION,
         "weights": [
             {"tensor" if key == "hf_name" else key: value for key, value in each.items()} for each in old["weights"]
