@@ -134,8 +134,9 @@ class TestWarnings:
 
     def test_no_text_is_said_too(self, tmp_path):
         path = tmp_path / "pictures.jsonl"
-        picture = resources.path("calibration/general-pictures").glob("chart-*.png")
-        path.write_text(json.dumps({"query": "a chart", "documents": [{"image": str(next(picture))}]}))
+        picture = next(resources.path("calibration/general-pictures").glob("chart-*.png"))
+        (tmp_path / picture.name).write_bytes(picture.read_bytes())
+        path.write_text(json.dumps({"query": "a chart", "documents": [{"image": picture.name}]}))
         found = qtool.calibrate(EMBEDDER, data=[path], output=tmp_path / "s.gguf", progress=None)
         assert any(warning.startswith("All of the 1 documents have a picture") for warning in found.warnings)
 

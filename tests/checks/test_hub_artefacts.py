@@ -234,6 +234,7 @@ def test_a_2b_shaped_repository_costs_less_than_ten_megabytes(tmp_path, hub):
     for name, data in job.small_files.items():
         (artefact / name).write_bytes(data)
     for path in job.sidecars:
+        (artefact / path).parent.mkdir(exist_ok=True)
         shutil.copyfile(reference / path, artefact / path)
     server = hub(artefact, others={"org/base": reference}, hashed_bytes=50 * MB)
     report = qtool.verify("org/model", reference="org/base", structure_only=True, progress=None)
