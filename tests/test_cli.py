@@ -332,7 +332,7 @@ def test_choices_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        ("quantize", ["--task <rerank|embed>", "<auto|streaming|modelopt>", "Built-in recipe (nvfp4-w4a16)"]),
+        ("quantize", ["--task <rerank|embed>", "<auto|streaming|modelopt>", "Built-in recipe (nvfp4-w4a16, nvfp4-w4a16-4over6,"]),
         ("convert-gguf", ["auto, f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m", "<official|llamacpp>"]),
         ("score", ["<vllm|llama-server|tei|jina>", "<float32|bfloat16|float16>", "auto|cpu|cuda[:N]|mps"]),
         ("serve-command", ["<vllm|llama-server|sglang>"]),
@@ -368,7 +368,7 @@ def test_every_command_has_examples():
     [
         ("qtool ser", {"serve-command"}),
         ("qtool quantize --backend ", {"auto", "streaming", "modelopt"}),
-        ("qtool quantize --recipe nv", {"nvfp4-w4a16"}),
+        ("qtool quantize --recipe nvfp4-w4a16-c", {"nvfp4-w4a16-calibrated"}),
         ("qtool quantize qtool-demo-r", {"qtool-demo-reranker"}),
         ("qtool convert-gguf --outtype q8_0,q4", {"q8_0,q4_k_m"}),
         ("qtool score --engine llama", {"llama-server"}),
