@@ -62,8 +62,8 @@ class QuantizeOptions(Options):
     """The options of `qtool quantize`; `model` is a folder, a Hub repository or a demo model.
 
     With `stream` a repository's weights are read by range and never stored; None does so where the disk is too short.
-    `data` (calibration sets, panels or data sets), `effort` and `memory` are for a recipe that fits weights to data: by
-    default the sets that fit the model, what the recipe says, and what is free.
+    `data` (calibration sets, panels or data sets), `effort`, `memory` and `device` are for a recipe that fits weights to
+    data: by default the sets that fit the model, what the recipe says, what is free, and a GPU where there is one.
     """
 
     model: str
@@ -80,6 +80,7 @@ class QuantizeOptions(Options):
     data: tuple[str, ...] = ()
     effort: Effort | None = None
     memory: Memory = "auto"
+    device: str = "auto"
 
     @property
     def writes_nothing(self) -> bool:
@@ -145,7 +146,7 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
 
 def _refuse_data(options: QuantizeOptions, recipe: LoadedRecipe) -> None:
     if recipe.recipe.calibration is None:
-        for name, given in (("data", options.data), ("effort", options.effort)):
+        for name, given in (("data", options.data), ("effort", options.effort), ("device", options.device != "auto")):
             if given:
                 raise UsageError(
                     f"Recipe {recipe.recipe.name} uses no data; --{name} applies to calibrated recipes only.",
