@@ -11,6 +11,7 @@ from qtool import console
 from qtool.cli.options import (
     BackendChoice,
     Data,
+    Device,
     DryRun,
     EffortChoice,
     Force,
@@ -47,6 +48,7 @@ def quantize(
     memory: Annotated[
         str, typer.Option(metavar="auto|SIZE", help="Memory that a calibrated recipe may take, such as 4GB.")
     ] = "auto",
+    device: Device = "auto",
     dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
@@ -72,6 +74,7 @@ def quantize(
         data=tuple(data or ()),
         effort=effort,
         memory=memory,
+        device=device,
         force=force,
         dry_run=dry_run,
     )
