@@ -46,10 +46,21 @@ class LayerGradients:
     covariances: Mapping[str, Float32]
 
 
-def token_weights(squares: Sequence[Float32]) -> list[Float32]:
-    """Squared gradients, over their mean over all tokens."""
-    mean = np.concatenate(squares).mean(dtype=np.float64) or 1.0
-    return [(each / mean).astype(np.float32) for each in squares]
+EVERY_TOKEN: Final = 0.1
+"""The share of the weights that all tokens have alike.
+
+Without it the last layer would be fitted to the last tokens of the prompts alone. On the demo reranker's panels the error
+over that of `max` was 0.130 without it, 0.116 with a tenth, 0.127 with three tenths (one run each). A prefix counts for all
+prompts that share it; counted once instead, the first of these was 0.141.
+"""
+
+
+def token_weights(squares: Sequence[Float32], alike: float = EVERY_TOKEN) -> list[Float32]:
+    """How much each token counts, mean 1: by its squared gradient, and by the share `alike` as much as any."""
+    mean = np.concatenate(squares).mean(dtype=np.float64)
+    if not mean:
+        return [np.ones_like(each) for each in squares]
+    return [((1 - alike) / mean * each + alike).astype(np.float32) for each in squares]
 
 
 def signed(answers: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,10 @@ def layerwise(case: Case, folder: Path, fails_at: int | None = None) -> list[Lay
     return [work.gradients(layer, tokens) for layer in range(model.layers)]
 
 
+def _keep(outputs: dict[Any, torch.Tensor], place: Any, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+    outputs[place] = output
+
+
 def whole(case: Case) -> list[dict[str, list[np.ndarray]]]:
     """By layer, linear and pass the gradients [rows, width, out], each prompt read alone and in one piece."""
     loaded = case.scorer.loaded
@@ -96,7 +101,7 @@ def whole(case: Case) -> list[dict[str, list[np.ndarray]]]:
         for row, (prompt, sign) in enumerate(zip(each.prompts, signs, strict=True)):
             outputs: dict[Any, torch.Tensor] = {}
             handles = [
-                module.register_forward_hook(lambda _m, _i, output, place=place: outputs.update({place: output}))
+                module.register_forward_hook(partial(_keep, outputs, place))
                 for place, module in zip(places, modules, strict=True)
             ]
             cache = Continuation(KvPrefix.empty(CPU), torch.tensor([0]), keep=False)
@@ -126,7 +131,7 @@ def test_gradients_are_those_of_the_whole_model(case: Case, tmp_path: Path) -> N
             for linear, parts in expected.items()
         }
         for stage in STAGES:
-            squares = [sum((part**2).sum(axis=1) for part in parts) for parts in zip(*map(tokens.get, stage))]
+            squares = [sum((part**2).sum(axis=1) for part in parts) for parts in zip(*(tokens[linear] for linear in stage), strict=True)]
             for mine, theirs in zip(layer.squares[stage[0]], squares, strict=True):
                 largest = max(float(each.max(initial=0)) for each in squares)
                 np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6 * largest)
@@ -153,6 +158,6 @@ def test_an_interrupted_pass_goes_on_with_the_same_numbers(case: Case, tmp_path:
 
 
 def test_token_weights_have_the_mean_one() -> None:
-    weights = token_weights([np.float32([1, 3]), np.float32([]), np.float32([8])])
-    assert [each.tolist() for each in weights] == [[0.25, 0.75], [], [2.0]]
-    assert token_weights([np.zeros(3, np.float32)])[0].tolist() == [0, 0, 0]
+    weights = token_weights([np.float32([1, 3]), np.float32([]), np.float32([8])], alike=0.5)
+    assert [each.tolist() for each in weights] == [[0.625, 0.875], [], [1.5]]
+    assert token_weights([np.zeros(3, np.float32)])[0].tolist() == [1, 1, 1]
