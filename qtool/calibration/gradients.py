@@ -88,7 +88,7 @@ class GradientPass:
             return
         self.forward(left, advance)
         if left == model.layers:
-            self.begin()
+            self.begin(left)
         else:
             folder.load_states(_BACKWARD, left, self.store, self._states())
         order = range(left - 1, -1, -1)
@@ -141,8 +141,14 @@ class GradientPass:
 
     # Backward: from the answers to the outputs of every linear.
 
-    def begin(self) -> None:
-        """Put the gradients by the last layer's output into the store."""
+    def first_layer(self, weights: Weights) -> LayerGradients:
+        """What the gradients of the first layer would be, were it the only one: for an estimate."""
+        self.forward(1)
+        self.begin(1)
+        return self.through(0, weights)
+
+    def begin(self, layers: int) -> None:
+        """Put the gradients by the last layer's output, `layers` of them deep, into the store."""
         streams, model = self.streams, self.streams.model
         generator = torch.Generator().manual_seed(0)
         for index in streams.filled:
@@ -151,7 +157,7 @@ class GradientPass:
             if each.prompts:
                 rows, ends = range(len(each.spans)), [len(span) - 1 for span in each.spans]
                 with torch.enable_grad():
-                    hidden = self.store[model.layers, index][rows, ends].clone().requires_grad_()
+                    hidden = self.store[layers, index][rows, ends].clone().requires_grad_()
                     (pulled,) = torch.autograd.grad(signed(self.answer(model.normed(hidden)), generator), hidden)
                 gradient[rows, ends] = pulled
             self.store[_BACKWARD, index] = gradient

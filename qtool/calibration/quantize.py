@@ -161,6 +161,7 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
             model_sha256=partial(checkpoint_sha256, opened.path),
             pool=pool,
             fixed_memory=fixed,
+            budget=budget,
             sources=sources,
         )
 
@@ -239,6 +240,7 @@ class CalibrationRun:
     model_sha256: Callable[[], str]
     pool: Executor
     fixed_memory: int
+    budget: int
     sources: tuple[str, ...]
     rounding_seconds: float = 0.0
 
@@ -294,13 +296,13 @@ class CalibrationRun:
             done, where = (layer, "forward") if is_forward else (2 * layers - layer - 1, "backward")
             progress(f"gradients, layer {layer + 1} of {layers} {where}", done * tokens, 2 * layers * tokens)
 
-        with self._gradient_pass() as gradients:
+        with self.gradient_pass() as gradients:
             gradients.run(folder, advance)
         progress("gradients", 2 * layers * tokens, 2 * layers * tokens)
 
     @contextmanager
-    def _gradient_pass(self) -> Iterator[GradientPass]:
-        """With a store of its own: the states before all layers are needed until the gradients are known."""
+    def gradient_pass(self) -> Iterator[GradientPass]:
+        """The pass that finds gradients, with a store of its own: the states before all layers are needed until the gradients are known."""
         from qtool.calibration.gradients import GradientPass
 
         with self.streams.store.beside() as store:
@@ -378,17 +380,34 @@ class CalibrationRun:
     # What it will take: a layer with some of the tokens is measured.
 
     def estimate(self) -> CalibrationSummary:
-        """Time and memory of the whole run, from one layer on a part of the data: rounding does not grow with the data."""
+        """Time, memory and disk of the whole run, from one layer on a part of the data: rounding does not grow with the data."""
         part = _first_passes(self.streams.passes, _PROBE_TOKENS)
         probe = replace(self, streams=replace(self.streams, passes=part), rounding_seconds=0.0)
         probe.streams.begin()
         weights = next(self.model.layer_weights(range(1)))
         started = time.monotonic()
-        probe.round_layer(0, weights)
+        gradients = None
+        if self.effort.gradients:
+            with probe.gradient_pass() as first:
+                gradients = first.first_layer(weights)
+        probe.round_layer(0, weights, gradients)
         reading = time.monotonic() - started - probe.rounding_seconds
         seconds = probe.rounding_seconds + reading * self.streams.tokens / probe.streams.tokens
-        hidden = sum(4 * shape.numel() for _, shape in self.streams.states())
-        return self.summary(seconds=round(self.model.layers * seconds, 1), memory=self.fixed_memory + 3 * hidden)
+        memory, disk = self._space()
+        return self.summary(seconds=round(self.model.layers * seconds, 1), memory=memory, disk=disk)
+
+    def _space(self) -> tuple[int, int]:
+        """Bytes of memory and of disk beside the artefact: hidden states beyond the memory go to the scratch file."""
+        layers, shapes = self.model.layers, [each.source.shape for each in sum(self.job.plan.groups.values(), ())]
+        positions = sum(each.padded_tokens for each in self.streams.passes)
+        stream = 4 * positions * self.model.hidden_size
+        widest = max(columns for _, columns in shapes)
+        held = 2 * stream + 4 * positions * (self.model.hidden_size + widest)
+        disk = sum(rows * columns * 9 // 16 for rows, columns in shapes) + 4 * stream
+        if self.effort.gradients:
+            held = max(held, (layers + 2) * stream)
+            disk += sum(4 * rows * rows for rows, _ in shapes)
+        return min(self.budget, self.fixed_memory + held), disk + max(self.fixed_memory + held - self.budget, 0)
 
     def summary(self, **more: Any) -> CalibrationSummary:
         """What is known of the data and the algorithm, and `more`."""

@@ -225,7 +225,7 @@ class CalibrationSummary:
 
     `tokens` are distinct ones of `data`. `output_error` is the RMS of what the rounding of a linear changes in its output
     on the data, over the output's RMS, and `max_output_error` that of plain `max` rounding (both roots of the means of
-    squares over all linears). `memory` is an estimate in bytes.
+    squares over all linears). `memory` and `disk` (beside the artefact, until it is written) are estimates in bytes.
     """
 
     effort: str
@@ -234,6 +234,7 @@ class CalibrationSummary:
     seconds: float
     warnings: tuple[str, ...] = ()
     memory: int | None = None
+    disk: int | None = None
     output_error: float | None = None
     max_output_error: float | None = None
 
@@ -374,8 +375,10 @@ def _totals(summary: QuantizationSummary) -> str:
 
 
 def _calibrated(done: CalibrationSummary) -> Iterator[str]:
-    memory = f" and {human_size(done.memory)} of memory" if done.memory else ""
-    yield f"effort {done.effort}, {done.tokens:,} tokens of {done.data}, about {_duration(done.seconds)}{memory}"
+    space = ""
+    if done.memory is not None and done.disk is not None:
+        space = f", {human_size(done.memory)} of memory and {human_size(done.disk)} of disk until it is done"
+    yield f"effort {done.effort}, {done.tokens:,} tokens of {done.data}, about {_duration(done.seconds)}{space}"
     if done.output_error is not None and done.max_output_error is not None:
         yield (
             f"the linears' outputs on the data change by {done.output_error:.2%} (RMS); "

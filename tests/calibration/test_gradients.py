@@ -131,7 +131,10 @@ def test_gradients_are_those_of_the_whole_model(case: Case, tmp_path: Path) -> N
             for linear, parts in expected.items()
         }
         for stage in STAGES:
-            squares = [sum((part**2).sum(axis=1) for part in parts) for parts in zip(*(tokens[linear] for linear in stage), strict=True)]
+            squares = [
+                sum((part**2).sum(axis=1) for part in parts)
+                for parts in zip(*(tokens[linear] for linear in stage), strict=True)
+            ]
             for mine, theirs in zip(layer.squares[stage[0]], squares, strict=True):
                 largest = max(float(each.max(initial=0)) for each in squares)
                 np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6 * largest)

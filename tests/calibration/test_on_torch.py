@@ -113,7 +113,7 @@ def test_a_group_is_rounded_alike(problem):
         assert theirs.error == pytest.approx(mine.error, rel=0.01)
 
 
-def test_scales_halfway_between_two_go_to_the_even_one(compiled):
+def test_scales_halfway_between_two_go_to_the_even_one():
     halfway = (E4M3_VALUES[1:0x7E] + E4M3_VALUES[2:0x7F]) / 2
     found = TorchLoops(CPU)._nearest_scales(torch.from_numpy(halfway.astype(np.float32)))
     assert all(code % 2 == 0 for code in found.tolist())
