@@ -29,9 +29,12 @@ class Effort:
 
     `asymmetric`: the share of what the quantized layers before it changed that a group makes up for. `gradients`: whether
     tokens and outputs count by the gradient of the answer.
+
+    Eight passes and not four: on the demo reranker the error of log-odds over that of `max` fell from 0.185 to 0.157, on
+    MiniLM nothing changed (0.453), one seed each; a pass takes 1 % of the time.
     """
 
-    passes: int = 4
+    passes: int = 8
     damping: float = 0.01
     asymmetric: float = 0.5
     gradients: bool = False
