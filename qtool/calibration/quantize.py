@@ -18,6 +18,7 @@ from qtool.calibration.data import default_sets, load_calibration, questions
 from qtool.calibration.facts import CalibrationFacts, calibration_facts
 from qtool.calibration.group import FAST, STANDARD, Effort, calibrate_group
 from qtool.calibration.moments import Moments, single_threaded_blas
+from qtool.calibration.processor import processor
 from qtool.calibration.workfolder import RoundedLinear, WorkFolder, work_folder
 from qtool.console import human_size
 from qtool.errors import SetupError, UsageError
@@ -33,6 +34,7 @@ from qtool.export.quantize import (
     write_artefact,
 )
 from qtool.extras import require_extra
+from qtool.formats.nvfp4_checksums import checksums, float_checksum
 from qtool.formats.nvfp4_kernels import dequantize
 from qtool.memory import free_memory, resident_memory
 from qtool.options import parse_size
@@ -267,6 +269,8 @@ class CalibrationRun:
                     max_output_error=rounded.max_error,
                     predicted_gain=result.predicted_gain,
                     warnings=result.warnings,
+                    source_crc32=float_checksum(original),
+                    checksums=checksums(rounded.packed, rounded.block_scales).encoded(),
                 )
                 found[facts] = rounded.packed, rounded.block_scales
             advance(len(found) / len(members))
@@ -354,22 +358,24 @@ class StoredRounding(Rounding):
     @override
     def manifest(self) -> Mapping[str, Any]:
         run = self.run
-        return {
+        facts = {
             "algorithm": run.job.recipe.recipe.algorithm,
             "version": VERSION,
             "effort": run.spec.effort,
             "parameters": run.parameters,
             "sources": list(run.sources),
             "passes_tokens": run.streams.tokens,
-            "seconds": self.seconds,
             **run.facts.to_dict(),
         }
+        return {"calibration": facts, "run": {"seconds": self.seconds, "processor": processor()}}
 
     @override
     def tensor_facts(self, hf_name: str) -> Mapping[str, Any]:
         linear = self._linears[hf_name][1]
         names = ("output_error", "max_output_error", "predicted_gain")
-        return {name: float(f"{getattr(linear, name):.4g}") for name in names}
+        rounded = {name: float(f"{getattr(linear, name):.4g}") for name in names}
+        exact = ("global_scale", "source_crc32", "checksums")
+        return rounded | {name: getattr(linear, name) for name in exact}
 
     @override
     def global_scale(self, hf_name: str) -> np.float32:

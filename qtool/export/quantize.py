@@ -482,7 +482,7 @@ def _manifest(
         recipe={"name": job.recipe.recipe.name, "sha256": job.recipe.sha256, "text": job.recipe.text},
         files=dict(sorted(hashes.items())),
         tensors=[_tensor_facts(tensor, errors, rounding) for tensor in job.plan.tensors],
-        **({"calibration": rounding.manifest} if rounding is not None else {}),
+        **(rounding.manifest if rounding is not None else {}),
     )
 
 
