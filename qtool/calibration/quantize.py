@@ -374,7 +374,7 @@ class StoredRounding(Rounding):
         linear = self._linears[hf_name][1]
         names = ("output_error", "max_output_error", "predicted_gain")
         rounded = {name: float(f"{getattr(linear, name):.4g}") for name in names}
-        exact = ("global_scale", "source_crc32", "checksums")
+        exact = ("relative_error", "global_scale", "source_crc32", "checksums")
         return rounded | {name: getattr(linear, name) for name in exact}
 
     @override

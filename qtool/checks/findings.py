@@ -505,9 +505,36 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
         "gives: the weights are another revision's.",
         _FETCH,
     ),
+    "blocks-not-recorded": broken(
+        "The {parts} of {tensor} are not those that qtool.json records, in {region}: bytes are damaged, or were changed "
+        "after the artefact was made.",
+        _FETCH,
+    ),
+    "weights-not-recorded": broken(
+        "{tensors} near the reference's (relative error up to {error}), but the {parts} are not those that qtool.json "
+        "records: they were changed after the artefact was made, or qtool.json is another artefact's.",
+        _FETCH,
+    ),
+    "source-not-recorded": broken(
+        "{tensor} is what qtool.json records, but was rounded from other weights than the reference's (relative error "
+        "{error}): artefact and reference are of different revisions.",
+        _FETCH,
+    ),
+    "rows-differ": broken(
+        "A row of {tensor} is off by {error} of its norm; rounding that is fitted to data takes none beyond {bound}.", _MAKE
+    ),
+    "record-contradicted": warning(
+        "{tensors} fitted to data, and the numbers of qtool.json contradict each other: it was edited. Judged was the error "
+        "of weights, rows and blocks only (up to {error}; {bound} is allowed), by which small changes cannot be told."
+    ),
+    "fitted-by-bound": note(
+        "{tensors} fitted to data, and qtool.json has no checksums of them. Judged was the error of weights, rows and blocks "
+        "only (up to {error}; {bound} is allowed), by which small changes cannot be told."
+    ),
     "blocks-otherwise-rounded": warning(
-        "{count} of {total} {unit} of {tensor} are not rounded to nearest, as in most others: an algorithm such as GPTQ "
-        "made them, or the weights were changed."
+        "{tensors} not rounded to nearest ({share} of the codes): an algorithm such as GPTQ made them, or the weights were "
+        "changed. Judged was the error of weights, rows and blocks only (up to {error}; {bound} is allowed), by which small "
+        "changes cannot be told."
     ),
     "scales-searched": note("{tensors} rounded under block scales that a search chose, not under those of the maxima."),
     "scales-not-as-declared": broken(

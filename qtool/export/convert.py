@@ -40,7 +40,8 @@ from qtool.export.gguf_plan import (
 from qtool.export.imatrix import LAYER, ImportanceMatrix, check_imatrix
 from qtool.export.llama_quantize import Quantizer, find_quantizer
 from qtool.formats.ggml import NVFP4
-from qtool.jsonfile import json_bytes
+from qtool.export.sources import Repacked
+from qtool.jsonfile import json_bytes, read_json
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.progress import Meter, Progress, ignore
 from qtool.results import Result
@@ -316,8 +317,35 @@ def _manifest(
         prompt={"kind": options.prompt, "template": job.rank_template} if job.rank_template else None,
         files=files,
         quantized_by_llama_cpp=[{"name": name, "sha256": digest} for name, digest in quantized.items()],
-        **_calibration(job.imatrix, options.imatrix),
+        **(_calibration(job.imatrix, options.imatrix) or _origin(job)),
     )
+
+
+_KEPT: Final = ("recipe", "calibration", "run")
+"""What the manifest of a quantized checkpoint says of how its weights were made, which repacking them does not change."""
+
+
+def _origin(job: ConvertJob) -> Mapping[str, Any]:
+    """Where packed weights were made by `qtool quantize`: by which recipe, on which data, and what is recorded of each."""
+    path = job.inventory.checkpoint.directory / FILE_NAME
+    if not job.inventory.packed or not path.is_file():
+        return {}
+    made = read_json(path)
+    tensors = made.get("tensors")
+    known = {each.get("name"): each for each in tensors if isinstance(each, dict)} if isinstance(tensors, list) else {}
+    gguf_names = {
+        tensor.source.weight.packed.hf_name: tensor.output.gguf_name
+        for file in job.files
+        for tensor in file.tensors
+        if isinstance(tensor.source, Repacked)
+    }
+    canonical = {info.hf_name: spec.hf_name for spec, info in job.inventory.tensors.items()}
+    entries = [
+        {"gguf_name": gguf_name, **known[canonical[hf_name]]}
+        for hf_name, gguf_name in gguf_names.items()
+        if canonical.get(hf_name) in known
+    ]
+    return {**{key: made[key] for key in _KEPT if key in made}, **({"tensors": entries} if entries else {})}
 
 
 def _calibration(imatrix: ImportanceMatrix | None, path: Path | None) -> Mapping[str, Any]:

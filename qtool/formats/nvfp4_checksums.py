@@ -84,17 +84,19 @@ def checksums_of(row_bands: Iterator[tuple[U8, U8]]) -> Nvfp4Checksums:
         blocks = parts[1].shape[1]
         edges = band_edges(blocks)
         by_columns = by_columns if by_columns[0] else [[0] * (len(edges) - 1) for _ in parts]
-        by_rows.append((zlib.crc32(np.ascontiguousarray(parts[0])), zlib.crc32(np.ascontiguousarray(parts[1]))))
+        by_rows.append(
+            (zlib.crc32(np.ascontiguousarray(parts[0]).data), zlib.crc32(np.ascontiguousarray(parts[1]).data))
+        )
         for part, sums in zip(parts, by_columns, strict=True):
             width = part.shape[1] // blocks
             for band, (first, last) in enumerate(pairwise(edges)):
-                sums[band] = zlib.crc32(np.ascontiguousarray(part[:, first * width : last * width]), sums[band])
+                sums[band] = zlib.crc32(np.ascontiguousarray(part[:, first * width : last * width]).data, sums[band])
     return Nvfp4Checksums(np.array(by_rows, np.uint32).T, np.array(by_columns, np.uint32))
 
 
 def float_checksum(values: Float32, start: int = 0) -> int:
     """CRC-32 of float32 values, whatever they are stored as; `start` is that of the values before them."""
-    return zlib.crc32(np.ascontiguousarray(values, "<f4"), start)
+    return zlib.crc32(np.ascontiguousarray(values, "<f4").data, start)
 
 
 @dataclass(frozen=True)
