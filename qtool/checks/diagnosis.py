@@ -193,6 +193,10 @@ class Diagnosis:
         if proof is not None and proof.difference is not None:
             facts = {"parts": proof.changed_parts, "region": str(proof.difference.region)}
             return finding("blocks-not-recorded", self.artefact, tensor=name, **facts)
+        if each.is_fitted and each.zero_rows:
+            return finding(
+                "rows-zero", self.artefact, tensor=name, count=f"{each.zero_rows:,}", total=each.pair.shape[0]
+            )
         facts = {"count": f"{each.wrong:,}", "total": f"{each.total:,}", "unit": each.unit}
         return finding("blocks-corrupt", self.artefact, tensor=name, **facts)
 
@@ -214,9 +218,12 @@ class Diagnosis:
         uneven = [each for each in near if each.is_fitted and not each.is_even]
         for each in uneven:
             row = {"tensor": each.pair.name, "error": f"{each.worst_row:.3g}", "bound": f"{ROW_BOUND:.3g}"}
-            yield self._damaged(each) if each.far else finding("rows-differ", self.artefact, **row)
+            row |= {"far": f"{each.far:,}", "total": f"{each.total:,}"}
+            yield self._damaged(each) if each.zero_rows else finding("rows-differ", self.artefact, **row)
         near = [each for each in near if each not in uneven]
-        altered = [each for each in near if _is_changed_since(each) and (is_compensated(each) or not each.misfits.units)]
+        altered = [
+            each for each in near if _is_changed_since(each) and (is_compensated(each) or not each.misfits.units)
+        ]
         if altered:
             names, parts = listed_are([each.pair.name for each in altered]), _changed_parts(altered)
             error = f"{max(each.relative_error for each in altered):.3g}"

@@ -520,8 +520,11 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
         "{error}): artefact and reference are of different revisions.",
         _FETCH,
     ),
+    "rows-zero": broken("{count} of {total} rows of {tensor} are all zeros; the reference's are not.", _MAKE),
     "rows-differ": broken(
-        "A row of {tensor} is off by {error} of its norm; rounding that is fitted to data takes none beyond {bound}.", _MAKE
+        "{tensor} is near the reference's, but a row is off by {error} of its norm ({bound} is allowed), or {far} of {total} "
+        "blocks by more than their own: the weights were changed.",
+        _MAKE,
     ),
     "record-contradicted": warning(
         "{tensors} fitted to data, and the numbers of qtool.json contradict each other: it was edited. Judged was the error "
@@ -559,6 +562,10 @@ _REDERIVED: Final[Mapping[str, Code]] = {
     "recipe-assumed": note("The artefact has no qtool.json with its recipe; {recipe} is assumed."),
     "tensors-not-rederived": broken(
         "{tensors} other bytes than making the artefact again gives: another base, another recipe, or damage."
+    ),
+    "rederived-otherwise": warning(
+        "{tensors} other bytes than calibrating again gives, under other conditions: {reasons}. Nothing follows from it: "
+        "rederive under the recorded ones, or compare the checksums with --weights."
     ),
     "tensors-stored-wider": note("{tensors} stored in a wider type than the file's own; the numbers are equal."),
     "files-not-rederived": warning("{names} other bytes than making the artefact again gives; all tensors are equal."),

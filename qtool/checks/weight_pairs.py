@@ -311,7 +311,8 @@ _MARGIN: Final = 1.5
 class WeightError:
     """A tensor's relative error beside its bound, and how many values or blocks lost more than rounding can.
 
-    Of NVFP4 also the error of the worst row, and how many blocks are as far off as zeros (`far`). Weights that were fitted
+    Of NVFP4 that is not declared to be rounded to nearest also the error of the worst row, how many blocks are as far off as
+    zeros (`far`), and how many rows are zeros. Weights that were fitted
     to data have their `proof`, or are `is_fitted`: judged by a bound, since nothing usable is recorded of them.
     """
 
@@ -324,6 +325,7 @@ class WeightError:
     is_fitted: bool = False
     worst_row: float = 0.0
     far: int = 0
+    zero_rows: int = 0
 
     @property
     def is_sound(self) -> bool:
@@ -336,7 +338,7 @@ class WeightError:
     @property
     def is_even(self) -> bool:
         """Whether no row and hardly a block is further off than fitting weights to data takes them."""
-        return self.worst_row <= ROW_BOUND and self.far <= FAR_BLOCKS * self.total
+        return not self.zero_rows and self.worst_row <= ROW_BOUND and self.far <= FAR_BLOCKS * self.total
 
     @property
     def is_finite(self) -> bool:
@@ -348,7 +350,7 @@ class WeightError:
         """Whether a few blocks are wrong and the rest is right."""
         if self.proof is not None and not self.is_fitted:
             return self.proof.standing is Standing.DAMAGED and self.proof.is_local
-        return 0 < self.wrong < max(_DAMAGED * self.total, 2)
+        return 0 < self.wrong < max(_DAMAGED * self.total, 2) and not (self.is_fitted and self.is_even)
 
     @property
     def wrong(self) -> int:

@@ -101,7 +101,10 @@ def _measure(pair: TensorPair, known: Declared) -> WeightError | None:
     error = power = 0.0
     misfits, is_zero = Misfits(), True
     store = pair.stored
-    blocks = FittedErrors(*pair.shape) if isinstance(store, Nvfp4Store) and len(pair.shape) == 2 else None
+    may_be_fitted = (
+        isinstance(store, Nvfp4Store) and len(pair.shape) == 2 and (known.algorithm is None or known.is_calibrated)
+    )
+    blocks = FittedErrors(*pair.shape) if may_be_fitted else None
     recorded = known.weights.get(pair.name) if known.is_calibrated and blocks is not None else None
     source_crc32 = 0
     try:
@@ -126,7 +129,14 @@ def _measure(pair: TensorPair, known: Declared) -> WeightError | None:
     if blocks is None or not isinstance(store, Nvfp4Store):
         return WeightError(pair, relative, allowed + (_ROUNDING if allowed else 0.0), misfits, is_zero=is_zero)
     each = WeightError(
-        pair, relative, allowed + _ROUNDING, misfits, is_zero=is_zero, worst_row=blocks.worst_row, far=blocks.far
+        pair,
+        relative,
+        allowed + _ROUNDING,
+        misfits,
+        is_zero=is_zero,
+        worst_row=blocks.worst_row,
+        far=blocks.far,
+        zero_rows=blocks.zero_rows,
     )
     if recorded is None:
         return each

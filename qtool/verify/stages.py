@@ -19,6 +19,7 @@ from qtool.checks.rederive import rederive
 from qtool.checks.stage import PANELS, STRUCTURE, Outcome, RederivedFile, Stage, TensorError, concluded, skipped
 from qtool.checks.structure import check_structure
 from qtool.checks.weights import compare_weights
+from qtool.inputs.builtin import is_dataset
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress
@@ -60,7 +61,8 @@ def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
         checked = replace(checked.with_stage(stage), weights=errors)
     if options.rederive and (options.keep_going or not checked.failed):
         with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-            stage, files = rederive(artefact, case.reference, Path(folder), requantize=quantize_by_recipe)
+            given = (*options.data, *filter(is_dataset, options.panels))
+            stage, files = rederive(artefact, case.reference, Path(folder), requantize=quantize_by_recipe, data=given)
         checked = replace(checked.with_stage(stage), rederived=files)
     return checked
 
