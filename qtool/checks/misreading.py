@@ -152,8 +152,9 @@ def _table_by_medians(blocks: Blocks, expected: Float32) -> U8 | None:
     table = np.arange(16, dtype=np.uint8)
     for code in np.unique(codes):
         table[code] = np.abs(np.median(quotients[codes == code]) - E2M1_VALUES).argmin()  # of the two zeros the first
-    is_other = bool((table != np.arange(16)).any())
-    return table if is_other and len(set(table.tolist())) > 1 else None
+    used = table[np.unique(codes)]
+    is_renumbered = np.unique(used[used > 0]).size == np.count_nonzero(used)  # else they are scaled, or anything
+    return table if is_renumbered and bool((table != np.arange(16)).any()) else None
 
 
 def _inverse(scales: U8) -> U8:

@@ -125,15 +125,16 @@ def test_data_is_recognised_by_its_hash_and_its_name_does_not_count(
 
 
 def test_a_data_set_and_a_limit_are_calibrated_on_and_found_again(vl_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("q,d\n" + "".join(f"which {n},the ball of {n}\n" for n in range(6)))
-    options = {"dataset": str(tmp_path / "rows.csv"), "columns": "query=q,positive=d"}
+    rows = [{"q": f"which {number}", "d": f"the ball of {number}"} for number in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "columns": "query=q,positive=d"}
     api.quantize(vl_model, recipe=RECIPE, output=tmp_path / "out", limit=3, effort="fast", progress=None, **options)
     facts = json.loads((tmp_path / "out/qtool.json").read_text())["calibration"]
     assert (facts["queries"], facts["limit"]) == (3, 3)
-    assert facts["sources"][0]["name"] == "dataset:rows.csv?query=q,positive=d"
+    assert facts["sources"][0]["name"] == "dataset:rows.jsonl?query=q,positive=d"
     assert rederived(tmp_path / "out", vl_model, **options).outcome.value == "pass"
     missing = rederived(tmp_path / "out", vl_model)
-    assert "data set rows.csv with --columns query=q,positive=d, SHA-256" in missing.summary
+    assert "data set rows.jsonl with --columns query=q,positive=d, SHA-256" in missing.summary
 
 
 def test_a_gguf_file_of_calibrated_weights_is_rederived(
