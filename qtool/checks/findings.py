@@ -527,17 +527,17 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
         _MAKE,
     ),
     "record-contradicted": warning(
-        "{tensors} fitted to data, and the numbers of qtool.json contradict each other: it was edited. Judged was the error "
-        "of weights, rows and blocks only (up to {error}; {bound} is allowed), by which small changes cannot be told."
+        "{tensors} fitted to data, and the numbers of qtool.json contradict each other, so it was edited: only the error of "
+        "weights, rows and blocks was judged (up to {error}; {bound} is allowed), by which small changes cannot be told."
     ),
     "fitted-by-bound": note(
-        "{tensors} fitted to data, and qtool.json has no checksums of them. Judged was the error of weights, rows and blocks "
-        "only (up to {error}; {bound} is allowed), by which small changes cannot be told."
+        "{tensors} fitted to data, and qtool.json has no checksums of them: only the error of weights, rows and blocks was "
+        "judged (up to {error}; {bound} is allowed), by which small changes cannot be told."
     ),
     "blocks-otherwise-rounded": warning(
-        "{tensors} not rounded to nearest ({share} of the codes): an algorithm such as GPTQ made them, or the weights were "
-        "changed. Judged was the error of weights, rows and blocks only (up to {error}; {bound} is allowed), by which small "
-        "changes cannot be told."
+        "{tensors} not rounded to nearest ({share} of the codes), as an algorithm such as GPTQ leaves them, or a change of the "
+        "weights: without checksums only the error of weights, rows and blocks was judged (up to {error}; {bound} is "
+        "allowed), by which small changes cannot be told."
     ),
     "scales-searched": note("{tensors} rounded under block scales that a search chose, not under those of the maxima."),
     "scales-not-as-declared": broken(
@@ -564,8 +564,8 @@ _REDERIVED: Final[Mapping[str, Code]] = {
         "{tensors} other bytes than making the artefact again gives: another base, another recipe, or damage."
     ),
     "rederived-otherwise": warning(
-        "{tensors} other bytes than calibrating again gives, under other conditions: {reasons}. Nothing follows from it: "
-        "rederive under the recorded ones, or compare the checksums with --weights."
+        "{tensors} other bytes than calibrating again gives, which proves nothing under other conditions ({reasons}); rederive "
+        "under the recorded ones, and compare the checksums with --weights."
     ),
     "tensors-stored-wider": note("{tensors} stored in a wider type than the file's own; the numbers are equal."),
     "files-not-rederived": warning("{names} other bytes than making the artefact again gives; all tensors are equal."),

@@ -30,15 +30,19 @@ def write_reference(
 ) -> Path:
     """A checkpoint of random weights; every second seed has heavy tails and tiny values, as trained models have.
 
-    With `even` all matrices are equally large and norms are near 1, so that each layer counts for something.
+    With `even` all matrices are about equally large and norms are near 1, so that each layer counts for something.
     """
     config = CONFIGS[form]
 
     def change(tensors):
         tensors.update(random_tensors(config, seed=seed))
-        for name, tensor in tensors.items() if even else ():
+        for index, (name, tensor) in enumerate(tensors.items() if even else ()):
             values = tensor.float()
-            values = values / values.std() * 0.05 if tensor.ndim > 1 else 1 + 0.3 * values / values.std()
+            values = (
+                values / values.std() * 0.04 * 1.1 ** (index % 7)
+                if tensor.ndim > 1
+                else 1 + 0.3 * values / values.std()
+            )
             tensors[name] = values.to(tensor.dtype)
         if seed % 2:
             for name, tensor in tensors.items():

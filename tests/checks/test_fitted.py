@@ -101,7 +101,7 @@ def test_without_a_manifest_it_says_what_was_judged(artefact, judged):
     assert outcome is Outcome.PASS
     assert set(codes) <= {"blocks-otherwise-rounded", "scales-searched"}
     (said,) = [each.sentence for each in stage.findings if each.code == "blocks-otherwise-rounded"]
-    assert "Judged was the error of weights, rows and blocks only (up to 0." in said
+    assert "only the error of weights, rows and blocks was judged (up to 0." in said
 
 
 @pytest.mark.parametrize("algorithm", ["mse", "4over6"])
