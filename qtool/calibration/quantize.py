@@ -66,7 +66,7 @@ def quantize_by_recipe(options: QuantizeOptions, progress: Progress = ignore) ->
     """Quantize by any recipe."""
     if load_recipe(options.recipe).recipe.calibration is None:
         return quantize(options, progress)
-    return quantize_calibrated(options)
+    return quantize_calibrated(options, lambda _, done, total: progress(done, total))
 
 
 def quantize_calibrated(options: QuantizeOptions, progress: StageProgress = ignore) -> QuantizationSummary:
