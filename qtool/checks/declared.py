@@ -28,6 +28,7 @@ class RecordedWeight:
     block scales.
     """
 
+    shape: tuple[int, int]
     relative_error: float
     global_scale: np.float32
     source_crc32: int
@@ -36,14 +37,10 @@ class RecordedWeight:
 
 @dataclass(frozen=True)
 class Declared:
-    """`algorithm` is the recipe's, None where there is none; `weights` by the artefact's own tensor names.
-
-    `files`: the SHA-256 of each file of a checkpoint.
-    """
+    """`algorithm` is the recipe's, None where there is none; `weights` by the artefact's own tensor names."""
 
     algorithm: str | None = None
     weights: Mapping[str, RecordedWeight] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_calibrated(self) -> bool:
@@ -64,11 +61,9 @@ def manifest_facts(artefact: Artefact) -> Mapping[str, Any]:
 def declared(artefact: Artefact) -> Declared:
     """What the manifest of `artefact` declares, as far as it can be read."""
     facts = manifest_facts(artefact)
-    files = facts.get("files")
     return Declared(
         algorithm=_algorithm(facts.get("recipe")),
         weights={name: weight for name, weight in map(_recorded, _entries(facts)) if weight is not None},
-        files=files if isinstance(files, Mapping) else {},
     )
 
 
@@ -95,4 +90,4 @@ def _recorded(entry: Mapping[str, Any]) -> tuple[str, RecordedWeight | None]:
         return name, None
     if sums is None or not isinstance(source, int) or not (np.isfinite(error) and np.isfinite(scale)):
         return name, None
-    return name, RecordedWeight(error, scale, source, sums)
+    return name, RecordedWeight((rows, columns), error, scale, source, sums)

@@ -508,12 +508,12 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
     "blocks-not-recorded": broken(
         "The {parts} of {tensor} are not those that qtool.json records, in {region}: bytes are damaged, or were changed "
         "after the artefact was made.",
-        _FETCH,
+        _MAKE,
     ),
     "weights-not-recorded": broken(
         "{tensors} near the reference's (relative error up to {error}), but the {parts} are not those that qtool.json "
         "records: they were changed after the artefact was made, or qtool.json is another artefact's.",
-        _FETCH,
+        _MAKE,
     ),
     "source-not-recorded": broken(
         "{tensor} is what qtool.json records, but was rounded from other weights than the reference's (relative error "

@@ -138,7 +138,7 @@ def _measure(pair: TensorPair, known: Declared) -> WeightError | None:
         far=blocks.far,
         zero_rows=blocks.zero_rows,
     )
-    if recorded is None:
+    if recorded is None or recorded.shape != pair.shape:
         return each
     proof = _proof(pair, store, recorded, source_crc32, blocks.relative_error)
     return replace(each, proof=proof, bound=max(each.bound, _ALLOWED * proof.recorded.relative_error))

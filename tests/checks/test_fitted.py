@@ -95,6 +95,19 @@ def test_an_edited_manifest_condemns_nothing(edit, artefact, judged):
     assert stage.findings[0].sentence.startswith(f"{DOWN}.weight is fitted to data, and the numbers of qtool.json")
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"shape": [128, 64]}, {"shape": None}, {"shape": [-1, 10**30]}, {"checksums": 5}, {"source_crc32": "x"},
+        {"global_scale": None}, {"relative_error": "NaN"}, {"relative_error": 10**400}, {"name": ["a"]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_of_nonsense_is_no_record(nonsense, artefact, judged):
+    surgery.edit(artefact / "qtool.json", lambda m: [each.update(nonsense) for each in m["tensors"]])
+    assert judged(artefact)[:2] == (Outcome.PASS, ["fitted-by-bound"])
+
+
 def test_without_a_manifest_it_says_what_was_judged(artefact, judged):
     (artefact / "qtool.json").unlink()
     outcome, codes, stage = judged(artefact)
