@@ -99,7 +99,7 @@ def test_an_edited_manifest_condemns_nothing(edit, artefact, judged):
     "nonsense",
     [
         {"shape": [128, 64]}, {"shape": None}, {"shape": [-1, 10**30]}, {"checksums": 5}, {"source_crc32": "x"},
-        {"global_scale": None}, {"relative_error": "NaN"}, {"relative_error": 10**400}, {"name": ["a"]},
+        {"global_scale": None}, {"relative_error": "NaN"}, {"name": ["a"]},
     ],
     ids=str,
 )  # fmt: skip
