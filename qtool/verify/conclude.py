@@ -49,8 +49,9 @@ def conclude(
     stages = (*checked.stages, *scored)
     return Report(
         artefact=_side(case.options.artefact, case.artefact_revision, scores.get(Role.ARTEFACT), facts.artefact_bytes),
-        reference=_side(
-            case.options.reference, case.reference_revision, scores.get(Role.REFERENCE), facts.reference_bytes
+        reference=replace(
+            _side(case.options.reference, case.reference_revision, scores.get(Role.REFERENCE), facts.reference_bytes),
+            parameters=facts.parameters,
         ),
         task=case.task.value,
         task_source=case.task_source,
@@ -68,6 +69,7 @@ def conclude(
         started=facts.started,
         command=facts.command,
         answers=tuple(each.count for each in scores.values() if each.count is not None),
+        made=facts.made,
     )
 
 

@@ -265,6 +265,8 @@ def _concluded(case: Case, reports: Collection[Report], scores: Mapping[Role, Ro
         command=first.command,
         artefact_bytes=first.artefact.nbytes,
         reference_bytes=first.reference.nbytes,
+        parameters=first.reference.parameters,
+        made=first.made,
     )
     found = (each for report in reports for stage in report.stages if stage.name == SCORES for each in stage.findings)
     scores = {role: replace(each, count=_count(role, reports)) for role, each in scores.items()}
