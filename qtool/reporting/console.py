@@ -17,9 +17,11 @@ from qtool.checks.stage import Stage
 from qtool.console import unwrapped
 from qtool.progress import duration
 from qtool.reporting.words import (
+    APART,
     INTERVALS,
     MetricRow,
     gates_title,
+    has_centred,
     headline,
     interval,
     metric_rows,
@@ -42,8 +44,8 @@ _STYLE: Final = {
 _WORST_SHOWN: Final = 3
 _LONGEST: Final = 1000
 _STAGE, _OUTCOME, _TIME = 10, 12, 8
-_METRIC, _VALUE, _INTERVAL, _BOUND = 19, 9, 18, 8
-"""Widths: with two spaces between them, a row of metrics has 74 columns."""
+_METRIC, _VALUE, _INTERVAL, _BOUND = 23, 9, 18, 8
+"""Widths: with two spaces between them and an outcome of at most 12, a row of metrics has 80 columns."""
 
 
 def render_console(report: Report) -> RenderableType:
@@ -51,6 +53,8 @@ def render_console(report: Report) -> RenderableType:
     parts = [*_stages(report), *(line for panel in report.panels for line in _panel(report, panel))]
     if any(panel.intervals for panel in report.panels):
         parts += [Text(INTERVALS, style="dim"), Text("")]
+    if has_centred(report):
+        parts += [Text(APART, style="dim"), Text("")]
     if known := sizes(report):
         parts.append(Text(f"Weights: {known}."))
     return Group(*parts, verdict_line(report))

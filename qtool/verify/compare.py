@@ -16,7 +16,16 @@ from qtool.inputs.items import ImageSource, Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.inputs.pictures import load_image
 from qtool.verify.collect import PanelScores, by_query
-from qtool.verify.metrics import MRL_DIMENSIONS, MetricValue, QueryScores, Scores, distances, measure, vector_errors, vector_metrics
+from qtool.verify.metrics import (
+    MRL_DIMENSIONS,
+    MetricValue,
+    QueryScores,
+    Scores,
+    distances,
+    measure,
+    vector_errors,
+    vector_metrics,
+)
 from qtool.verify.report import PairDelta, PanelReport
 
 # Small copies of pictures for the report: of fifty pairs they still fit into a mail.

@@ -69,7 +69,11 @@ def weights_of(reference: CheckpointArtefact) -> int | None:
 
 def _manifests(artefact: Artefact) -> Iterator[Path]:
     path = artefact.path
-    places = (path / MANIFEST,) if isinstance(artefact, CheckpointArtefact) else (manifest_of(path), path.with_name(MANIFEST))
+    places = (
+        (path / MANIFEST,)
+        if isinstance(artefact, CheckpointArtefact)
+        else (manifest_of(path), path.with_name(MANIFEST))
+    )
     return (place for place in places if place.is_file())
 
 
@@ -79,7 +83,12 @@ def _format(artefact: Artefact) -> str:
             return artefact.model.file_type
         config = artefact.checkpoint.config
         quantization = _mapping(config, "quantization_config")
-        return _text(quantization, "quant_algo") or _text(quantization, "quant_method") or _text(config, "dtype") or _text(config, "torch_dtype")
+        return (
+            _text(quantization, "quant_algo")
+            or _text(quantization, "quant_method")
+            or _text(config, "dtype")
+            or _text(config, "torch_dtype")
+        )
     return ""
 
 

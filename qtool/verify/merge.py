@@ -82,9 +82,9 @@ def merge_runs(folders: Sequence[Path], output: Path, access: MediaAccess = DIST
     return report
 
 
-def read_report(folder: Path) -> Report:
-    """The report of a finished run. Raises UsageError."""
-    path = folder / REPORT
+def read_report(folder: Path, again: str = _AGAIN) -> Report:
+    """The report of a finished run, in its folder or given as the file. Raises UsageError with `again` as what to do."""
+    path = folder if folder.is_file() else folder / REPORT
     try:
         content = read_bounded(path, _MAX_REPORT)
     except OSError as error:
@@ -96,7 +96,7 @@ def read_report(folder: Path) -> Report:
         report = parse_report(content)
         _settings(report)
     except ValueError as error:
-        raise UsageError(f"{path} is not a report that this version reads: {error}.", _AGAIN) from error
+        raise UsageError(f"{path} is not a report that this version reads: {error}.", again) from error
     return report
 
 

@@ -304,29 +304,41 @@ _RANKING_RATIOS: Final = {
 
 def measure(what: str, queries: Sequence[QueryScores], margin: float | None = None) -> MetricValue:
     """Distances named `what`_… and rankings; a decisive flip exchanges documents further apart than `margin`."""
-    ratios = _ratios(what, margin)
-    found = {name: _taken(ratio, queries) for name, ratio in ratios.items()}
-    kept = {name: terms for name, terms in found.items() if _is_known(ratios[name], terms)}
-    values = {name: float(ratios[name].value(terms.sum(axis=0))) for name, terms in kept.items()}
-    intervals = {name: bca_interval(terms, ratios[name].value) for name, terms in kept.items()}
+    found = query_terms(what, queries, margin)
+    intervals = {name: bca_interval(each.terms, each.value) for name, each in found.items()}
     known = {name: interval for name, interval in intervals.items() if interval is not None}
-    counts = {name: len(terms) for name, terms in kept.items()}
-    return MetricValue({**values, **_quantiles(what, queries)}, known, counts)
+    counts = {name: len(each.terms) for name, each in found.items()}
+    values = {name: each.point for name, each in found.items()}
+    return MetricValue({**values, **quantiles(what, queries)}, known, counts)
 
 
-def _ratios(what: str, margin: float | None) -> Mapping[str, _Ratio]:
-    """Every metric of sums over queries, by name."""
+@dataclass(frozen=True)
+class QueryTerms:
+    """A metric as a function of sums over queries: what each query adds to them [queries, k], and the value of the sums."""
+
+    terms: NDArray[np.float64]
+    value: Callable[[Sums], Any]
+
+    @property
+    def point(self) -> float:
+        """The metric."""
+        return float(self.value(self.terms.sum(axis=0)))
+
+
+def query_terms(what: str, queries: Sequence[QueryScores], margin: float | None = None) -> dict[str, QueryTerms]:
+    """Every metric of sums over queries that these queries give, by name; queries that add nothing to one are left out of it."""
     ratios = {f"{what}_{name}": ratio for name, ratio in _DISTANCE_RATIOS.items()} | _DRIFT_RATIOS | _RANKING_RATIOS
     if margin is not None:
         ratios["decisive_flips"] = _flips(margin)
-    return ratios
+    taken = {name: (_taken(ratio, queries), ratio) for name, ratio in ratios.items()}
+    return {name: QueryTerms(terms, ratio.value) for name, (terms, ratio) in taken.items() if _is_known(ratio, terms)}
 
 
 def distances(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
     """The distances named `what`_…, without intervals."""
     taken = {name: (ratio, _taken(ratio, queries)) for name, ratio in _DISTANCE_RATIOS.items()}
     known = {name: ratio.value(terms.sum(axis=0)) for name, (ratio, terms) in taken.items() if _is_known(ratio, terms)}
-    return {**{f"{what}_{name}": float(value) for name, value in known.items()}, **_quantiles(what, queries)}
+    return {**{f"{what}_{name}": float(value) for name, value in known.items()}, **quantiles(what, queries)}
 
 
 def vector_errors(reference: Scores, artefact: Scores, owner: NDArray[np.intp], queries: int) -> Scores:
@@ -391,7 +403,8 @@ def _is_known(ratio: _Ratio, terms: NDArray[np.float64]) -> bool:
         return len(terms) > 0 and bool(np.isfinite(ratio.value(terms.sum(axis=0))))
 
 
-def _quantiles(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
+def quantiles(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
+    """Percentiles and the largest of |Δ| over all pairs, named `what`_…."""
     delta = np.abs(np.concatenate([query.artefact - query.reference for query in queries]))
     p50, p95, p99 = np.percentile(delta, [50, 95, 99])
     return {
