@@ -20,13 +20,14 @@ from qtool.reporting.html import render_comparison
 from qtool.reporting.words import (
     APART,
     KEY_METRICS,
+    LABEL,
     PAIRED,
     change,
     counted,
     interval,
+    labels,
     made,
     number,
-    short_name,
     weight,
 )
 from qtool.reporting.write import write_whole
@@ -40,7 +41,7 @@ INDEX: Final = "reports.json"
 """Of the verification of several artefacts, with all their reports."""
 
 _LONGEST: Final = 1000
-_NAME, _VALUE, _CHANGE, _ENDS, _RATIO = 22, 8, 8, 18, 5
+_VALUE, _CHANGE, _ENDS, _RATIO = 8, 8, 18, 5
 """Widths: with a place's number and the word, a row has 80 columns."""
 _STYLES: Final = {"better": "green", "worse": "bold red", "undecided": "dim", "equal": "dim"}
 
@@ -151,7 +152,7 @@ def render_console(comparison: Comparison, output: Path | None = None) -> Render
 
 def render_beside(comparison: Comparison) -> RenderableType:
     """The blocks of the panels alone, after the reports of the artefacts themselves."""
-    names = [Text(f"  {_label(comparison, place)}") for place in range(len(comparison.artefacts))]
+    names = (_name(comparison, place) for place in range(len(comparison.artefacts)))
     blocks = [line for panel in comparison.panels for line in _panel(comparison, panel)]
     return Group(
         *(Text("\nSide by side", style="bold"), *names, Text(""), *blocks, Text(PAIRED, style="dim")),
@@ -166,14 +167,18 @@ def _warnings(comparison: Comparison) -> Iterator[Text]:
 def _artefacts(comparison: Comparison) -> Iterator[RenderableType]:
     yield Text("Artefacts", style="bold")
     for place, each in enumerate(comparison.artefacts):
-        baseline = ", the baseline" if place == comparison.baseline else ""
-        yield Text(f"  {place + 1} {printable(each.side.name, _LONGEST)}{baseline}")
+        yield _name(comparison, place)
         facts = [made(each.made), weight(each.side.nbytes, each.bits_per_weight), f"verdict {each.verdict}"]
         yield Padding(Text(printable("; ".join(filter(None, facts)), _LONGEST)), (0, 0, 0, 6), expand=False)
     reference = comparison.reference
     size = f", {weight(reference.nbytes, None)}" if reference.nbytes else ""
     yield Text(f"  Reference: {printable(reference.name, _LONGEST)}{size}")
     yield Text("")
+
+
+def _name(comparison: Comparison, place: int) -> Text:
+    baseline = ", the baseline" if place == comparison.baseline else ""
+    return Text(f"  {place + 1} {printable(comparison.artefacts[place].side.name, _LONGEST)}{baseline}")
 
 
 def _panel(comparison: Comparison, panel: ComparedPanel) -> Iterator[RenderableType]:
@@ -183,15 +188,15 @@ def _panel(comparison: Comparison, panel: ComparedPanel) -> Iterator[RenderableT
     rows = [row for row in panel.metrics if row.metric in wanted]
     for row in rows:
         yield Text(f"  {row.metric}")
-        yield from (_row(comparison, row, place) for place in range(len(comparison.artefacts)))
+        yield from (_row(row, place, name) for place, name in enumerate(labels(comparison)))
     if hidden := len(panel.metrics) - len(rows):
         yield Text(f"  {hidden} more metrics are in compare.json and compare.html (-o)", style="dim")
     yield Text("")
 
 
-def _row(comparison: Comparison, row: ComparedMetric, place: int) -> Text:
+def _row(row: ComparedMetric, place: int, name: str) -> Text:
     line = Text(no_wrap=True, overflow="ignore")
-    line.append(f"    {_label(comparison, place):<{_NAME}} {number(row.values[place]):>{_VALUE}}")
+    line.append(f"    {printable(name):<{LABEL}} {number(row.values[place]):>{_VALUE}}")
     if (difference := row.differences[place]) is not None:
         ratio = "" if difference.ratio is None else f"x{difference.ratio:.2f}"
         line.append(
@@ -200,10 +205,3 @@ def _row(comparison: Comparison, row: ComparedMetric, place: int) -> Text:
         line.append(difference.outcome, style=_STYLES.get(difference.outcome, ""))
     line.rstrip()
     return line
-
-
-def _label(comparison: Comparison, place: int) -> str:
-    """An artefact's number and the end of its name, which is where several of one model differ."""
-    name = printable(short_name(comparison.artefacts[place].side))
-    longest = _NAME - len(f"{place + 1} ")
-    return f"{place + 1} {name if len(name) <= longest else f'…{name[1 - longest :]}'}"

@@ -69,12 +69,20 @@ def _artefact(
     axis: Axis, top: float, name: str, bars: Sequence[tuple[str, str, float | None, Interval | None]]
 ) -> Iterator[Markup]:
     yield text(_START, top + 14, name, "start", "name")
+    shown = " · ".join(f"{kind} {number(value)}" for kind, _, value, _ in bars)
+    yield text(WIDTH - RIGHT, top + 14, shown, "end", "tick")
     for place, (kind, colour, value, ends) in enumerate(bars):
         if value is None:
             continue
         level = top + 20 + place * (_BAR + 2)
-        shown = f"{kind} {number(value)} {interval(ends)}".rstrip()
-        yield box(_START, level, axis.at(value) - _START, _BAR, colour, f"{name}: {shown}")
+        yield box(
+            _START,
+            level,
+            axis.at(value) - _START,
+            _BAR,
+            colour,
+            f"{name}: {kind} {number(value)} {interval(ends)}".rstrip(),
+        )
         if ends:
             middle = level + _BAR / 2
             first, last = axis.at(max(ends.low, 0)), axis.at(max(ends.high, 0))
@@ -111,6 +119,7 @@ def _difference(
     reach = max(abs(value), abs(ends.low), abs(ends.high)) * 1.15 or 1.0
     axis, middle = Axis(-reach, reach, _START, WIDTH - _START), top + 29
     yield text(_START, top + 14, f"{metric} · {name}", "start", "name")
+    yield text(WIDTH - _START, top + 14, change(value), "end", "tick")
     yield box(_START, middle - 6, WIDTH - 2 * _START, 12, "track")
     yield line((axis.at(0), middle - 9), (axis.at(0), middle + 9), "zero")
     first, last = axis.at(ends.low), axis.at(ends.high)

@@ -43,6 +43,8 @@ PAIRED: Final = (
     "answered). Better and worse: all of it is on that side of 0; undecided: it holds 0. Of bias and slope, the difference "
     "is that of their distances from 0 and from 1."
 )
+LABEL: Final = 22
+"""Characters of an artefact's label at most."""
 WEIGHTS: Final = "The relative error (Frobenius norm) of each dequantized weight against its source, worst first."
 _MODELS: Final = {"rerank": "rerankers", "embed": "embedders"}
 _JUDGED_BY_GATES: Final = (SCORES, RANKS)
@@ -209,8 +211,13 @@ def weight(nbytes: int | None, bits_per_weight: float | None) -> str:
 
 
 def labels(comparison: Comparison) -> list[str]:
-    """A short name of each artefact of a comparison, with its number."""
-    return [f"{place + 1} {short_name(each.side)}" for place, each in enumerate(comparison.artefacts)]
+    """Each artefact's number and the end of its name, in which several of one model differ; at most 22 characters."""
+    return [_label(str(place), short_name(each.side)) for place, each in enumerate(comparison.artefacts, start=1)]
+
+
+def _label(number: str, name: str) -> str:
+    longest = LABEL - len(number) - 1
+    return f"{number} {name if len(name) <= longest else f'…{name[1 - longest :]}'}"
 
 
 def started(report: Report) -> str:
