@@ -63,7 +63,7 @@ def merge_runs(folders: Sequence[Path], output: Path, access: MediaAccess = DIST
     Panels are read again from where the runs read them and must have the same hash. Without answers of a shard that an
     earlier stage stopped, nothing is scored and that stage's failure is the verdict.
     """
-    reports = {folder: read_report(folder) for folder in folders}
+    reports = {folder: _read_shard(folder) for folder in folders}
     if any(_is_same(output, folder) for folder in folders):
         raise UsageError(f"{output} is one of the shards to merge.", "Choose another output folder.")
     check_output(output, force=force)
@@ -93,10 +93,18 @@ def read_report(folder: Path, again: str = _AGAIN) -> Report:
             "Finish it: the same command resumes it.",
         ) from error
     try:
-        report = parse_report(content)
-        _settings(report)
+        return parse_report(content)
     except ValueError as error:
         raise UsageError(f"{path} is not a report that this version reads: {error}.", again) from error
+
+
+def _read_shard(folder: Path) -> Report:
+    """The report of a finished run, with all the settings that a merge needs. Raises UsageError."""
+    report = read_report(folder)
+    try:
+        _settings(report)
+    except ValueError as error:
+        raise UsageError(f"{folder / REPORT} is not a report that this version reads: {error}.", _AGAIN) from error
     return report
 
 

@@ -12,13 +12,16 @@ import numpy as np
 
 from qtool.errors import UsageError
 from qtool.inputs.panels import PanelShard
+from qtool.scoring.scorer import LARGEST_LOG_ODDS
 from qtool.verify.conclude import decisive_margin
-from qtool.verify.metrics import QueryScores
+from qtool.verify.metrics import METRICS, QueryScores
 from qtool.verify.report import PanelReport, Report, Side
 
 _SHARD: Final = "shard"
 _SAME_SCORES: Final = 1e-3
 """How far the reference's scores of a pair may differ between two reports: a hundred times float32's rounding."""
+_LARGEST: Final = 1 << 60
+"""Bytes or weights."""
 _HASH_SHOWN: Final = 12
 
 
@@ -73,7 +76,18 @@ def _scored(source: str, report: Report) -> Scored:
             f"Nothing was scored in {source}: its verdict is {report.verdict.value}.",
             "Compare reports with scores; --keep-going scores what an earlier stage found broken.",
         )
+    sizes = (report.artefact.nbytes, report.reference.nbytes, report.reference.parameters)
+    if report.task not in [task.value for task in METRICS] or not all(
+        0 <= size <= _LARGEST for size in sizes if size is not None
+    ):
+        raise UsageError(f"{source} is damaged: its task is {report.task}, its sizes are {_shown(sizes)}.")
     return Scored((source,), report, {panel.sha256: _queries(source, report, panel) for panel in report.panels})
+
+
+def _shown(sizes: Sequence[int | None]) -> str:
+    return ", ".join(
+        "not known" if size is None else f"{size:.4g}" if abs(size) <= _LARGEST else "too large" for size in sizes
+    )
 
 
 def _queries(source: str, report: Report, panel: PanelReport) -> PanelQueries:
@@ -89,6 +103,9 @@ def _queries(source: str, report: Report, panel: PanelReport) -> PanelQueries:
         or min(panel.documents, default=1) < 1
     ):
         raise UsageError(f"{source} is damaged: panel {panel.name} has other numbers of scores, labels and documents.")
+    numbers = [number for row in (*panel.scores, *panel.vector_errors) for number in row]
+    if not all(abs(number) <= LARGEST_LOG_ODDS for number in numbers):
+        raise UsageError(f"{source} is damaged: panel {panel.name} has scores beyond {LARGEST_LOG_ODDS:g}.")
     shard = _shard(source, report)
     first, step = (0, 1) if shard is None else (shard.index - 1, shard.count)
     return PanelQueries(

@@ -176,6 +176,12 @@ def changed(**changes: object) -> Report:
         (changed(documents=(5,) * 40), "report-2 is damaged: panel balls"),
         (changed(labels=(1.0,)), "report-2 is damaged: panel balls"),
         (changed(documents=(0, 12, *(6,) * 38)), "report-2 is damaged: panel balls"),
+        (
+            changed(scores=((1e200, 0.0), *GOOD.panels[0].scores[1:])),
+            "report-2 is damaged: panel balls has scores beyond 1e",
+        ),
+        (replace(GOOD, task="sort"), "report-2 is damaged: its task is sort"),
+        (replace(GOOD, artefact=replace(GOOD.artefact, nbytes=10**400)), "report-2 is damaged: .*sizes are too large"),
         (replace(GOOD, settings={"shard": "nine"}), "report-2 is damaged: Invalid shard 'nine'"),
     ],
 )
