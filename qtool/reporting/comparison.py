@@ -146,7 +146,9 @@ def render_console(comparison: Comparison, output: Path | None = None) -> Render
         parts.append(Text(f"Comparison: {output / PAGE}", no_wrap=True, overflow="ignore"))
     parts += [Text(printable(each, _LONGEST), style="bold red") for each in comparison.failures]
     if comparison.fail_if_worse and comparison.passed:
-        parts.append(Text(f"PASS: none is worse for certain in {', '.join(comparison.fail_if_worse)}.", style="bold green"))
+        parts.append(
+            Text(f"PASS: none is worse for certain in {', '.join(comparison.fail_if_worse)}.", style="bold green")
+        )
     return Group(*parts)
 
 
