@@ -145,6 +145,7 @@ QWEN3_VL: Final = Family(
         patch_embedding=f"{VISUAL}patch_embed.proj.weight",
         deepstack_layers=3,
         projector_type="qwen3vl_merger",
+        processor="Qwen3VLProcessor",
     ),
     sizes={(2048, 28): "2B", (2560, 36): "4B", (4096, 36): "8B"},
     vllm_overrides=vllm_overrides("Qwen3VLForSequenceClassification"),

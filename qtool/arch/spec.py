@@ -67,8 +67,20 @@ def dimension(config: Config, field: str, default: int | None = None) -> int:
     """The positive integer `field` of a config, or a ModelError that names it."""
     value = config.get(field, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"config.json: {field} is {value!r}, expected a positive integer.")
+        raise ModelError(f"config.json: {field} is {_shown(value)}, expected a positive integer.")
     return value
+
+
+def real_number(config: Config, field: str, default: float) -> float:
+    """The number `field` of a config, or a ModelError that names it."""
+    value = config.get(field, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ModelError(f"config.json: {field} is {_shown(value)}, expected a number.")
+    return value
+
+
+def _shown(value: object) -> str:
+    return "missing or null" if value is None else f"{value!r:.80}"
 
 
 def section(config: Config, field: str) -> Config:

@@ -14,7 +14,7 @@ from qtool.arch.detect import Detection
 from qtool.arch.families import UPSTREAM_RERANKER
 from qtool.arch.family import Family, TokenizerSpec
 from qtool.arch.prompts import NO, YES, PromptSpec
-from qtool.arch.spec import Config, Task, dimension
+from qtool.arch.spec import Config, Task, dimension, real_number
 from qtool.errors import ModelError, UsageError
 from qtool.jsonfile import read_json
 from qtool.storage.gguf import Value, array, boolean, float32, int32, string, uint32
@@ -82,7 +82,7 @@ def decoder_fields(family: Family, text: Config) -> dict[str, Value]:
         "feed_forward_length": uint32(dimension(text, "intermediate_size")),
         "attention.head_count": uint32(dimension(text, "num_attention_heads")),
         "attention.head_count_kv": uint32(dimension(text, "num_key_value_heads")),
-        "attention.layer_norm_rms_epsilon": float32(text.get("rms_norm_eps", 1e-6)),
+        "attention.layer_norm_rms_epsilon": float32(real_number(text, "rms_norm_eps", 1e-6)),
         "attention.key_length": uint32(head_dim),
         "attention.value_length": uint32(head_dim),
         **dict(_rope_fields(family, text)),
@@ -90,14 +90,19 @@ def decoder_fields(family: Family, text: Config) -> dict[str, Value]:
 
 
 def _rope_fields(family: Family, text: Config) -> Iterator[tuple[str, Value]]:
-    rope: Mapping[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope: Any = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ModelError(f"config.json: The rotary embedding is {rope!r:.80}, expected an object.")
     kind = rope.get("rope_type", rope.get("type"))
     if kind not in _PLAIN_ROPE:
         raise ModelError(f"config.json: The type of rotary embedding is {kind!r}; expected 'default'.")
     if "mrope_section" in rope:
-        sections = [*rope["mrope_section"], 0, 0, 0, 0][:4]
+        declared = rope["mrope_section"]
+        if not isinstance(declared, list) or not all(type(each) is int for each in declared):
+            raise ModelError(f"config.json: mrope_section is {declared!r:.80}, expected a list of integers.")
+        sections = [*declared, 0, 0, 0, 0][:4]
         yield "rope.dimension_sections", array(GGUFValueType.INT32, sections)
-    yield "rope.freq_base", float32(rope.get("rope_theta", text.get("rope_theta", family.rope.default_theta)))
+    yield "rope.freq_base", float32(real_number({**text, **rope}, "rope_theta", family.rope.default_theta))
 
 
 def task_metadata(architecture: str, task: Task) -> dict[str, Value]:

@@ -176,6 +176,11 @@ def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise ModelError(f"{path} has an unreadable header: {error}.") from None
     if not isinstance(header, dict):
         raise ModelError(f"{path} has a header that is not a JSON object.")
+    described = header.get("__metadata__", {})
+    if not isinstance(described, dict) or not all(isinstance(text, str) for text in described.values()):
+        raise ModelError(
+            f"{path} has `__metadata__` that is not of texts, which the safetensors library refuses.", _AGAIN
+        )
     return header, 8 + length, size
 
 

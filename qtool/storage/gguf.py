@@ -56,7 +56,10 @@ def int32(number: int) -> Value:
 
 def float32(number: float) -> Value:
     """A number with a fraction, rounded to single precision."""
-    return Value(GGUFValueType.FLOAT32, struct.unpack("<f", struct.pack("<f", number))[0])
+    try:
+        return Value(GGUFValueType.FLOAT32, struct.unpack("<f", struct.pack("<f", number))[0])
+    except OverflowError:
+        raise ModelError(f"{number:.3e} is too large for a field of a GGUF file.") from None
 
 
 def boolean(flag: bool) -> Value:  # noqa: FBT001 - the value itself
