@@ -211,6 +211,8 @@ SECTIONS = (
         "Stage structure: tokenizer, prompt and side files",
         (
             "other-tokenizer*",
+            "other-attention-mask",
+            "tokenizer-own-length",
             "other-token-types",
             "other-baked-prompt",
             "added-token-missing",
