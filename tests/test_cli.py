@@ -209,9 +209,9 @@ def artefact(tmp_path_factory):
     return out
 
 
-def test_verify_passes_within_the_recipes_gates(artefact):
+def test_verify_of_a_good_artefact_on_few_queries_is_neither_a_pass_nor_a_fail(artefact):
     done = qtool("verify", artefact, "--reference", "qtool-demo-reranker", "--panel", "demo-text", "--limit", 8)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 6, done.stderr
     assert "ndcg10_artefact" in done.stdout
 
 
@@ -332,7 +332,10 @@ def test_choices_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        ("quantize", ["--task <rerank|embed>", "<auto|streaming|modelopt>", "Built-in recipe (nvfp4-w4a16, nvfp4-w4a16-4over6,"]),
+        (
+            "quantize",
+            ["--task <rerank|embed>", "<auto|streaming|modelopt>", "Built-in recipe (nvfp4-w4a16, nvfp4-w4a16-4over6,"],
+        ),
         ("convert-gguf", ["auto, f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m", "<official|llamacpp>"]),
         ("score", ["<vllm|llama-server|tei|jina>", "<float32|bfloat16|float16>", "auto|cpu|cuda[:N]|mps"]),
         ("serve-command", ["<vllm|llama-server|sglang>"]),
