@@ -305,7 +305,7 @@ def _object(value: Any) -> Mapping[str, Any]:
 def _vocabulary(tokenizer: Mapping[str, Any]) -> Mapping[str, int]:
     vocabulary = _object(tokenizer.get("model")).get("vocab")
     if not isinstance(vocabulary, dict):
-        raise ModelError("tokenizer.json: vocab is no object of tokens and ids.")
+        raise ModelError("tokenizer.json: The vocabulary is no object of tokens and ids.")
     for text, number in vocabulary.items():
         if type(number) is not int or number < 0:
             raise ModelError(f"tokenizer.json: The token {text!r:.80} has the id {as_json(number)}.")
@@ -316,7 +316,7 @@ def _added(tokenizer: Mapping[str, Any]) -> list[tuple[int, str, bool]]:
     """Id, text and whether it is special, of each added token."""
     declared = tokenizer.get("added_tokens")
     if declared is not None and not isinstance(declared, list):
-        raise ModelError("tokenizer.json: added_tokens is no list.")
+        raise ModelError("tokenizer.json: The value of `added_tokens` is no list.")
     added = []
     for token in map(_object, declared or ()):
         number, text = token.get("id"), token.get("content")
@@ -331,7 +331,7 @@ def _added(tokenizer: Mapping[str, Any]) -> list[tuple[int, str, bool]]:
 def _merges(model: Mapping[str, Any]) -> list[str]:
     declared = model.get("merges")
     if not isinstance(declared, list):
-        raise ModelError("tokenizer.json: merges is no list.")
+        raise ModelError("tokenizer.json: The value of `merges` is no list.")
     return [_merge(pair) for pair in declared]
 
 
@@ -339,7 +339,7 @@ def _merge(pair: Any) -> str:
     if isinstance(pair, str):
         return pair
     if not isinstance(pair, list) or not all(isinstance(part, str) for part in pair):
-        raise ModelError(f"tokenizer.json: {as_json(pair)} is no rule for a merge.")
+        raise ModelError(f"tokenizer.json: The merge rule {as_json(pair)} is no pair of texts.")
     return " ".join(part.replace(" ", chr(ord(" ") + 256)) for part in pair)  # GPT-2's letter for a space
 
 

@@ -58,9 +58,11 @@ def int32(number: int) -> Value:
 
 def _in_range(number: int, first: int, end: int) -> int:
     if not isinstance(number, int | np.integer):
-        raise ModelError(f"{json.dumps(number, default=str)[:80]} stands where a whole number belongs.")
+        raise ModelError(f"Expected a whole number, found {json.dumps(number, default=str)[:80]}.")
     if not first <= number < end:
-        raise ModelError(f"{number:,} does not fit in a field of a GGUF file, which holds {first:,} to {end - 1:,}.")
+        raise ModelError(
+            f"The number {number:,} does not fit in a field of a GGUF file, which holds {first:,} to {end - 1:,}."
+        )
     return number
 
 
@@ -69,9 +71,9 @@ def float32(number: float) -> Value:
     try:
         return Value(GGUFValueType.FLOAT32, struct.unpack("<f", struct.pack("<f", number))[0])
     except OverflowError:
-        raise ModelError(f"{number:.3e} is too large for a field of a GGUF file.") from None
+        raise ModelError(f"The number {number:.3e} is too large for a field of a GGUF file.") from None
     except struct.error:
-        raise ModelError(f"{json.dumps(number, default=str)[:80]} stands where a number belongs.") from None
+        raise ModelError(f"Expected a number, found {json.dumps(number, default=str)[:80]}.") from None
 
 
 def boolean(flag: bool) -> Value:  # noqa: FBT001 - the value itself
