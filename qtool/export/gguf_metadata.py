@@ -104,7 +104,7 @@ def _rope_fields(family: Family, text: Config) -> Iterator[tuple[str, Value]]:
         raise ModelError(f"config.json: The rotary embedding is {as_json(rope)}, expected an object.")
     kind = rope.get("rope_type", rope.get("type"))
     if kind not in _PLAIN_ROPE:
-        raise ModelError(f"config.json: The type of rotary embedding is {as_json(kind)}; expected 'default'.")
+        raise ModelError(f"config.json: The type of rotary embedding is {kind!r:.80}; expected 'default'.")
     if "mrope_section" in rope:
         declared = rope["mrope_section"]
         if not isinstance(declared, list) or not all(type(each) is int for each in declared):
@@ -305,10 +305,10 @@ def _object(value: Any) -> Mapping[str, Any]:
 def _vocabulary(tokenizer: Mapping[str, Any]) -> Mapping[str, int]:
     vocabulary = _object(tokenizer.get("model")).get("vocab")
     if not isinstance(vocabulary, dict):
-        raise ModelError("tokenizer.json: The vocabulary is no object of tokens and ids.")
+        raise ModelError("The vocabulary in tokenizer.json must be an object of tokens and ids.")
     for text, number in vocabulary.items():
         if type(number) is not int or number < 0:
-            raise ModelError(f"tokenizer.json: The token {text!r:.80} has the id {as_json(number)}.")
+            raise ModelError(f"The token {text!r:.80} in tokenizer.json has the id {as_json(number)}.")
     return vocabulary
 
 
@@ -316,13 +316,13 @@ def _added(tokenizer: Mapping[str, Any]) -> list[tuple[int, str, bool]]:
     """Id, text and whether it is special, of each added token."""
     declared = tokenizer.get("added_tokens")
     if declared is not None and not isinstance(declared, list):
-        raise ModelError("tokenizer.json: The value of `added_tokens` is no list.")
+        raise ModelError("The value of `added_tokens` in tokenizer.json must be a list.")
     added = []
     for token in map(_object, declared or ()):
         number, text = token.get("id"), token.get("content")
         if type(number) is not int or number < 0 or not isinstance(text, str):
             raise ModelError(
-                f"tokenizer.json: An added token has the id {as_json(number)} and the text {as_json(text)}."
+                f"An added token in tokenizer.json has the id {as_json(number)} and the text {as_json(text)}."
             )
         added.append((number, text, bool(token.get("special"))))
     return added
@@ -331,7 +331,7 @@ def _added(tokenizer: Mapping[str, Any]) -> list[tuple[int, str, bool]]:
 def _merges(model: Mapping[str, Any]) -> list[str]:
     declared = model.get("merges")
     if not isinstance(declared, list):
-        raise ModelError("tokenizer.json: The value of `merges` is no list.")
+        raise ModelError("The value of `merges` in tokenizer.json must be a list.")
     return [_merge(pair) for pair in declared]
 
 
@@ -339,7 +339,7 @@ def _merge(pair: Any) -> str:
     if isinstance(pair, str):
         return pair
     if not isinstance(pair, list) or not all(isinstance(part, str) for part in pair):
-        raise ModelError(f"tokenizer.json: The merge rule {as_json(pair)} is no pair of texts.")
+        raise ModelError(f"The merge rule {as_json(pair)} in tokenizer.json must be a pair of texts.")
     return " ".join(part.replace(" ", chr(ord(" ") + 256)) for part in pair)  # GPT-2's letter for a space
 
 
