@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from qtool import console
 from qtool.errors import UsageError
@@ -67,7 +67,8 @@ def quantize(
     limit: int | None = None,
     effort: Effort | None = None,
     memory: int | str = "auto",
-    progress: Any = "bar",
+    device: str = "auto",
+    progress: Progress | StageProgress | Bar | None = "bar",
 ) -> QuantizationSummary:
     """Quantize a checkpoint to NVFP4 by a recipe, into the folder `output`.
 
@@ -76,7 +77,9 @@ def quantize(
     default that is done where the disk is too short. `progress` may be a callable, called with the bytes done and in all.
 
     A recipe that fits weights to data takes `data` (calibration sets, panels by name or path) or a `dataset` with its
-    `columns`, of each the first `limit` queries, and `effort` and `memory`; its `progress` is also called with a stage first: "calibrating", in tokens of all layers, and "writing", in bytes.
+    `columns`, of each the first `limit` queries, and `effort`, `memory` and `device`; its `progress` is a `StageProgress`,
+    called with a stage first: "gradients" and "calibrating", in tokens of all layers and such as "calibrating, layer 3 of
+    28", and "writing", in bytes.
     """
     keywords = dict(locals())
     from qtool.export.quantize import QuantizeOptions
@@ -90,9 +93,9 @@ def quantize(
     if load_recipe(options.recipe).recipe.calibration is not None:
         from qtool.calibration.quantize import quantize_calibrated
 
-        with _stages("units", progress) as shown_stages:
+        with _stages("tokens", cast("StageProgress | Bar | None", progress)) as shown_stages:
             return quantize_calibrated(options, shown_stages)
-    with _bytes("Quantizing", progress) as shown:
+    with _bytes("Quantizing", cast("Progress | Bar | None", progress)) as shown:
         return run(options, shown)
 
 

@@ -42,7 +42,7 @@ def calibration_facts(
 ) -> CalibrationFacts:
     """The facts of a calibration that has read `data`; `widest` is the largest number of columns of a linear."""
     tokens = text_tokens + picture_tokens
-    warnings = (*_few(tokens, widest), *_missing(data, is_vision=is_vision), *_shared(data))
+    warnings = (*shortcomings(data, tokens, widest, is_vision=is_vision), *_shared(data))
     return CalibrationFacts(
         name=data.name,
         sha256=data.sha256,
@@ -53,6 +53,11 @@ def calibration_facts(
         contents=content_keys(data),
         warnings=warnings,
     )
+
+
+def shortcomings(data: Panel, tokens: int, widest: int, *, is_vision: bool) -> tuple[str, ...]:
+    """Warnings for data that has too few tokens, or lacks a modality that the model reads."""
+    return (*_few(tokens, widest), *_missing(data, is_vision=is_vision))
 
 
 def _few(tokens: int, widest: int) -> Iterator[str]:

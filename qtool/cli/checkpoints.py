@@ -13,6 +13,7 @@ from qtool.cli.options import (
     Columns,
     Data,
     Dataset,
+    Device,
     DryRun,
     EffortChoice,
     Force,
@@ -54,6 +55,7 @@ def quantize(
     memory: Annotated[
         str, typer.Option(metavar="auto|SIZE", help="Memory that a calibrated recipe may take, such as 4GB.")
     ] = "auto",
+    device: Device = "auto",
     dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
@@ -83,6 +85,7 @@ def quantize(
         limit=limit,
         effort=effort,
         memory=memory,
+        device=device,
         force=force,
         dry_run=dry_run,
     )

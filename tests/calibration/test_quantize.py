@@ -14,6 +14,7 @@ import qtool
 from qtool import api, resources, workers
 from qtool.calibration import quantize as job
 from qtool.calibration import streams
+from qtool.calibration.gradients import GradientPass
 from qtool.calibration.workfolder import WorkFolder
 from qtool.checks.stage import Stage
 from qtool.errors import SetupError, UsageError
@@ -171,6 +172,77 @@ def test_manifests_of_two_runs_differ_in_how_they_ran_only(
     assert {key for key in first if first[key] != second[key]} <= {"run"}
 
 
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_text(tmp_path_factory.mktemp("models") / "text", labels=1)
+
+
+@pytest.fixture(scope="module")
+def enough(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen queries with two texts each: more than five tokens for each input."""
+    random = np.random.default_rng(3)
+    words = ["ball", "number", "query", "which", "yes", "no", "system", "judge", "document", "meets", "the"]
+    lines = []
+    for query in range(16):
+        documents = [
+            {"id": f"d{query}{n}", "label": n, "text": " ".join(random.choice(words, 10 + 5 * n))} for n in (0, 1)
+        ]
+        question = {"text": " ".join(random.choice(words, 6))}
+        lines.append({"id": f"q{query}", "query": question, "documents": documents})
+    path = tmp_path_factory.mktemp("data") / "enough.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def best(text_model: Path, enough: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(text_model, tmp_path_factory.mktemp("made") / "best", enough, effort="best", task="rerank")
+
+
+def test_the_effort_best_follows_the_answer(text_model: Path, enough: Path, best: Path, tmp_path: Path) -> None:
+    (panel,) = load_panels([str(enough)])
+    standard = calibrated(text_model, tmp_path / "standard", enough, task="rerank")
+    expected, *found = (
+        np.array(open_scorer(each, ScorerOptions(device="cpu")).score(panel.pairs))
+        for each in (text_model, standard, best)
+    )
+    plain, followed = (np.sqrt(np.mean(np.square(each - expected))) for each in found)
+    assert followed < 0.8 * plain
+    facts = json.loads((best / "qtool.json").read_text())["calibration"]
+    assert (facts["effort"], facts["parameters"]["gradients"], facts["warnings"]) == ("best", True, [])
+
+
+def test_a_run_killed_in_the_gradients_goes_on_at_their_layer(
+    text_model: Path, enough: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, seen = GradientPass.through, []
+
+    def through(gradients: GradientPass, layer: int, weights: object) -> object:
+        seen.append(layer)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return whole(gradients, layer, weights)
+
+    monkeypatch.setattr(GradientPass, "through", through)
+    options = {"effort": "best", "task": "rerank"}
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(text_model, tmp_path / "again", enough, **options)
+    calibrated(text_model, tmp_path / "again", enough, **options)
+    assert seen == [2, 1, 1, 0]
+    assert read_bytes_of(tmp_path / "again") == read_bytes_of(best)
+
+
+def test_best_does_what_standard_does_where_the_data_does_not_carry_it(
+    vl_model: Path, enough: Path, tmp_path: Path
+) -> None:
+    """No picture, to a model that reads pictures."""
+    summary = api.quantize(vl_model, recipe=RECIPE, effort="best", output=tmp_path / "out", data=enough, progress=None)
+    assert job.NOT_BEST in summary.calibration.warnings
+    facts = json.loads((tmp_path / "out" / "qtool.json").read_text())["calibration"]
+    assert job.NOT_BEST in facts["warnings"]
+    assert (facts["effort"], facts["parameters"]["gradients"]) == ("best", False)
+
+
 def test_only_quantized_linears_differ_from_plain_max_and_the_layout_is_the_same(
     vl_model: Path, artefact: Path, tmp_path: Path
 ) -> None:
@@ -282,6 +354,7 @@ def test_a_dry_run_measures_a_layer_and_writes_nothing(vl_model: Path, data: Pat
     assert summary.calibration is not None
     assert summary.calibration.seconds > 0
     assert summary.calibration.memory > 100_000_000
+    assert summary.calibration.disk > 10_000
     assert summary.calibration.tokens > 200
     assert list(tmp_path.iterdir()) == []
 
@@ -291,11 +364,15 @@ def test_progress_counts_tokens_of_all_layers(vl_model: Path, data: Path, tmp_pa
     api.quantize(
         vl_model, recipe=RECIPE, output=tmp_path / "out", data=data, progress=lambda *state: seen.append(state)
     )
-    fitting = [(done, total) for stage, done, total in seen if stage == "calibrating"]
+    fitting = [(done, total) for stage, done, total in seen if stage.startswith("calibrating")]
     assert fitting == sorted(fitting)
     assert fitting[0][0] == 0
     assert fitting[-1][0] == fitting[-1][1]
-    assert {stage for stage, _, _ in seen} == {"calibrating", "writing"}
+    assert list(dict.fromkeys(stage for stage, _, _ in seen)) == [
+        *(f"calibrating, layer {layer} of 3" for layer in (1, 2, 3)),
+        "calibrating",
+        "writing",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +389,12 @@ def test_progress_counts_tokens_of_all_layers(vl_model: Path, data: Path, tmp_pa
             "--effort applies to calibrated recipes only",
         ),
         ({"recipe": RECIPE, "effort": "most"}, UsageError, "Invalid effort 'most': expected fast, standard or best"),
+        (
+            {"recipe": "nvfp4-w4a16", "device": "cpu", "data": ()},
+            UsageError,
+            "--device applies to calibrated recipes only",
+        ),
+        ({"recipe": RECIPE, "device": "mps"}, UsageError, "cannot be fitted to data on mps"),
         ({"recipe": RECIPE, "backend": "modelopt"}, UsageError, "ModelOpt does not know the algorithm"),
         ({"recipe": RECIPE, "data": "nope"}, UsageError, "Unknown calibration data 'nope'"),
         ({"recipe": RECIPE, "memory": "5x"}, UsageError, "Invalid size '5x'"),
