@@ -332,7 +332,10 @@ def test_choices_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        ("quantize", ["--task <rerank|embed>", "<auto|streaming|modelopt>", "Built-in recipe (nvfp4-w4a16, nvfp4-w4a16-4over6,"]),
+        (
+            "quantize",
+            ["--task <rerank|embed>", "<auto|streaming|modelopt>", "Built-in recipe (nvfp4-w4a16, nvfp4-w4a16-4over6,"],
+        ),
         ("convert-gguf", ["auto, f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m", "<official|llamacpp>"]),
         ("score", ["<vllm|llama-server|tei|jina>", "<float32|bfloat16|float16>", "auto|cpu|cuda[:N]|mps"]),
         ("serve-command", ["<vllm|llama-server|sglang>"]),
