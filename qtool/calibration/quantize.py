@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from qtool.calibration.streams import Streams
     from qtool.formats.floats import U8, Float32
+    from qtool.inputs.panels import Panel
     from qtool.scoring.prompt import Prompt
     from qtool.scoring.transformers.layerwise import LayerwiseModel, Pictures
     from qtool.scoring.transformers.observed import TokenCounts
@@ -67,16 +68,18 @@ def quantize_by_recipe(options: QuantizeOptions, progress: Progress = ignore) ->
     return quantize_calibrated(options)
 
 
-def quantize_calibrated(options: QuantizeOptions, progress: StageProgress = ignore) -> QuantizationSummary:
+def quantize_calibrated(
+    options: QuantizeOptions, progress: StageProgress = ignore, data: Panel | None = None
+) -> QuantizationSummary:
     """Quantize `options.model` into the folder `options.output`; with `dry_run`, plan it and measure a part of a layer.
 
-    A killed run goes on at the layer that it was in, from the folder `OUTPUT.calibration`.
+    `data` is read instead of what `options.data` names. A killed run goes on at the layer that it was in, from the folder `OUTPUT.calibration`.
     """
     require_extra("score", "Quantizing with calibration data")
     started = time.monotonic()
     job = prepare_quantization(options)
     spec = _spec(job, options)
-    with opened_run(job, options, spec) as run:
+    with opened_run(job, options, spec, data) as run:
         if options.dry_run or options.output is None:
             return replace(summarize_quantization(job), calibration=run.estimate())
         with work_folder(options.output, run.key(), force=options.force) as folder:
@@ -101,7 +104,9 @@ def _spec(job: QuantizeJob, options: QuantizeOptions) -> CalibrationSpec:
 
 
 @contextmanager
-def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec) -> Iterator[CalibrationRun]:
+def opened_run(
+    job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec, data: Panel | None = None
+) -> Iterator[CalibrationRun]:
     """The data as passes over the model, whose weights are read layer by layer."""
     from qtool.calibration.streams import PASSES, Streams, one_thread_each
     from qtool.scoring.scorer import checkpoint_sha256
@@ -113,7 +118,7 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
 
     opened = CheckpointArtefact(job.source, options.task)
     named = options.data or default_sets(opened)
-    data = load_calibration(named)
+    data = data or load_calibration(named)
     sources = tuple(Path(name).name if Path(name).suffix else name for name in named)  # no path is remembered
     scorer = open_scorer(opened, ScorerOptions(options.task, device="cpu"))
     model = scorer.layers()

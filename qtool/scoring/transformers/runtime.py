@@ -254,6 +254,10 @@ class TransformersScorer(Scorer):
         tokens = picture_tokens(empty, self._opened.tokenizer)
         return LayerwiseModel(empty, self._opened.detection, weights, tokens, self._dtype, self._device)
 
+    def answer(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What turns last hidden states [n, hidden] into log-odds [n] or unit vectors; the model itself is not read."""
+        return _answer(self._opened, StoredWeights(self._opened.checkpoint), self._dtype, self._device)
+
     @property
     def loaded(self) -> LoadedCheckpoint:
         """The model, whose weights are read when it is first needed."""
