@@ -102,6 +102,8 @@ def convert_gguf(
     prompt: PromptChoice = "official",
     split_max_size: int | str | None = None,
     imatrix: StrPath | None = None,
+    tensor_types: Sequence[str] | str = (),
+    tensor_type_file: StrPath | None = None,
     stream: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -112,7 +114,8 @@ def convert_gguf(
     """Convert a checkpoint to GGUF files in `output`, a folder or one file that ends in .gguf.
 
     `outtypes` are auto (which loses nothing), f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m or iq4_xs; `mmproj` is
-    the type of the vision projector, or none; `stream` is `quantize`'s. With `dry_run`, or without `output`, the result
+    the type of the vision projector, or none; `stream` is `quantize`'s. `tensor_types` such as "attn_v=q6_k" choose types
+    of single matrices of K- and I-quants; `tensor_type_file` holds more. With `dry_run`, or without `output`, the result
     says what would be written.
     """
     keywords = dict(locals())

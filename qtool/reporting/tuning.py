@@ -83,7 +83,7 @@ def page(result: Tuned) -> str:
             held_out=result.held_out,
             data=result.data,
             prompts=result.prompts,
-        )  # fmt: skip
+        )
     )
 
 
