@@ -16,6 +16,7 @@ from qtool.export.quantize_plan import PlannedTensor, QuantizationPlan
 class Candidate:
     """A fused group of a plan: how many weights, their bytes quantized and as they are, and what rounding it alone costs.
 
+    Block scales count, the four bytes of a global scale do not: NVFP4 has 4.5 bits a weight.
     `raw` and `centred` are the root mean square of the change of the answers, all of it and without its mean.
     """
 
@@ -47,7 +48,7 @@ def _candidate(
     return Candidate(
         group=group,
         weights=sum(member.elements for member in members),
-        quantized_bytes=sum(o.nbytes for member in members for o in member.outputs(plan.recipe.block_size)),
+        quantized_bytes=sum(o.nbytes for member in members for o in member.outputs(plan.recipe.block_size) if o.shape),
         kept_bytes=sum(member.source.nbytes for member in members),
         raw=raw,
         centred=centred,

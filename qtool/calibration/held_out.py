@@ -76,7 +76,7 @@ class HeldOut:
         options = replace(self.options, recipe=str(path), output=output)
         warnings: tuple[str, ...] = ()
         if parse_recipe(recipe, name).recipe.calibration is None:
-            quantize(options, partial(self.progress, f"{name}: writing"))
+            quantize(replace(options, data=(), effort=None), partial(self.progress, f"{name}: writing"))
         else:
             summary = quantize_calibrated(options, partial(self._advance, name), self.fitted)
             warnings = summary.calibration.warnings if summary.calibration else ()

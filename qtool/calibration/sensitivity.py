@@ -200,7 +200,7 @@ class Sensitivity:
         groups = {stage: self.fused[names[f"{stage[0]}.weight"]] for stage in stages}
         deltas: dict[str, torch.Tensor] = {}
         for stage, group in groups.items():
-            found, errors[group] = _rounding([weights[f"{linear}.weight"] for linear in stage])
+            found, errors[group] = rounding([weights[f"{linear}.weight"] for linear in stage])
             deltas |= dict(zip(stage, found, strict=True))
             changes[group] = np.zeros(len(self.spans), np.float32)
         for number, batch in enumerate(batches):
@@ -254,7 +254,7 @@ def _is_picture(batch: _Batch) -> torch.Tensor:
     return torch.from_numpy(padded([span.is_picture for span in batch.spans]))
 
 
-def _rounding(weights: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], tuple[float, float]]:
+def rounding(weights: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], tuple[float, float]]:
     """What plain `max` rounding of a fused group changes in its weights, and |q - w|² and |w|² of the group."""
     largest = np.float32(max(float(weight.abs().max()) for weight in weights))
     scale = global_scale(largest)

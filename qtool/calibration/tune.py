@@ -37,7 +37,7 @@ from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.manifest import manifest, versions
 from qtool.options import Memory, Options
 from qtool.progress import StageProgress, ignore
-from qtool.recipe import parse_recipe
+from qtool.recipe import load_recipe, parse_recipe
 from qtool.results import Result, counted
 from qtool.storage.atomic import check_target, require_space, staged_folder
 
@@ -97,11 +97,12 @@ class TuneOptions(Options):
 
     @property
     def quantizing(self) -> QuantizeOptions:
-        """How the model is quantized by the base recipe."""
+        """How the model is quantized by the base recipe; one without data is tuned on data nevertheless."""
+        is_fitted = load_recipe(self.recipe).recipe.calibration is not None
         return QuantizeOptions(
             model=self.model,
             recipe=self.recipe,
-            data=self.data,
+            data=self.data if is_fitted else (),
             effort=self.effort,
             memory=self.memory,
             task=self.task,

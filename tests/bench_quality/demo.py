@@ -31,7 +31,7 @@ PANELS = {"text": "demo-text", "image": "demo-image", "mixed": "demo-mixed"}
 def demo(kind: str, pairs: int, seed: int, queries: int = 12) -> Bed:
     """The bed of "reranker" or "embedder"; `queries` of each panel are evaluated."""
     scorer = open_scorer(demo_model(f"qtool-demo-{kind}"), ScorerOptions(device="cpu"))
-    forward, answer = scorer._loaded.forward, scorer._loaded.answer
+    forward, answer = scorer.loaded.reader.forward, scorer.loaded.answer
     model, back = forward.base, slice(None)
     if seed:
         back = torch.argsort(_permute(model, seed))
