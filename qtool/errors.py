@@ -14,6 +14,7 @@ EXIT_USAGE: Final = 2
 EXIT_MODEL: Final = 3
 EXIT_SETUP: Final = 4
 EXIT_NETWORK: Final = 5
+EXIT_INCONCLUSIVE: Final = 6  # neither a pass nor a fail: a script that only asks for 0 does not take it for a pass
 EXIT_INTERNAL: Final = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 is the exit code of a failed verdict here
 EXIT_INTERRUPTED: Final = 130  # Ctrl-C, as typer ends
 

@@ -42,6 +42,7 @@ EXIT_CODES = {
     errors.EXIT_MODEL: "the model is unsupported or corrupt",
     errors.EXIT_SETUP: "the machine lacks or refuses something: a package, an engine, memory, disk space, a file",
     errors.EXIT_NETWORK: "the hub or a server could not be reached, or refused",
+    errors.EXIT_INCONCLUSIVE: "the verdict is inconclusive: neither a pass nor a fail; 1 with `--strict`",
     errors.EXIT_INTERNAL: "qtool itself failed: a bug, and never a verdict; `QTOOL_DEBUG=1` shows where",
     errors.EXIT_INTERRUPTED: "interrupted with Ctrl-C",
 }

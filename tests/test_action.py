@@ -138,8 +138,14 @@ def test_pip_installs_the_action_itself_with_all_that_a_verification_can_use(
 def test_what_fails_comes_after_what_must_be_kept():
     names = list(STEPS)
     assert names[-1] == "Verdict"
-    assert STEPS["Verdict"]["run"] == 'exit "$CODE"'
     assert names.index("actions/upload-artifact@v4") < names.index("Verdict")
+
+
+@pytest.mark.parametrize(("code", "ends_with", "said"), [(0, 0, ""), (1, 1, ""), (3, 3, ""), (6, 0, "::warning::")])
+def test_the_job_ends_as_the_verdict_and_an_inconclusive_one_is_a_warning(code, ends_with, said, runner, monkeypatch):
+    monkeypatch.setitem(STEPS["Verdict"], "env", {"CODE": str(code)})
+    done, _, _ = runner("Verdict")
+    assert (done.returncode, done.stdout[: len(said)]) == (ends_with, said)
 
 
 def workflows():

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from qtool import cli
+from tests.scoring import tiny
 
 
 def _torchs(message):
@@ -101,3 +102,14 @@ def test_an_interruption_is_130_and_a_reader_who_left_is_not_told():
     ) as left:
         left.stdout.close()
         assert left.stderr.read() == b""
+
+
+def test_what_decides_nothing_is_6_and_with_strict_1(tmp_path, monkeypatch, capsys):
+    model = str(tiny.write_text(tmp_path / "model"))
+    command = ["qtool", "-q", "verify", model, "--reference", model, "--task", "rerank", "--panel", "demo-text"]
+    for strict, code in (([], 6), (["--strict"], 1)):
+        monkeypatch.setattr(sys, "argv", [*command, "--limit", "2", *strict])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == code
+        assert "INCONCLUSIVE" in capsys.readouterr().out.upper()

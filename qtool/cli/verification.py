@@ -33,13 +33,13 @@ from qtool.cli.options import (
     complete_recipe,
     show,
 )
-from qtool.errors import EXIT_GATE_FAILED
+from qtool.errors import EXIT_GATE_FAILED, EXIT_INCONCLUSIVE, EXIT_PASS
 
 if TYPE_CHECKING:
     from qtool.verify.gates import Verdict
     from qtool.verify.report import Report
 
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 for an inconclusive verdict, too.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 instead of 6 for an inconclusive verdict.")]
 
 
 def verify(
@@ -167,10 +167,9 @@ def verify(
         _finish(reports.reports[0], output, strict=strict, as_json=json)
         return
     show(reports, render_reports(reports, output), as_json=json)
-    if reports.verdict in _failing(strict=strict):
-        raise typer.Exit(EXIT_GATE_FAILED)
-    for error in reports.errors:
-        raise typer.Exit(error.exit_code)
+    code = _exit_code(reports.verdict, strict=strict)
+    errors = [error.exit_code for error in reports.errors]
+    raise typer.Exit(code if code == EXIT_GATE_FAILED or not errors else errors[0])
 
 
 def merge_reports(
@@ -203,11 +202,12 @@ def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool)
 
     where = [console.unwrapped(f"Report: {output / 'report.html'}")] if output else []
     show(report, Group(render_console(report), *where), as_json=as_json)
-    if report.verdict in _failing(strict=strict):
-        raise typer.Exit(EXIT_GATE_FAILED)
+    raise typer.Exit(_exit_code(report.verdict, strict=strict))
 
 
-def _failing(*, strict: bool) -> set[Verdict | None]:
+def _exit_code(verdict: Verdict | None, *, strict: bool) -> int:
     from qtool.verify.gates import Verdict
 
-    return {Verdict.FAIL, Verdict.INCONCLUSIVE} if strict else {Verdict.FAIL}
+    if verdict is Verdict.INCONCLUSIVE:
+        return EXIT_GATE_FAILED if strict else EXIT_INCONCLUSIVE
+    return EXIT_GATE_FAILED if verdict is Verdict.FAIL else EXIT_PASS
