@@ -102,10 +102,16 @@ def plan_conversion(options: ConvertOptions, opened: CheckpointArtefact) -> Conv
         files.append(projector_file(options.mmproj, source, inventory, namer))
     quantized = {name: namer.language(name.upper()) for name in options.outtypes if name in LLAMA_QUANTIZE_TYPES}
     imatrix = check_imatrix(options.imatrix, _weighed(files)) if options.imatrix else None
+    job = ConvertJob(source, inventory, task, template, tuple(files), quantized, imatrix)
+    return replace(job, tensor_types=_tensor_types(options, files))
+
+
+def _tensor_types(options: ConvertOptions, files: Sequence[PlannedFile]) -> tuple[TensorType, ...]:
+    if not options.tensor_types and options.tensor_type_file is None:
+        return ()
     types = parse_tensor_types(options.tensor_types, options.tensor_type_file)
-    if types:
-        check_tensor_types(types, _weighed(files))
-    return ConvertJob(source, inventory, task, template, tuple(files), quantized, imatrix, types)
+    check_tensor_types(types, _weighed(files))
+    return types
 
 
 def _weighed(files: Sequence[PlannedFile]) -> Mapping[str, tuple[int, ...]]:

@@ -118,7 +118,8 @@ class ConvertOptions(Options):
             if value and not any(outtype in LLAMA_QUANTIZE_TYPES for outtype in self.outtypes):
                 wanted = ", ".join(LLAMA_QUANTIZE_TYPES)
                 raise UsageError(f"--{name} applies to K- and I-quants only.", f"Add one of {wanted} to --outtype.")
-        parse_tensor_types(self.tensor_types, self.tensor_type_file)
+        if self.tensor_types or self.tensor_type_file:
+            parse_tensor_types(self.tensor_types, self.tensor_type_file)
 
 
 def parse_outtypes(words: Sequence[str] | None) -> tuple[str, ...]:

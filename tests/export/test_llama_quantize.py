@@ -230,7 +230,11 @@ class TestChecking:
 
 
 class TestTensorTypes:
-    SHAPES: ClassVar = {"blk.0.attn_q.weight": (256, 256), "blk.0.ffn_up.weight": (256, 96), "blk.10.attn_q.weight": (256, 256)}
+    SHAPES: ClassVar = {
+        "blk.0.attn_q.weight": (256, 256),
+        "blk.0.ffn_up.weight": (256, 96),
+        "blk.10.attn_q.weight": (256, 256),
+    }
 
     @pytest.mark.parametrize(
         ("words", "message"),
