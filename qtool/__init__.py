@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from qtool.api import quantize as quantize
     from qtool.api import repair_gguf as repair_gguf
     from qtool.api import score as score
+    from qtool.api import tune as tune
     from qtool.api import verify as verify
     from qtool.api import verify_all as verify_all
     from qtool.arch.spec import Task as Task
     from qtool.calibration.calibrate import CalibrateOptions as CalibrateOptions
     from qtool.calibration.calibrate import Calibration as Calibration
+    from qtool.calibration.tune import Tuned as Tuned
+    from qtool.calibration.tune import TuneOptions as TuneOptions
     from qtool.checks.report import InspectionReport as InspectionReport
     from qtool.errors import ModelError as ModelError
     from qtool.errors import NetworkError as NetworkError
@@ -74,11 +77,13 @@ _MODULES: Final = {
         "quantize",
         "repair_gguf",
         "score",
+        "tune",
         "verify",
         "verify_all",
     ),
     "qtool.arch.spec": ("Task",),
     "qtool.calibration.calibrate": ("CalibrateOptions", "Calibration"),
+    "qtool.calibration.tune": ("TuneOptions", "Tuned"),
     "qtool.checks.report": ("InspectionReport",),
     "qtool.errors": ("ModelError", "NetworkError", "QtoolError", "SetupError", "UsageError"),
     "qtool.export.convert": ("ConversionSummary",),

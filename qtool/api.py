@@ -23,6 +23,7 @@ from qtool.resources import DEFAULT_RECIPE
 if TYPE_CHECKING:
     from qtool.arch.spec import Task
     from qtool.calibration.calibrate import CalibrateOptions, Calibration
+    from qtool.calibration.tune import Tuned, TuneOptions
     from qtool.checks.report import InspectionReport
     from qtool.export.convert import ConversionSummary
     from qtool.export.gguf_metadata import PromptChoice
@@ -110,6 +111,8 @@ def convert_gguf(
     prompt: PromptChoice = "official",
     split_max_size: int | str | None = None,
     imatrix: StrPath | None = None,
+    tensor_types: Sequence[str] | str = (),
+    tensor_type_file: StrPath | None = None,
     stream: bool | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -120,7 +123,8 @@ def convert_gguf(
     """Convert a checkpoint to GGUF files in `output`, a folder or one file that ends in .gguf.
 
     `outtypes` are auto (which loses nothing), f32, f16, bf16, q8_0, nvfp4, q6_k, q5_k_m, q4_k_m or iq4_xs; `mmproj` is
-    the type of the vision projector, or none; `stream` is `quantize`'s. With `dry_run`, or without `output`, the result
+    the type of the vision projector, or none; `stream` is `quantize`'s. `tensor_types` such as "attn_v=q6_k" choose types
+    of single matrices of K- and I-quants; `tensor_type_file` holds more. With `dry_run`, or without `output`, the result
     says what would be written.
     """
     keywords = dict(locals())
@@ -169,6 +173,45 @@ def calibrate(
     options = _options(calibrate, CalibrateOptions, keywords)
     with _stages("prompts", progress) as shown:
         return run(options, shown)
+
+
+def tune(
+    model: StrPath | TuneOptions,
+    *,
+    budget: float | str | None = None,
+    max_drift: float | None = None,
+    output: StrPath | None = None,
+    recipe: StrPath = "nvfp4-w4a16-calibrated",
+    data: Sequence[StrPath] | StrPath = (),
+    dataset: str | None = None,
+    columns: str | None = None,
+    limit: int | None = None,
+    effort: Effort | None = None,
+    memory: int | str = "auto",
+    task: TaskName | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: StageProgress | Bar | None = "bar",
+) -> Tuned:
+    """Find which fused groups stay unquantized, and write the recipe into the folder `output`, for `quantize`.
+
+    `budget` is in bits per weight of the linears (5.0 or "5.0bpw"), `max_drift` the largest drift of the answers, centred,
+    on the quarter of the queries that is held out; one of them is given. `data`, `effort` and `memory` are `quantize`'s.
+    With `dry_run`, or without `output`, the result says how long it would take.
+    """
+    keywords = dict(locals())
+    from qtool.calibration.tune import TuneOptions
+    from qtool.calibration.tune import tune as run
+    from qtool.reporting.tuning import pages
+
+    if not isinstance(model, TuneOptions):
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
+        keywords["budget"] = None if budget is None else str(budget)
+    options = _options(tune, TuneOptions, keywords)
+    with _stages("units", progress) as shown:
+        return run(options, shown, pages)
 
 
 def repair_gguf(

@@ -126,7 +126,12 @@ def test_the_options_of_a_command_are_keywords_of_its_function(command):
     if function is None:
         assert command.name in ("serve-command", "demo", "recipes", "doctor")
         return
-    renamed = {"outtype": "outtypes", "panel": "panels" if command.name == "verify" else "panel", "cache": "use_cache"}
+    renamed = {
+        "outtype": "outtypes",
+        "tensor_type": "tensor_types",
+        "panel": "panels" if command.name == "verify" else "panel",
+        "cache": "use_cache",
+    }
     keywords = parameters(function)
     for name, default in parameters(command.callback).items():
         keyword = renamed.get(name, name)

@@ -87,6 +87,21 @@ def _classifier(config: Config) -> Iterator[TensorSpec]:
     yield score_head(config, section(config, "text_config"))
 
 
+_DECODER: Final = "model.language_model."
+_RENAMED: Final = {
+    _DECODER: "language_model.model.",
+    "model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
+"""SGLang 0.5.23 renames `exclude_modules` so (models/qwen3_vl.py, hf_to_sglang_mapper) and then compares them with names that
+still begin with `model.language_model.`: a decoder module excluded by its name is not found, and its load fails."""
+
+
+def _kept_pattern(group: str) -> str:
+    """A pattern that SGLang leaves as it is; it would also change `attn.qkv` in it."""
+    return f"*.{group.removeprefix(_DECODER)}".replace(".qkv_proj", ".q*_proj")
+
+
 QWEN3_VL: Final = Family(
     key="qwen3_vl",
     name="Qwen3-VL",
@@ -100,6 +115,8 @@ QWEN3_VL: Final = Family(
             unquantized=("lm_head", "model.language_model.embed_tokens", "model.visual*"),
             prefix="model.",
             tensors=_conditional,
+            kept_pattern=_kept_pattern,
+            renamed=_RENAMED,
         ),
         Architecture(
             name="Qwen3VLForSequenceClassification",
@@ -109,6 +126,8 @@ QWEN3_VL: Final = Family(
             unquantized=("model.language_model.embed_tokens", "model.visual*", "score"),
             prefix="model.",
             tensors=_classifier,
+            kept_pattern=_kept_pattern,
+            renamed=_RENAMED,
         ),
     ),
     decoder=decoder_tensors,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -53,6 +53,8 @@ class Architecture:
 
     `family` is the key of its family, `head` the module that ranks: `lm_head` or `score`. `prefix` is what canonical names start with and base-model checkpoints (Qwen3-Embedding) leave out.
     `unquantized` are the modules, or one pattern for many, that no engine reads quantized: `exclude_modules`.
+    `kept_pattern` gives the pattern by which an engine that renames the decoder finds a fused group that stays, and
+    `renamed` how it changes the beginnings of names in `exclude_modules`.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Architecture:
     unquantized: tuple[str, ...]
     prefix: str
     tensors: Callable[[Config], Iterator[TensorSpec]]
+    kept_pattern: Callable[[str], str] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def dimension(config: Config, field: str, default: int | None = None) -> int:

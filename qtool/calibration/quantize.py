@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from qtool.calibration.gradients import Answer, GradientPass, LayerGradients
     from qtool.calibration.streams import Streams
     from qtool.formats.floats import U8, Float32
+    from qtool.inputs.panels import Panel
     from qtool.scoring.prompt import Prompt
     from qtool.scoring.transformers.layerwise import LayerwiseModel, Pictures
     from qtool.scoring.transformers.observed import TokenCounts
@@ -76,16 +77,19 @@ def quantize_by_recipe(options: QuantizeOptions, progress: Progress = ignore) ->
     return quantize_calibrated(options, lambda _, done, total: progress(done, total))
 
 
-def quantize_calibrated(options: QuantizeOptions, progress: StageProgress = ignore) -> QuantizationSummary:
+def quantize_calibrated(
+    options: QuantizeOptions, progress: StageProgress = ignore, data: Panel | None = None
+) -> QuantizationSummary:
     """Quantize `options.model` into the folder `options.output`; with `dry_run`, plan it and measure a part of a layer.
 
-    A killed run goes on at the layer that it was in, from the folder `OUTPUT.calibration`.
+    `data` is read instead of what `options.data` names. A killed run goes on at the layer that it was in, from the folder
+    `OUTPUT.calibration`.
     """
     require_extra("score", "Quantizing with calibration data")
     started = time.monotonic()
     job = prepare_quantization(options)
     spec = _spec(job, options)
-    with opened_run(job, options, spec) as run:
+    with opened_run(job, options, spec, data) as run:
         if options.dry_run or options.output is None:
             return replace(summarize_quantization(job), calibration=run.estimate())
         with work_folder(options.output, run.key(), force=options.force) as folder:
@@ -108,8 +112,10 @@ def _spec(job: QuantizeJob, options: QuantizeOptions) -> CalibrationSpec:
 
 
 @contextmanager
-def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec) -> Iterator[CalibrationRun]:
-    """The data as passes over the model, whose weights are read layer by layer."""
+def opened_run(
+    job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec, given: Panel | None = None
+) -> Iterator[CalibrationRun]:
+    """The data as passes over the model, whose weights are read layer by layer; `given` stands for what is named."""
     from qtool.calibration.streams import PASSES, Streams, one_thread_each
     from qtool.scoring.scorer import checkpoint_sha256
     from qtool.scoring.transformers.activations import ActivationStore
@@ -120,9 +126,10 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
 
     opened = CheckpointArtefact(job.source, options.task)
     named = options.data or default_sets(opened)
-    panels = load_each(named, options.limit)
+    panels = [given] if given else load_each(named, options.limit)
+    names = [given.name] if given else map(source_name, named)
     data = joined(panels)
-    sources = [{"name": source_name(name), "sha256": each.sha256} for name, each in zip(named, panels, strict=True)]
+    sources = [{"name": name, "sha256": each.sha256} for name, each in zip(names, panels, strict=True)]
     scorer = open_scorer(opened, ScorerOptions(options.task, device=_device(options.device)))
     model = scorer.layers()
     effort = EFFORTS[spec.effort]

@@ -225,9 +225,31 @@ def _excluded_findings(model: CheckpointModel) -> Iterator[Finding]:
     exposed = [m for name in plain if not all(by(m := model.specs[name].module, patterns) for by in _EXCLUDED_BY)]
     if exposed:
         yield model.found("excluded-modules-missing", modules=listed_are(exposed))
+    else:
+        yield from _renamed_findings(model, plain, patterns)
     hidden = [m for n in model.packed if any(by(m := model.specs[n].module, patterns) for by in _EXCLUDED_BY)]
     if hidden:
         yield model.found("excluded-modules-packed", modules=listed_are(hidden))
+
+
+def _renamed_findings(model: CheckpointModel, plain: Sequence[str], patterns: Sequence[str]) -> Iterator[Finding]:
+    """Whole fused groups that SGLang does not find among the excluded modules, since it renames those first.
+
+    sglang/…/quantization/modelopt_quant.py, apply_weight_name_mapper, and then is_layer_excluded on the name of the group.
+    """
+    renamed = model.detection.architecture.renamed
+    mapped = [_renamed(pattern, renamed) for pattern in patterns]
+    names = {*mapped, *(name.removeprefix("language_model.") for name in mapped)}
+    groups = [g for g, members in _groups(model).items() if renamed and all(name in plain for name in members)]
+    unseen = [group for group in groups if not _excluded_by_sglang(group, list(names))]
+    if unseen:
+        yield model.found("excluded-modules-renamed", modules=listed_are(unseen))
+
+
+def _renamed(pattern: str, renamed: Mapping[str, str]) -> str:
+    """The pattern with the longest beginning that is known replaced."""
+    known = next((start for start in sorted(renamed, key=len, reverse=True) if pattern.startswith(start)), "")
+    return renamed.get(known, "") + pattern.removeprefix(known)
 
 
 def _engines_expect_packed(model: CheckpointModel, hf_name: str) -> bool:

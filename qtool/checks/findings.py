@@ -276,6 +276,10 @@ _NVFP4: Final[Mapping[str, Code]] = {
     "excluded-modules-missing": broken(
         "{modules} neither quantized nor excluded, so engines expect packed weights there.", _QUANTIZE
     ),
+    "excluded-modules-renamed": warning(
+        "{modules} excluded by names that SGLang 0.5.23 changes before it looks for them, so it expects packed weights "
+        "there and stops loading; vLLM reads them.", _QUANTIZE
+    ),
     "excluded-modules-packed": broken(
         "{modules} both packed and excluded, so engines read the packed bytes as weights.", _QUANTIZE
     ),

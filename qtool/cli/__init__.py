@@ -134,6 +134,7 @@ def root(
 _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "quantize": checkpoints.quantize,
     "calibrate": calibration.calibrate,
+    "tune": calibration.tune,
     "convert-gguf": gguf.convert_gguf,
     "inspect": gguf.inspect,
     "repair-gguf": gguf.repair_gguf,

@@ -16,6 +16,11 @@ EXAMPLES: Final = {
         qtool calibrate ./my-embedder --data mine.jsonl --data general-text -o stats.gguf --hessians hessians.safetensors
         qtool calibrate qtool-demo-reranker --limit 32 --predict
     """,
+    "tune": """
+        qtool tune Qwen/Qwen3-Reranker-0.6B --budget 5.0bpw -o tuned
+        qtool tune ./my-reranker --max-drift 0.02 --data mine.jsonl -o tuned
+        qtool tune Qwen/Qwen3-VL-Embedding-2B --budget 5.5bpw --dry-run
+    """,
     "convert-gguf": """
         qtool convert-gguf Qwen/Qwen3-Reranker-0.6B -o reranker.gguf --outtype q8_0
         qtool convert-gguf Qwen/Qwen3-VL-Embedding-2B -o gguf --outtype f16,q8_0
@@ -76,6 +81,7 @@ EXAMPLES: Final = {
 DOCS: Final = {
     "quantize": "docs/recipes.md, docs/hub.md",
     "calibrate": "docs/calibration.md",
+    "tune": "docs/calibration.md, docs/recipes.md",
     "convert-gguf": "docs/gguf.md, docs/calibration.md, docs/hub.md",
     "inspect": "docs/findings.md",
     "repair-gguf": "docs/broken-gguf.md",

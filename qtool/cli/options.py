@@ -110,6 +110,7 @@ TaskOption = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written, to the byte, and stop.")]
+DryRunTime = Annotated[bool, typer.Option("--dry-run", help="Say how long it would take, and stop.")]
 BakedInstruction = Annotated[
     str | None, typer.Option(help="Bake this instruction into a reranker's prompt.", show_default="the official one")
 ]

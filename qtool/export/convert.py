@@ -40,6 +40,7 @@ from qtool.export.gguf_plan import (
 from qtool.export.imatrix import LAYER, ImportanceMatrix, check_imatrix
 from qtool.export.llama_quantize import Quantizer, find_quantizer
 from qtool.export.sources import Repacked
+from qtool.export.tensor_types import TensorType, check_tensor_types, parse_tensor_types
 from qtool.formats.ggml import NVFP4
 from qtool.jsonfile import json_bytes, read_json
 from qtool.manifest import FILE_NAME, manifest, versions
@@ -71,6 +72,7 @@ class ConvertJob:
     files: tuple[PlannedFile, ...]
     quantized: Mapping[str, str]
     imatrix: ImportanceMatrix | None = None
+    tensor_types: tuple[TensorType, ...] = ()
 
 
 def prepare_conversion(options: ConvertOptions) -> ConvertJob:
@@ -101,11 +103,20 @@ def plan_conversion(options: ConvertOptions, opened: CheckpointArtefact) -> Conv
         files.append(projector_file(options.mmproj, source, inventory, namer))
     quantized = {name: namer.language(name.upper()) for name in options.outtypes if name in LLAMA_QUANTIZE_TYPES}
     imatrix = check_imatrix(options.imatrix, _weighed(files)) if options.imatrix else None
-    return ConvertJob(source, inventory, task, template, tuple(files), quantized, imatrix)
+    job = ConvertJob(source, inventory, task, template, tuple(files), quantized, imatrix)
+    return replace(job, tensor_types=_tensor_types(options, files))
+
+
+def _tensor_types(options: ConvertOptions, files: Sequence[PlannedFile]) -> tuple[TensorType, ...]:
+    if not options.tensor_types and options.tensor_type_file is None:
+        return ()
+    types = parse_tensor_types(options.tensor_types, options.tensor_type_file)
+    check_tensor_types(types, _weighed(files))
+    return types
 
 
 def _weighed(files: Sequence[PlannedFile]) -> Mapping[str, tuple[int, ...]]:
-    """The matrices, by name, that an importance matrix must know: those of the layers."""
+    """The matrices, by name, that an importance matrix must know, and that types can be chosen for: those of the layers."""
     (model,) = (file for file in files if file.role == INTERMEDIATE)
     outputs = [tensor.output for tensor in model.tensors if tensor.output.gguf_name.startswith(LAYER)]
     return {output.gguf_name: output.shape for output in outputs if len(output.shape) > 1}
@@ -288,7 +299,8 @@ def _quantize(
     """Let llama.cpp write its types from the lossless file, and delete that; returns the SHA-256 of each by name."""
     (source,) = (folder / file.layouts[0].file_name for file in job.files if file.role == INTERMEDIATE)
     for type_name, file_name in job.quantized.items():
-        quantizer.quantize(source, folder / file_name, type_name, options.imatrix, meter.portion(source.stat().st_size))
+        share = meter.portion(source.stat().st_size)
+        quantizer.quantize(source, folder / file_name, type_name, options.imatrix, share, job.tensor_types)
     source.unlink()
     names = list(job.quantized.values())
     return dict(zip(names, sha256_of([folder / name for name in names]), strict=True))
@@ -317,6 +329,7 @@ def _manifest(
         prompt={"kind": options.prompt, "template": job.rank_template} if job.rank_template else None,
         files=files,
         quantized_by_llama_cpp=[{"name": name, "sha256": digest} for name, digest in quantized.items()],
+        **({"tensor_types": [each.argument for each in job.tensor_types]} if job.tensor_types else {}),
         **(_calibration(job.imatrix, options.imatrix) or _origin(job)),
     )
 

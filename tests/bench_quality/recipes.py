@@ -18,6 +18,7 @@ RECIPES = {
         Recipe("fast", calibrated(Effort(passes=0)), asymmetric=True),
         Recipe("one pass", calibrated(Effort(passes=1)), asymmetric=True),
         Recipe("standard", calibrated(Effort(passes=4)), asymmetric=True),
+        Recipe("tuned 5.5", calibrated(Effort(passes=4)), asymmetric=True, budget=5.5),
         Recipe("token weights", calibrated(Effort(passes=4)), asymmetric=True, weighted=True),
         Recipe("best", calibrated(Effort(passes=4)), asymmetric=True, weighted=True, two_sided=True),
     )
@@ -32,6 +33,7 @@ ABOUT = {
     "fast": "and asymmetric and residual targets",
     "one pass": "and one pass of coordinate descent",
     "standard": "and four passes",
+    "tuned 5.5": "`standard` around the fused groups that `qtool tune --budget 5.5bpw` keeps: more bytes than all others",
     "token weights": "`standard` with tokens weighted by the gradient of the answer",
     "best": "and two-sided descent under the covariance of that gradient",
 }
