@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qtool.scoring.score import ScoreOptions, Scores
     from qtool.scoring.scorer import Scorer
     from qtool.verify.case import VerifyOptions
+    from qtool.verify.paired import Comparison
     from qtool.verify.report import Report
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -381,6 +382,32 @@ def verify_all(artefacts: StrPath | Sequence[StrPath], **keywords: Any) -> Repor
     options = _options(verify, VerifyOptions, keywords)
     with _stages("items", keywords["progress"]) as shown:
         return verify_each(targets, options, shown, status=_show_finished_stage, command=console.settings.command)
+
+
+def compare(
+    reports: Sequence[StrPath],
+    *,
+    baseline: StrPath | None = None,
+    fail_if_worse: Sequence[str] | str = (),
+    output: StrPath | None = None,
+    force: bool = False,
+) -> Comparison:
+    """Put the artefacts of several reports side by side, with paired intervals of what differs on the same queries.
+
+    `reports` are folders of `verify`, or their report.json; shards of one run are one artefact. `baseline` is one of them,
+    by default the first. With `output`, a folder, compare.html and compare.json are written there. The result's `passed`
+    says whether all others are no worse than the baseline in the metrics `fail_if_worse`.
+    """
+    from qtool.reporting.comparison import compare as run
+
+    return run(
+        coerce("reports", reports, tuple[Path, ...]),
+        baseline=coerce("baseline", baseline, Path | None),
+        fail_if_worse=coerce("fail_if_worse", fail_if_worse, tuple[str, ...]),
+        output=coerce("output", output, Path | None),
+        force=coerce("force", force, bool),
+        command=console.settings.command,
+    )
 
 
 def merge_reports(
