@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from qtool.arch.spec import Presence
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact
+from qtool.checks.declared import manifest_facts
 from qtool.errors import QtoolError
-from qtool.jsonfile import read_json
-from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.recipe import parse_recipe
-from qtool.storage.atomic import manifest_of
 from qtool.storage.checkpoint import named_tensors
 
 
@@ -40,10 +37,8 @@ def made_of(artefact: Artefact | None) -> Made | None:
     if artefact is None:
         return None
     facts: Mapping[str, Any] = {}
-    for place in _manifests(artefact):
-        with suppress(QtoolError):  # one that cannot be read is a finding of the stage structure
-            facts = read_json(place)
-            break
+    with suppress(QtoolError):  # one that cannot be read is a finding of the stage structure
+        facts = manifest_facts(artefact)
     recipe, calibration = (_mapping(facts, name) for name in ("recipe", "calibration"))
     tokens = calibration.get("tokens")
     made = Made(
@@ -65,16 +60,6 @@ def weights_of(reference: CheckpointArtefact) -> int | None:
         found = named_tensors(checkpoint.tensors.values(), architecture, checkpoint.config)
         return sum(prod(info.shape) for spec, info in found.items() if spec.presence is not Presence.DUPLICATE)
     return None
-
-
-def _manifests(artefact: Artefact) -> Iterator[Path]:
-    path = artefact.path
-    places = (
-        (path / MANIFEST,)
-        if isinstance(artefact, CheckpointArtefact)
-        else (manifest_of(path), path.with_name(MANIFEST))
-    )
-    return (place for place in places if place.is_file())
 
 
 def _format(artefact: Artefact) -> str:
