@@ -62,6 +62,9 @@ def quantize(
     force: bool = False,
     dry_run: bool = False,
     data: Sequence[StrPath] | StrPath = (),
+    dataset: str | None = None,
+    columns: str | None = None,
+    limit: int | None = None,
     effort: Effort | None = None,
     memory: int | str = "auto",
     progress: Any = "bar",
@@ -72,8 +75,8 @@ def quantize(
     result says what would be written. With `stream` the weights of a repository are read by range and not stored; by
     default that is done where the disk is too short. `progress` may be a callable, called with the bytes done and in all.
 
-    A recipe that fits weights to data takes `data` (calibration sets, panels by name or path), `effort` and `memory`;
-    its `progress` is also called with a stage first: "calibrating", in tokens of all layers, and "writing", in bytes.
+    A recipe that fits weights to data takes `data` (calibration sets, panels by name or path) or a `dataset` with its
+    `columns`, of each the first `limit` queries, and `effort` and `memory`; its `progress` is also called with a stage first: "calibrating", in tokens of all layers, and "writing", in bytes.
     """
     keywords = dict(locals())
     from qtool.export.quantize import QuantizeOptions
@@ -81,6 +84,8 @@ def quantize(
     from qtool.recipe import load_recipe
 
     keywords["max_shard_bytes"] = parse_size(max_shard_size)
+    if not isinstance(model, QuantizeOptions):
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
     options = _options(quantize, QuantizeOptions, keywords)
     if load_recipe(options.recipe).recipe.calibration is not None:
         from qtool.calibration.quantize import quantize_calibrated
@@ -334,6 +339,7 @@ def verify(
     structure_only: bool = False,
     weights: bool = False,
     rederive: bool = False,
+    data: Sequence[StrPath] | StrPath = (),
     keep_going: bool = False,
     noise_queries: int = 20,
     use_cache: bool = True,
@@ -344,7 +350,8 @@ def verify(
 
     `artefact` is a folder, a GGUF file, `org/name` or the URL of a server, `reference` the checkpoint it was made from.
     `panels` are JSONL files or built-in panels, by default those that both can read. The folder `output` also keeps
-    every answer, and an interrupted run continues from there.
+    every answer, and an interrupted run continues from there. `data` (and `dataset`) are what calibrated weights were
+    fitted to, which `rederive` recognises by its hash.
     """
     keywords = dict(locals())
     from qtool.reporting.run import verify as run

@@ -209,9 +209,9 @@ def artefact(tmp_path_factory):
     return out
 
 
-def test_verify_passes_within_the_recipes_gates(artefact):
+def test_verify_of_a_good_artefact_on_few_queries_is_neither_a_pass_nor_a_fail(artefact):
     done = qtool("verify", artefact, "--reference", "qtool-demo-reranker", "--panel", "demo-text", "--limit", 8)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 6, done.stderr
     assert "ndcg10_artefact" in done.stdout
 
 

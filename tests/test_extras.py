@@ -114,15 +114,14 @@ ROWS = (
     Row(f"score {{server}} --engine jina {DATASET} --task rerank", ("datasets",)),
     Row(f"score {RERANKER} --panel panel.jsonl", ("score",)),
     Row(f"score {RERANKER} --panel films.jsonl", ("score", "video")),
-    Row("score nvfp4 --panel panel.jsonl -o {tmp}/scores.jsonl", ("score",)),
     Row("score model.gguf --panel panel.jsonl", ("llamacpp",)),
     Row(f"embed {EMBEDDER} --panel panel.jsonl -o {{tmp}}/vectors.npy", ("score",)),
     Row("embed embedder.gguf --panel panel.jsonl -o {tmp}/vectors.npy", ("llamacpp",)),
     Row(f"verify nvfp4 --reference {RERANKER} --panel panel.jsonl -o {{tmp}}/report", ("score",)),
     Row(f"verify model.gguf --reference {RERANKER} --panel panel.jsonl", ("score", "llamacpp")),
     Row(f"quantize {RERANKER} -o {{tmp}}/out --backend modelopt", ("modelopt",), is_long=True),
-    Row(f"calibrate {EMBEDDER} --data panel.jsonl -o {{tmp}}/stats.gguf", ("score",)),
-    Row(f"calibrate {EMBEDDER} {DATASET} -o {{tmp}}/stats.gguf", ("score", "datasets")),
+    Row(f"calibrate {EMBEDDER} --data panel.jsonl -o {{tmp}}/stats.gguf", ("score",), is_long=True),
+    Row(f"calibrate {EMBEDDER} {DATASET} -o {{tmp}}/stats.gguf", ("score", "datasets"), is_long=True),
     Row("demo -o {tmp}/demo", ("score",), is_long=True),
 )
 
@@ -140,7 +139,7 @@ def qtool(folder, tmp_path):
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.is_long], ids=lambda row: row.line)
 def test_a_command_works_without_the_packages_of_other_extras(row, qtool):
     done = qtool(row, EVERY - set(row.modules))
-    assert done.returncode in ((0, 1) if row.line.startswith(("verify", "merge")) else (0,)), done.stderr
+    assert done.returncode in ((0, 1, 6) if row.line.startswith(("verify", "merge")) else (0,)), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from typing_extensions import override
 
 from qtool.artefact import CheckpointArtefact
-from qtool.calibration.data import default_sets, load_calibration, questions
+from qtool.calibration.data import default_sets, joined, load_each, questions
 from qtool.calibration.facts import CalibrationFacts, calibration_facts
 from qtool.calibration.group import FAST, STANDARD, Effort, calibrate_group
 from qtool.calibration.moments import Moments, single_threaded_blas
+from qtool.calibration.processor import processor
 from qtool.calibration.workfolder import RoundedLinear, WorkFolder, work_folder
 from qtool.console import human_size
 from qtool.errors import SetupError, UsageError
@@ -33,7 +33,9 @@ from qtool.export.quantize import (
     write_artefact,
 )
 from qtool.extras import require_extra
+from qtool.formats.nvfp4_checksums import checksums, float_checksum
 from qtool.formats.nvfp4_kernels import dequantize
+from qtool.inputs.builtin import source_name
 from qtool.memory import free_memory, resident_memory
 from qtool.options import parse_size
 from qtool.progress import Progress, StageProgress, ignore
@@ -64,7 +66,7 @@ def quantize_by_recipe(options: QuantizeOptions, progress: Progress = ignore) ->
     """Quantize by any recipe."""
     if load_recipe(options.recipe).recipe.calibration is None:
         return quantize(options, progress)
-    return quantize_calibrated(options)
+    return quantize_calibrated(options, lambda _, done, total: progress(done, total))
 
 
 def quantize_calibrated(options: QuantizeOptions, progress: StageProgress = ignore) -> QuantizationSummary:
@@ -113,8 +115,9 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
 
     opened = CheckpointArtefact(job.source, options.task)
     named = options.data or default_sets(opened)
-    data = load_calibration(named)
-    sources = tuple(Path(name).name if Path(name).suffix else name for name in named)  # no path is remembered
+    panels = load_each(named, options.limit)
+    data = joined(panels)
+    sources = [{"name": source_name(name), "sha256": each.sha256} for name, each in zip(named, panels, strict=True)]
     scorer = open_scorer(opened, ScorerOptions(options.task, device="cpu"))
     model = scorer.layers()
     columns = [(tensor.source.shape[1], tensor.source.shape[0]) for tensor in sum(job.plan.groups.values(), ())]
@@ -141,7 +144,16 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
         stack.enter_context(one_thread_each())
         streams = Streams(model, list(plan_passes(prompts, spans, PASSES)), pictures, store, pool)
         yield CalibrationRun(
-            job, spec, model, streams, facts, partial(checkpoint_sha256, opened.path), pool, fixed, sources
+            job,
+            spec,
+            model,
+            streams,
+            facts,
+            partial(checkpoint_sha256, opened.path),
+            pool,
+            fixed,
+            sources,
+            options.limit,
         )
 
 
@@ -197,7 +209,8 @@ class CalibrationRun:
     model_sha256: Callable[[], str]
     pool: Executor
     fixed_memory: int
-    sources: tuple[str, ...]
+    sources: Sequence[Mapping[str, str]]
+    limit: int | None = None
     rounding_seconds: float = 0.0
 
     def key(self) -> Mapping[str, Any]:
@@ -209,6 +222,7 @@ class CalibrationRun:
             "effort": self.spec.effort,
             "parameters": self.parameters,
             "data": self.facts.sha256,
+            "limit": self.limit,
             "tokens": self.streams.tokens,
         }
 
@@ -267,6 +281,8 @@ class CalibrationRun:
                     max_output_error=rounded.max_error,
                     predicted_gain=result.predicted_gain,
                     warnings=result.warnings,
+                    source_crc32=float_checksum(original),
+                    checksums=checksums(rounded.packed, rounded.block_scales).encoded(),
                 )
                 found[facts] = rounded.packed, rounded.block_scales
             advance(len(found) / len(members))
@@ -354,22 +370,25 @@ class StoredRounding(Rounding):
     @override
     def manifest(self) -> Mapping[str, Any]:
         run = self.run
-        return {
+        facts = {
             "algorithm": run.job.recipe.recipe.algorithm,
             "version": VERSION,
             "effort": run.spec.effort,
             "parameters": run.parameters,
             "sources": list(run.sources),
+            "limit": run.limit,
             "passes_tokens": run.streams.tokens,
-            "seconds": self.seconds,
             **run.facts.to_dict(),
         }
+        return {"calibration": facts, "run": {"seconds": self.seconds, "processor": processor()}}
 
     @override
     def tensor_facts(self, hf_name: str) -> Mapping[str, Any]:
         linear = self._linears[hf_name][1]
         names = ("output_error", "max_output_error", "predicted_gain")
-        return {name: float(f"{getattr(linear, name):.4g}") for name in names}
+        rounded = {name: float(f"{getattr(linear, name):.4g}") for name in names}
+        exact = ("relative_error", "global_scale", "source_crc32", "checksums")
+        return rounded | {name: getattr(linear, name) for name in exact}
 
     @override
     def global_scale(self, hf_name: str) -> np.float32:

@@ -505,9 +505,39 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
         "gives: the weights are another revision's.",
         _FETCH,
     ),
+    "blocks-not-recorded": broken(
+        "The {parts} of {tensor} are not those that qtool.json records, in {region}: bytes are damaged, or were changed "
+        "after the artefact was made.",
+        _MAKE,
+    ),
+    "weights-not-recorded": broken(
+        "{tensors} near the reference's (relative error up to {error}), but the {parts} are not those that qtool.json "
+        "records: they were changed after the artefact was made, or qtool.json is another artefact's.",
+        _MAKE,
+    ),
+    "source-not-recorded": broken(
+        "{tensor} is what qtool.json records, but was rounded from other weights than the reference's (relative error "
+        "{error}): artefact and reference are of different revisions.",
+        _FETCH,
+    ),
+    "rows-zero": broken("{count} of {total} rows of {tensor} are all zeros; the reference's are not.", _MAKE),
+    "rows-differ": broken(
+        "{tensor} is near the reference's, but a row is off by {error} of its norm ({bound} is allowed), or {far} of {total} "
+        "blocks by more than their own: the weights were changed.",
+        _MAKE,
+    ),
+    "record-contradicted": warning(
+        "{tensors} fitted to data, and the numbers of qtool.json contradict each other, so it was edited: only the error of "
+        "weights, rows and blocks was judged (up to {error}; {bound} is allowed), by which small changes cannot be told."
+    ),
+    "fitted-by-bound": note(
+        "{tensors} fitted to data, and qtool.json has no checksums of them: only the error of weights, rows and blocks was "
+        "judged (up to {error}; {bound} is allowed), by which small changes cannot be told."
+    ),
     "blocks-otherwise-rounded": warning(
-        "{count} of {total} {unit} of {tensor} are not rounded to nearest, as in most others: an algorithm such as GPTQ "
-        "made them, or the weights were changed."
+        "{tensors} not rounded to nearest ({share} of the codes), as an algorithm such as GPTQ leaves them, or a change of the "
+        "weights: without checksums only the error of weights, rows and blocks was judged (up to {error}; {bound} is "
+        "allowed), by which small changes cannot be told."
     ),
     "scales-searched": note("{tensors} rounded under block scales that a search chose, not under those of the maxima."),
     "scales-not-as-declared": broken(
@@ -532,6 +562,10 @@ _REDERIVED: Final[Mapping[str, Code]] = {
     "recipe-assumed": note("The artefact has no qtool.json with its recipe; {recipe} is assumed."),
     "tensors-not-rederived": broken(
         "{tensors} other bytes than making the artefact again gives: another base, another recipe, or damage."
+    ),
+    "rederived-otherwise": warning(
+        "{tensors} other bytes than calibrating again gives, which proves nothing under other conditions ({reasons}); rederive "
+        "under the recorded ones, and compare the checksums with --weights."
     ),
     "tensors-stored-wider": note("{tensors} stored in a wider type than the file's own; the numbers are equal."),
     "files-not-rederived": warning("{names} other bytes than making the artefact again gives; all tensors are equal."),

@@ -29,6 +29,7 @@ from qtool.cli.options import (
     Timeout,
     Token,
     check_dataset,
+    complete_calibration,
     complete_metric,
     complete_panel,
     complete_recipe,
@@ -102,6 +103,16 @@ def verify(
             "--rederive", help="Make the artefact again by its own recipe and compare the bytes; needs all weights."
         ),
     ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="NAME|FILE",
+            help="What calibrated weights were fitted to, for --rederive; recognised by its hash, as --dataset is.",
+            show_default="what comes with qtool",
+            autocompletion=complete_calibration,
+        ),
+    ] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Score even what an earlier stage found broken.")
     ] = False,
@@ -159,6 +170,7 @@ def verify(
         structure_only=structure_only,
         weights=weights,
         rederive=rederive,
+        data=data or (),
         keep_going=keep_going,
         noise_queries=noise_queries,
         use_cache=cache,
