@@ -113,7 +113,7 @@ _GGUF_FILE: Final[Mapping[str, Code]] = {
     ),
     "gguf-refused": broken("llama.cpp refuses to load the file: {problem}.", _CONVERT),
     "gguf-aborts": broken("llama.cpp ends the whole process with this file: {problem}.", _CONVERT),
-    "gguf-stray-scale": warning(
+    "gguf-stray-scale": broken(
         "The file holds {tensors} beside a weight that is stored as {type}: llama.cpp multiplies by it.", _CONVERT
     ),
     "gguf-file-type": warning(
@@ -250,7 +250,7 @@ _NVFP4: Final[Mapping[str, Code]] = {
     "nvfp4-quantized-head": broken("{module} is quantized; no engine reads it quantized.", _QUANTIZE),
     "nvfp4-activations": note("Activations are quantized, too ({algorithm}); qtool verifies weights only."),
     "nvfp4-no-quantization-config": broken(
-        "config.json has no quantization_config, so vLLM reads the packed weights as unquantized ones.", _QUANTIZE
+        "config.json has no quantization_config of its own, so engines read the packed weights as unquantized ones.", _QUANTIZE
     ),
     "nvfp4-no-hf-quant-config": warning(
         "hf_quant_config.json is missing; TensorRT-LLM and older engines read it.", _QUANTIZE
@@ -288,6 +288,7 @@ _CHECKPOINT: Final[Mapping[str, Code]] = {
     ),
     "safetensors-missing-tensor": broken("{tensors} missing.", _FETCH),
     "safetensors-unknown-tensor": broken("The checkpoint holds {tensors}, which the architecture does not have."),
+    "safetensors-tensor-twice": broken("{first} and {second} are the same tensor: engines take one of them, and not all the same."),
     "safetensors-tensor-shape": broken("{tensor} has the shape {found}, expected {expected} by config.json."),
     "safetensors-tensor-type": broken("{tensor} is stored as {found}, expected BF16, F16 or F32."),
     "safetensors-field-type": broken("config.json: {field} is {found}, expected {expected}.", _FETCH),
@@ -393,6 +394,13 @@ _FILES: Final[Mapping[str, Code]] = {
         "{tokens} of another type than in the reference: llama.cpp splits texts into other tokens.", _CONVERT
     ),
     "other-tokenizer-rules": broken("Text is split into other tokens: {part} differs from the reference's.", _MAKE),
+    "other-attention-mask": broken(
+        "{name} leaves attention_mask out of what the tokenizer gives: the model then reads the padding of a batch.", _FETCH
+    ),
+    "tokenizer-own-length": warning(
+        "tokenizer.json {does} by itself ({setting}), the reference's does not: programs that take it as it is do so, "
+        "transformers and qtool do not.",
+    ),
     "other-tokenizer-class": broken(
         "The tokenizer class is {found}; the reference has {expected}: transformers, vLLM and SGLang split text otherwise.",
         _FETCH,
