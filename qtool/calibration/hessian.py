@@ -73,12 +73,3 @@ def predict(moments: Moments, damping: float = 0.01) -> Prediction:
         predicted_gain(feedback_factor(centred), centred),
         predicted_bound(feedback, hessian),
     )
-
-
-ROWS: int = 256
-"""Rows that one thread works on at a time."""
-
-
-def row_tiles(rows: int) -> list[slice]:
-    """The rows in tiles that do not depend on the number of threads."""
-    return [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]

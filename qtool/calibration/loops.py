@@ -10,8 +10,8 @@ import numpy as np
 from typing_extensions import override
 
 from qtool.calibration import kernels
-from qtool.calibration.hessian import feedback_factor, row_tiles
-from qtool.calibration.moments import Float64, Moments, MomentSums
+from qtool.calibration.hessian import feedback_factor
+from qtool.calibration.moments import Float64, Moments, MomentSums, row_tiles
 from qtool.formats.floats import U8, Float32
 
 if TYPE_CHECKING:
