@@ -6,15 +6,15 @@ A function calls the job of the same name. Its keywords are the fields of the jo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from qtool import console
 from qtool.errors import UsageError
+from qtool.keywords import dataset_panels, options_of, panel_of, refuse_keywords, runtime_of, texts_of
 from qtool.options import Options, coerce, parse_size
 from qtool.progress import Progress, StageProgress, ignore
 from qtool.redaction import keep_secret
@@ -89,8 +89,8 @@ def quantize(
 
     keywords["max_shard_bytes"] = parse_size(max_shard_size)
     if not isinstance(model, QuantizeOptions):
-        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
-    options = _options(quantize, QuantizeOptions, keywords)
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *dataset_panels(keywords))
+    options = options_of(quantize, QuantizeOptions, keywords)
     if load_recipe(options.recipe).recipe.calibration is not None:
         from qtool.calibration.quantize import quantize_calibrated
 
@@ -133,7 +133,7 @@ def convert_gguf(
 
     if split_max_size is not None:
         keywords["split_max_bytes"] = parse_size(split_max_size)
-    options = _options(convert_gguf, ConvertOptions, keywords)
+    options = options_of(convert_gguf, ConvertOptions, keywords)
     with _bytes("Converting", progress) as shown:
         return run(options, shown)
 
@@ -168,9 +168,9 @@ def calibrate(
     from qtool.calibration.calibrate import calibrate as run
 
     if not isinstance(model, CalibrateOptions):
-        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *dataset_panels(keywords))
         keywords["hessian_bytes"] = parse_size(hessian_memory)
-    options = _options(calibrate, CalibrateOptions, keywords)
+    options = options_of(calibrate, CalibrateOptions, keywords)
     with _stages("prompts", progress) as shown:
         return run(options, shown)
 
@@ -207,9 +207,9 @@ def tune(
     from qtool.reporting.tuning import pages
 
     if not isinstance(model, TuneOptions):
-        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *dataset_panels(keywords))
         keywords["budget"] = None if budget is None else str(budget)
-    options = _options(tune, TuneOptions, keywords)
+    options = options_of(tune, TuneOptions, keywords)
     with _stages("units", progress) as shown:
         return run(options, shown, pages)
 
@@ -232,7 +232,7 @@ def repair_gguf(
     from qtool.export.repair import RepairOptions
     from qtool.export.repair import repair_gguf as run
 
-    options = _options(repair_gguf, RepairOptions, keywords)
+    options = options_of(repair_gguf, RepairOptions, keywords)
     with _bytes("Repairing", progress) as shown:
         return run(options, shown)
 
@@ -302,9 +302,9 @@ def score(
     from qtool.scoring.score import score as run
 
     if not isinstance(target, ScoreOptions):
-        keywords["runtime"] = _runtime(keywords)
-        keywords["panel"] = _panel(keywords)
-    options = _options(score, ScoreOptions, keywords)
+        keywords["runtime"] = runtime_of(keywords)
+        keywords["panel"] = panel_of(keywords)
+    options = options_of(score, ScoreOptions, keywords)
     with _stages("pairs", progress) as shown:
         return run(options, shown)
 
@@ -350,9 +350,9 @@ def embed(
     from qtool.scoring.embed import embed as run
 
     if not isinstance(target, EmbedOptions):
-        keywords["runtime"] = _runtime(keywords)
-        keywords["source"] = _texts(keywords) or _panel(keywords)
-    options = _options(embed, EmbedOptions, keywords)
+        keywords["runtime"] = runtime_of(keywords)
+        keywords["source"] = texts_of(keywords) or panel_of(keywords)
+    options = options_of(embed, EmbedOptions, keywords)
     with _stages("items", progress) as shown:
         return run(options, shown)
 
@@ -404,8 +404,8 @@ def verify(
     from qtool.verify.case import VerifyOptions
 
     if not isinstance(artefact, VerifyOptions):
-        keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *_dataset_panel(keywords))
-    options = _options(verify, VerifyOptions, keywords)
+        keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *dataset_panels(keywords))
+    options = options_of(verify, VerifyOptions, keywords)
     with _stages("items", progress) as shown:
         return run(options, shown, status=_show_finished_stage, command=console.settings.command)
 
@@ -424,8 +424,8 @@ def verify_all(artefacts: StrPath | Sequence[StrPath], **keywords: Any) -> Repor
     keywords = {**known, **keywords}
     targets = coerce("artefacts", artefacts, tuple[str, ...])
     keywords["artefact"] = targets[0] if targets else ""
-    keywords["panels"] = (*coerce("panels", keywords["panels"], tuple[str, ...]), *_dataset_panel(keywords))
-    options = _options(verify, VerifyOptions, keywords)
+    keywords["panels"] = (*coerce("panels", keywords["panels"], tuple[str, ...]), *dataset_panels(keywords))
+    options = options_of(verify, VerifyOptions, keywords)
     with _stages("items", keywords["progress"]) as shown:
         return verify_each(targets, options, shown, status=_show_finished_stage, command=console.settings.command)
 
@@ -502,87 +502,10 @@ def open_runtime(
     from qtool.scoring.runtime import open_runtime as run
 
     if options is None:
-        options = _runtime(keywords)
+        options = runtime_of(keywords)
     else:
-        _refuse_keywords(open_runtime, keywords, "target", "options")
+        refuse_keywords(open_runtime, keywords, "target", "options")
     return run(coerce("target", target, str), options)
-
-
-def _options(function: Callable[..., Any], kind: type[OptionsT], keywords: Mapping[str, Any]) -> OptionsT:
-    """The options of a call: the object that was passed as first argument, else one made of the keywords."""
-    first = next(iter(signature(function).parameters))
-    given = keywords[first]
-    if isinstance(given, kind):
-        _refuse_keywords(function, keywords, first, "progress")
-        return given
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # each kind is a dataclass
-    return kind(**{name: value for name, value in keywords.items() if name in known})
-
-
-def _refuse_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], *allowed: str) -> None:
-    """Raise UsageError where a keyword was passed beside an options object."""
-    for name, parameter in signature(function).parameters.items():
-        if name not in allowed and keywords[name] != parameter.default:
-            raise UsageError(
-                f"{name} cannot be combined with an options object.",
-                f"Set {name} in the options, or pass keywords only.",
-            )
-
-
-def _runtime(keywords: Mapping[str, Any]) -> RuntimeOptions:
-    """The runtime's options among the keywords."""
-    from qtool.scoring.runtime import RuntimeOptions
-
-    chosen = {field.name: keywords[field.name] for field in fields(RuntimeOptions)}
-    return RuntimeOptions(**{name: value for name, value in chosen.items() if (name, value) != ("llama_cpp", None)})
-
-
-def _panel(keywords: Mapping[str, Any]) -> Any:
-    """The panel that the keywords describe."""
-    from qtool.scoring.score import PanelChoice
-
-    named = coerce("panel", keywords["panel"], str | None)
-    panels = [*([named] if named is not None else []), *_dataset_panel(keywords)]
-    if len(panels) != 1:
-        raise UsageError(
-            f"Expected one panel, got {len(panels) or 'none'}.", "Pass a panel, or a dataset with its columns."
-        )
-    names = ("limit", "shard", "instruction", "allow_outside_files", "allow_local_addresses")
-    return PanelChoice(panels[0], **{name: keywords[name] for name in names})
-
-
-def _texts(keywords: Mapping[str, Any]) -> Any:
-    """The texts that the keywords name; None where a panel is embedded."""
-    from qtool.scoring.embed import Texts
-
-    texts = keywords["texts"]
-    if texts is None:
-        return None
-    for name in ("panel", "dataset", "limit", "shard"):
-        if keywords[name] is not None:
-            raise UsageError(
-                f"Arguments texts and {name} cannot be combined.",
-                "Pass texts, or a panel or dataset with limit and shard.",
-            )
-    if isinstance(texts, (str, os.PathLike)):
-        return Texts(coerce("texts", texts, Path), instruction=keywords["instruction"])
-    return Texts(lines=coerce("texts", texts, tuple[str, ...]), instruction=keywords["instruction"])
-
-
-def _dataset_panel(keywords: Mapping[str, Any]) -> list[str]:
-    """The panel that `dataset` and `columns` describe, if any."""
-    from qtool.inputs.builtin import dataset_panel
-
-    dataset = coerce("dataset", keywords["dataset"], str | None)
-    columns = coerce("columns", keywords["columns"], str | None)
-    if dataset is None and columns is None:
-        return []
-    if dataset is None or columns is None:
-        raise UsageError(
-            "Arguments dataset and columns must be given together.",
-            "For example columns='query=COLUMN,positive=COLUMN'.",
-        )
-    return [dataset_panel(dataset, columns)]
 
 
 def _show_finished_stage(line: str) -> None:
