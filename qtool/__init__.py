@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qtool.api import calibrate as calibrate
+    from qtool.api import compare as compare
     from qtool.api import convert_gguf as convert_gguf
     from qtool.api import embed as embed
     from qtool.api import inspect as inspect
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
     from qtool.api import quantize as quantize
     from qtool.api import repair_gguf as repair_gguf
     from qtool.api import score as score
+    from qtool.api import tune as tune
     from qtool.api import verify as verify
     from qtool.api import verify_all as verify_all
     from qtool.arch.spec import Task as Task
     from qtool.calibration.calibrate import CalibrateOptions as CalibrateOptions
     from qtool.calibration.calibrate import Calibration as Calibration
+    from qtool.calibration.tune import Tuned as Tuned
+    from qtool.calibration.tune import TuneOptions as TuneOptions
     from qtool.checks.report import InspectionReport as InspectionReport
     from qtool.errors import ModelError as ModelError
     from qtool.errors import NetworkError as NetworkError
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from qtool.scoring.scorer import Scorer as Scorer
     from qtool.verify.case import VerifyOptions as VerifyOptions
     from qtool.verify.gates import Verdict as Verdict
+    from qtool.verify.paired import Comparison as Comparison
     from qtool.verify.report import Report as Report
 
 __version__ = "0.1.0"
@@ -63,6 +68,7 @@ __version__ = "0.1.0"
 _MODULES: Final = {
     "qtool.api": (
         "calibrate",
+        "compare",
         "convert_gguf",
         "embed",
         "inspect",
@@ -71,11 +77,13 @@ _MODULES: Final = {
         "quantize",
         "repair_gguf",
         "score",
+        "tune",
         "verify",
         "verify_all",
     ),
     "qtool.arch.spec": ("Task",),
     "qtool.calibration.calibrate": ("CalibrateOptions", "Calibration"),
+    "qtool.calibration.tune": ("TuneOptions", "Tuned"),
     "qtool.checks.report": ("InspectionReport",),
     "qtool.errors": ("ModelError", "NetworkError", "QtoolError", "SetupError", "UsageError"),
     "qtool.export.convert": ("ConversionSummary",),
@@ -93,6 +101,7 @@ _MODULES: Final = {
     "qtool.scoring.scorer": ("Scorer",),
     "qtool.verify.case": ("VerifyOptions",),
     "qtool.verify.gates": ("Verdict",),
+    "qtool.verify.paired": ("Comparison",),
     "qtool.verify.report": ("Report",),
 }
 _HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import qtool
 
-SCHEMA_VERSIONS: Final[Mapping[str, int]] = {"quantize": 1, "convert-gguf": 2, "repair-gguf": 2}
+SCHEMA_VERSIONS: Final[Mapping[str, int]] = {"quantize": 1, "convert-gguf": 2, "repair-gguf": 2, "tune": 1}
 """By kind. Version 1 of the GGUF kinds had, for a tensor of more than 64 MiB, a hash for each 64 MiB of it."""
 FILE_NAME: Final = "qtool.json"
 PARTS: Final = (

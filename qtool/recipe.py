@@ -23,10 +23,26 @@ class _Strict(BaseModel):  # an unknown key is an error
 
 
 class Keep(_Strict):
-    """Modules that stay as they are. Patterns are shell-style, on module names such as `model.layers.0.mlp.up_proj`."""
+    """Modules that stay as they are. Patterns are shell-style, on module names such as `model.layers.0.mlp.up_proj`.
 
-    modules: Annotated[list[NonEmpty], Field(min_length=1)]
+    `groups` instead of `modules` are patterns on fused groups, such as `model.layers.0.mlp.gate_up_proj`; they take
+    groups, always whole, out of what `quantize` claims.
+    """
+
+    modules: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
+    groups: Annotated[list[NonEmpty], Field(min_length=1)] | None = None
     reason: NonEmpty
+
+    @model_validator(mode="after")
+    def _names_one_kind(self) -> Keep:
+        if (self.modules is None) == (self.groups is None):
+            raise ValueError("expected either modules or groups")
+        return self
+
+    @property
+    def patterns(self) -> list[str]:
+        """Of modules or groups."""
+        return self.modules or self.groups or []
 
 
 class Bound(_Strict):

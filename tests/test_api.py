@@ -99,7 +99,7 @@ def parameters(function):
     ],
 )
 def test_the_keywords_are_the_fields_of_the_options(function, kind, renamed):
-    others = {"progress", "dataset", "columns"} if kind is VerifyOptions else {"progress"}
+    others = {"progress", "dataset", "columns"} if kind in (VerifyOptions, QuantizeOptions) else {"progress"}
     others |= {"target", "options"} if kind is RuntimeOptions else set()
     keywords = {renamed.get(name, name): value for name, value in parameters(function).items() if name not in others}
     assert set(keywords) == {field.name for field in fields(kind)}
@@ -126,7 +126,12 @@ def test_the_options_of_a_command_are_keywords_of_its_function(command):
     if function is None:
         assert command.name in ("serve-command", "demo", "recipes", "doctor")
         return
-    renamed = {"outtype": "outtypes", "panel": "panels" if command.name == "verify" else "panel", "cache": "use_cache"}
+    renamed = {
+        "outtype": "outtypes",
+        "tensor_type": "tensor_types",
+        "panel": "panels" if command.name == "verify" else "panel",
+        "cache": "use_cache",
+    }
     keywords = parameters(function)
     for name, default in parameters(command.callback).items():
         keyword = renamed.get(name, name)

@@ -33,6 +33,7 @@ def test_a_file_of_ones_own_is_loaded_by_path(tmp_path):
         (("algorithm: max", "algorithm: max\nextra: 1"), "extra"),
         (("    reason: it is the score", "    because: it is the score"), "reason"),
         (("scheme: W4A16_NVFP4", ""), "scheme"),
+        (('modules: ["score"]', 'groups: ["score"]\n    modules: ["score"]'), "expected either modules or groups"),
         (("name: nvfp4-w4a16", "name: 7"), "name"),
         (("name: nvfp4-w4a16", "name: ["), "is not valid YAML"),
     ],

@@ -20,7 +20,7 @@ from qtool.arch.qwen3 import (
     score_head,
     vllm_overrides,
 )
-from qtool.arch.spec import Architecture, Config, TensorSpec, dimension, section
+from qtool.arch.spec import Architecture, Config, TensorSpec, dimension, layers, section
 
 VISUAL: Final = "model.visual."
 
@@ -42,7 +42,7 @@ def vision_tensors(config: Config) -> Iterator[TensorSpec]:
     for block in range(dimension(config, "depth")):
         yield from _block_tensors(config, f"{VISUAL}blocks.{block}.", hidden)
     yield from _merger_tensors(config, f"{VISUAL}merger.", norm_after_shuffle=False)
-    for index in range(len(config.get("deepstack_visual_indexes", ()))):
+    for index in range(len(layers(config, "deepstack_visual_indexes"))):
         yield from _merger_tensors(config, f"{VISUAL}deepstack_merger_list.{index}.", norm_after_shuffle=True)
 
 
@@ -87,6 +87,21 @@ def _classifier(config: Config) -> Iterator[TensorSpec]:
     yield score_head(config, section(config, "text_config"))
 
 
+_DECODER: Final = "model.language_model."
+_RENAMED: Final = {
+    _DECODER: "language_model.model.",
+    "model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
+"""SGLang 0.5.23 renames `exclude_modules` so (models/qwen3_vl.py, hf_to_sglang_mapper) and then compares them with names that
+still begin with `model.language_model.`: a decoder module excluded by its name is not found, and its load fails."""
+
+
+def _kept_pattern(group: str) -> str:
+    """A pattern that SGLang leaves as it is; it would also change `attn.qkv` in it."""
+    return f"*.{group.removeprefix(_DECODER)}".replace(".qkv_proj", ".q*_proj")
+
+
 QWEN3_VL: Final = Family(
     key="qwen3_vl",
     name="Qwen3-VL",
@@ -100,6 +115,8 @@ QWEN3_VL: Final = Family(
             unquantized=("lm_head", "model.language_model.embed_tokens", "model.visual*"),
             prefix="model.",
             tensors=_conditional,
+            kept_pattern=_kept_pattern,
+            renamed=_RENAMED,
         ),
         Architecture(
             name="Qwen3VLForSequenceClassification",
@@ -109,6 +126,8 @@ QWEN3_VL: Final = Family(
             unquantized=("model.language_model.embed_tokens", "model.visual*", "score"),
             prefix="model.",
             tensors=_classifier,
+            kept_pattern=_kept_pattern,
+            renamed=_RENAMED,
         ),
     ),
     decoder=decoder_tensors,
@@ -145,6 +164,7 @@ QWEN3_VL: Final = Family(
         patch_embedding=f"{VISUAL}patch_embed.proj.weight",
         deepstack_layers=3,
         projector_type="qwen3vl_merger",
+        processor="Qwen3VLProcessor",
     ),
     sizes={(2048, 28): "2B", (2560, 36): "4B", (4096, 36): "8B"},
     vllm_overrides=vllm_overrides("Qwen3VLForSequenceClassification"),

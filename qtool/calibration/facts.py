@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from qtool import resources
-from qtool.inputs.builtin import builtin_panels, load_panels
+from qtool.inputs.builtin import builtin_panels, calibration_file, calibration_sets, load_panels
 from qtool.inputs.overlap import PanelContents, content_keys
 from qtool.inputs.panels import Panel
 
@@ -91,10 +91,8 @@ def _shared(data: Panel) -> Iterator[str]:
 
 def _set_hashes() -> Sequence[str]:
     """The hashes that the sets of qtool declare; a test holds them to their lines."""
-    from qtool.calibration.data import calibration_sets
-
     firsts = []
     for name in calibration_sets():
-        with resources.path(f"calibration/{name}.jsonl").open(encoding="utf-8") as file:
+        with Path(calibration_file(name)).open(encoding="utf-8") as file:
             firsts.append(json.loads(file.readline())["sha256"])
     return firsts

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from typing_extensions import override
 
 from qtool.artefact import CheckpointArtefact
-from qtool.calibration.data import default_sets, load_calibration, questions
+from qtool.calibration.data import default_sets, joined, load_each, questions
 from qtool.calibration.facts import CalibrationFacts, calibration_facts, shortcomings
 from qtool.calibration.group import BEST, FAST, STANDARD, Effort, calibrate_group
 from qtool.calibration.loops import loops_on
 from qtool.calibration.moments import Moments, single_threaded_blas
+from qtool.calibration.processor import processor
 from qtool.calibration.workfolder import RoundedLinear, WorkFolder, work_folder
 from qtool.console import human_size
 from qtool.errors import SetupError, UsageError
@@ -34,7 +34,9 @@ from qtool.export.quantize import (
     write_artefact,
 )
 from qtool.extras import require_extra
+from qtool.formats.nvfp4_checksums import checksums, float_checksum
 from qtool.formats.nvfp4_kernels import dequantize
+from qtool.inputs.builtin import source_name
 from qtool.memory import free_memory, resident_memory
 from qtool.options import parse_size
 from qtool.progress import Progress, StageProgress, ignore
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from qtool.calibration.gradients import Answer, GradientPass, LayerGradients
     from qtool.calibration.streams import Streams
     from qtool.formats.floats import U8, Float32
+    from qtool.inputs.panels import Panel
     from qtool.scoring.prompt import Prompt
     from qtool.scoring.transformers.layerwise import LayerwiseModel, Pictures
     from qtool.scoring.transformers.observed import TokenCounts
@@ -71,19 +74,22 @@ def quantize_by_recipe(options: QuantizeOptions, progress: Progress = ignore) ->
     """Quantize by any recipe."""
     if load_recipe(options.recipe).recipe.calibration is None:
         return quantize(options, progress)
-    return quantize_calibrated(options)
+    return quantize_calibrated(options, lambda _, done, total: progress(done, total))
 
 
-def quantize_calibrated(options: QuantizeOptions, progress: StageProgress = ignore) -> QuantizationSummary:
+def quantize_calibrated(
+    options: QuantizeOptions, progress: StageProgress = ignore, data: Panel | None = None
+) -> QuantizationSummary:
     """Quantize `options.model` into the folder `options.output`; with `dry_run`, plan it and measure a part of a layer.
 
-    A killed run goes on at the layer that it was in, from the folder `OUTPUT.calibration`.
+    `data` is read instead of what `options.data` names. A killed run goes on at the layer that it was in, from the folder
+    `OUTPUT.calibration`.
     """
     require_extra("score", "Quantizing with calibration data")
     started = time.monotonic()
     job = prepare_quantization(options)
     spec = _spec(job, options)
-    with opened_run(job, options, spec) as run:
+    with opened_run(job, options, spec, data) as run:
         if options.dry_run or options.output is None:
             return replace(summarize_quantization(job), calibration=run.estimate())
         with work_folder(options.output, run.key(), force=options.force) as folder:
@@ -106,8 +112,10 @@ def _spec(job: QuantizeJob, options: QuantizeOptions) -> CalibrationSpec:
 
 
 @contextmanager
-def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec) -> Iterator[CalibrationRun]:
-    """The data as passes over the model, whose weights are read layer by layer."""
+def opened_run(
+    job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec, given: Panel | None = None
+) -> Iterator[CalibrationRun]:
+    """The data as passes over the model, whose weights are read layer by layer; `given` stands for what is named."""
     from qtool.calibration.streams import PASSES, Streams, one_thread_each
     from qtool.scoring.scorer import checkpoint_sha256
     from qtool.scoring.transformers.activations import ActivationStore
@@ -118,8 +126,10 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
 
     opened = CheckpointArtefact(job.source, options.task)
     named = options.data or default_sets(opened)
-    data = load_calibration(named)
-    sources = tuple(Path(name).name if Path(name).suffix else name for name in named)  # no path is remembered
+    panels = [given] if given else load_each(named, options.limit)
+    names = [given.name] if given else map(source_name, named)
+    data = joined(panels)
+    sources = [{"name": name, "sha256": each.sha256} for name, each in zip(names, panels, strict=True)]
     scorer = open_scorer(opened, ScorerOptions(options.task, device=_device(options.device)))
     model = scorer.layers()
     effort = EFFORTS[spec.effort]
@@ -163,6 +173,7 @@ def opened_run(job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec
             fixed_memory=fixed,
             budget=budget,
             sources=sources,
+            limit=options.limit,
         )
 
 
@@ -241,7 +252,8 @@ class CalibrationRun:
     pool: Executor
     fixed_memory: int
     budget: int
-    sources: tuple[str, ...]
+    sources: Sequence[Mapping[str, str]]
+    limit: int | None = None
     rounding_seconds: float = 0.0
 
     def key(self) -> Mapping[str, Any]:
@@ -253,6 +265,7 @@ class CalibrationRun:
             "effort": self.spec.effort,
             "parameters": self.parameters,
             "data": self.facts.sha256,
+            "limit": self.limit,
             "device": self.model.device.type,
             "tokens": self.streams.tokens,
         }
@@ -354,6 +367,8 @@ class CalibrationRun:
                     max_output_error=rounded.max_error,
                     predicted_gain=result.predicted_gain,
                     warnings=result.warnings,
+                    source_crc32=float_checksum(original),
+                    checksums=checksums(rounded.packed, rounded.block_scales).encoded(),
                 )
                 found[facts] = rounded.packed, rounded.block_scales
             advance(len(found) / len(members))
@@ -459,22 +474,25 @@ class StoredRounding(Rounding):
     @override
     def manifest(self) -> Mapping[str, Any]:
         run = self.run
-        return {
+        facts = {
             "algorithm": run.job.recipe.recipe.algorithm,
             "version": VERSION,
             "effort": run.spec.effort,
             "parameters": run.parameters,
             "sources": list(run.sources),
+            "limit": run.limit,
             "passes_tokens": run.streams.tokens,
-            "seconds": self.seconds,
             **run.facts.to_dict(),
         }
+        return {"calibration": facts, "run": {"seconds": self.seconds, "processor": processor()}}
 
     @override
     def tensor_facts(self, hf_name: str) -> Mapping[str, Any]:
         linear = self._linears[hf_name][1]
         names = ("output_error", "max_output_error", "predicted_gain")
-        return {name: float(f"{getattr(linear, name):.4g}") for name in names}
+        rounded = {name: float(f"{getattr(linear, name):.4g}") for name in names}
+        exact = ("relative_error", "global_scale", "source_crc32", "checksums")
+        return rounded | {name: getattr(linear, name) for name in exact}
 
     @override
     def global_scale(self, hf_name: str) -> np.float32:

@@ -41,6 +41,8 @@ class RoundedLinear:
 
     `relative_error` is |w - q| / |w|; `output_error` and `max_output_error` are of its output on the calibration inputs,
     over the RMS of the output, for this rounding and for plain `max`; `predicted_gain` is of its fused group.
+    `source_crc32` is of the float32 values that were rounded, `checksums` (encoded) of the codes and block scales: by them
+    a verification tells these bytes, made of that reference, from any others.
     """
 
     hf_name: str
@@ -50,6 +52,8 @@ class RoundedLinear:
     output_error: float
     max_output_error: float
     predicted_gain: float
+    source_crc32: int
+    checksums: str
     warnings: tuple[str, ...] = ()
 
 

@@ -100,7 +100,7 @@ def quantization_findings(model: CheckpointModel) -> Iterator[Finding]:
 
 def _declaration_findings(model: CheckpointModel) -> Iterator[Finding]:
     stated = _anywhere(model.detection.config)
-    if stated is None:
+    if stated is None or (model.packed and not declared(model)):
         yield model.found("nvfp4-no-quantization-config")
     yield from _contradictions(model, stated)
     yield from _scheme_findings(model)
@@ -149,13 +149,21 @@ def _scheme_findings(model: CheckpointModel) -> Iterator[Finding]:
         isinstance(groups, Mapping) and all(isinstance(e, Mapping) for e in groups.values())
     ):
         yield model.found("nvfp4-scheme", field="config_groups", found=_short(groups), expected="an object of groups")
-    if "ignore" in stated and not _is_list_of_names(stated["ignore"]):
-        yield model.found("nvfp4-scheme", field="ignore", found=_short(stated["ignore"]), expected="a list of names")
+    yield from _module_list_findings(model, stated)
     other = _hf_quant_config(model).get("group_size")
     if other not in (None, BLOCK):
         sizes.add(_short(other))
     if sizes:
         yield model.found("nvfp4-group-size", found=min(sizes))
+
+
+def _module_list_findings(model: CheckpointModel, stated: Mapping[str, Any]) -> Iterator[Finding]:
+    """What names the modules that are left unquantized."""
+    if "ignore" in stated and not _is_list_of_names(stated["ignore"]):
+        yield model.found("nvfp4-scheme", field="ignore", found=_short(stated["ignore"]), expected="a list of names")
+    fused = stated.get("packed_modules_mapping")
+    if fused is not None:  # SGLang matches excluded modules by it
+        yield model.found("nvfp4-scheme", field="packed_modules_mapping", found=_short(fused), expected="nothing")
 
 
 def _is_list_of_names(value: Any) -> bool:
@@ -217,9 +225,31 @@ def _excluded_findings(model: CheckpointModel) -> Iterator[Finding]:
     exposed = [m for name in plain if not all(by(m := model.specs[name].module, patterns) for by in _EXCLUDED_BY)]
     if exposed:
         yield model.found("excluded-modules-missing", modules=listed_are(exposed))
+    else:
+        yield from _renamed_findings(model, plain, patterns)
     hidden = [m for n in model.packed if any(by(m := model.specs[n].module, patterns) for by in _EXCLUDED_BY)]
     if hidden:
         yield model.found("excluded-modules-packed", modules=listed_are(hidden))
+
+
+def _renamed_findings(model: CheckpointModel, plain: Sequence[str], patterns: Sequence[str]) -> Iterator[Finding]:
+    """Whole fused groups that SGLang does not find among the excluded modules, since it renames those first.
+
+    sglang/…/quantization/modelopt_quant.py, apply_weight_name_mapper, and then is_layer_excluded on the name of the group.
+    """
+    renamed = model.detection.architecture.renamed
+    mapped = [_renamed(pattern, renamed) for pattern in patterns]
+    names = {*mapped, *(name.removeprefix("language_model.") for name in mapped)}
+    groups = [g for g, members in _groups(model).items() if renamed and all(name in plain for name in members)]
+    unseen = [group for group in groups if not _excluded_by_sglang(group, list(names))]
+    if unseen:
+        yield model.found("excluded-modules-renamed", modules=listed_are(unseen))
+
+
+def _renamed(pattern: str, renamed: Mapping[str, str]) -> str:
+    """The pattern with the longest beginning that is known replaced."""
+    known = next((start for start in sorted(renamed, key=len, reverse=True) if pattern.startswith(start)), "")
+    return renamed.get(known, "") + pattern.removeprefix(known)
 
 
 def _engines_expect_packed(model: CheckpointModel, hf_name: str) -> bool:
@@ -247,9 +277,10 @@ def _scale_findings(model: CheckpointModel) -> Iterator[Finding]:
     missing = [name for name in expected if name not in model.companions]
     if missing:
         yield model.found("nvfp4-missing-scale", tensors=listed_are(missing))
+    expected |= {name: () for name in model.companions if name.endswith(INPUT_SCALE)}
     present = {name: model.companions[name] for name in expected if name in model.companions}
     for name, info in present.items():
-        dtype = "F32" if name.endswith(GLOBAL_SCALE) else "F8_E4M3"
+        dtype = "F8_E4M3" if name.endswith(BLOCK_SCALE) else "F32"
         if info.dtype != dtype:
             yield model.found("nvfp4-scale-type", tensor=name, found=info.dtype, expected=dtype)
             return
@@ -266,7 +297,7 @@ def _scales_of(model: CheckpointModel, hf_name: str) -> Mapping[str, tuple[int, 
 
 
 def _value_findings(model: CheckpointModel) -> Iterator[Finding]:
-    values = _global_scales(model)
+    values = _single_scales(model)
     if values is None:
         yield model.found("nvfp4-scales-unread")
         return
@@ -281,11 +312,11 @@ def _value_findings(model: CheckpointModel) -> Iterator[Finding]:
             return
 
 
-def _global_scales(model: CheckpointModel) -> dict[str, float] | None:
-    """Every global scale by name; None where the hub would be asked too often."""
+def _single_scales(model: CheckpointModel) -> dict[str, float] | None:
+    """The global scale of every weight, and those of activations, by name; None where the hub would be asked too often."""
     by_file: dict[str, list[tuple[str, TensorInfo]]] = {}
     for name, info in model.companions.items():
-        if name.endswith(GLOBAL_SCALE):
+        if name.endswith((GLOBAL_SCALE, INPUT_SCALE)):
             by_file.setdefault(info.file.name, []).append((name, info))
     values: dict[str, float] = {}
     for file, scales in by_file.items():

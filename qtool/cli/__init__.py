@@ -134,6 +134,7 @@ def root(
 _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "quantize": checkpoints.quantize,
     "calibrate": calibration.calibrate,
+    "tune": calibration.tune,
     "convert-gguf": gguf.convert_gguf,
     "inspect": gguf.inspect,
     "repair-gguf": gguf.repair_gguf,
@@ -141,6 +142,7 @@ _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "embed": scoring.embed,
     "verify": verification.verify,
     "merge-reports": verification.merge_reports,
+    "compare": verification.compare,
     "serve-command": serving.serve_command,
     "demo": checkpoints.demo,
     "recipes": checkpoints.recipes,

@@ -16,6 +16,11 @@ EXAMPLES: Final = {
         qtool calibrate ./my-embedder --data mine.jsonl --data general-text -o stats.gguf --hessians hessians.safetensors
         qtool calibrate qtool-demo-reranker --limit 32 --predict
     """,
+    "tune": """
+        qtool tune Qwen/Qwen3-Reranker-0.6B --budget 5.0bpw -o tuned
+        qtool tune ./my-reranker --max-drift 0.02 --data mine.jsonl -o tuned
+        qtool tune Qwen/Qwen3-VL-Embedding-2B --budget 5.5bpw --dry-run
+    """,
     "convert-gguf": """
         qtool convert-gguf Qwen/Qwen3-Reranker-0.6B -o reranker.gguf --outtype q8_0
         qtool convert-gguf Qwen/Qwen3-VL-Embedding-2B -o gguf --outtype f16,q8_0
@@ -50,6 +55,11 @@ EXAMPLES: Final = {
     "merge-reports": """
         qtool merge-reports shard-1 shard-2 shard-3 -o report
     """,
+    "compare": """
+        qtool compare report-max report-calibrated -o comparison
+        qtool compare reports --baseline reports/model-Q8_0
+        qtool compare nightly --baseline released --fail-if-worse log_odds_rmse --fail-if-worse kendall_tau
+    """,
     "serve-command": """
         qtool serve-command model.gguf --engine llama-server --port 8080
         qtool serve-command ./reranker-nvfp4 --engine vllm
@@ -71,6 +81,7 @@ EXAMPLES: Final = {
 DOCS: Final = {
     "quantize": "docs/recipes.md, docs/hub.md",
     "calibrate": "docs/calibration.md",
+    "tune": "docs/calibration.md, docs/recipes.md",
     "convert-gguf": "docs/gguf.md, docs/calibration.md, docs/hub.md",
     "inspect": "docs/findings.md",
     "repair-gguf": "docs/broken-gguf.md",
@@ -78,6 +89,7 @@ DOCS: Final = {
     "embed": "docs/scoring.md",
     "verify": "docs/verify.md, docs/ci.md",
     "merge-reports": "docs/ci.md",
+    "compare": "docs/compare.md, docs/metrics.md",
     "serve-command": "docs/serving.md, docs/gguf.md",
     "demo": "docs/demo.md",
     "recipes": "docs/recipes.md",

@@ -57,6 +57,18 @@ def convert_gguf(
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix for the K- and I-quants.", show_default=False)
     ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=TYPE",
+            help="Type of the matrices of a K- or I-quant whose names match, such as attn_v=q6_k; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    tensor_type_file: Annotated[
+        Path | None,
+        typer.Option(help="File of such PATTERN=TYPE, as `qtool tune` writes it.", show_default=False),
+    ] = None,
     stream: Stream = None,
     dry_run: DryRun = False,
     force: Force = False,
@@ -81,6 +93,8 @@ def convert_gguf(
         prompt=prompt,
         split_max_size=split_max_size,
         imatrix=imatrix,
+        tensor_types=tensor_type or (),
+        tensor_type_file=tensor_type_file,
         stream=stream,
         revision=revision,
         token=token,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from qtool.arch.families import SEEN_IN
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.console import human_size, verify_next
-from qtool.errors import UsageError
+from qtool.errors import ModelError, UsageError
 from qtool.export.gguf_files import (
     INTERMEDIATE,
     MODEL,
@@ -39,8 +39,10 @@ from qtool.export.gguf_plan import (
 )
 from qtool.export.imatrix import LAYER, ImportanceMatrix, check_imatrix
 from qtool.export.llama_quantize import Quantizer, find_quantizer
+from qtool.export.sources import Repacked
+from qtool.export.tensor_types import TensorType, check_tensor_types, parse_tensor_types
 from qtool.formats.ggml import NVFP4
-from qtool.jsonfile import json_bytes
+from qtool.jsonfile import json_bytes, read_json
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.progress import Meter, Progress, ignore
 from qtool.results import Result
@@ -70,6 +72,7 @@ class ConvertJob:
     files: tuple[PlannedFile, ...]
     quantized: Mapping[str, str]
     imatrix: ImportanceMatrix | None = None
+    tensor_types: tuple[TensorType, ...] = ()
 
 
 def prepare_conversion(options: ConvertOptions) -> ConvertJob:
@@ -100,11 +103,20 @@ def plan_conversion(options: ConvertOptions, opened: CheckpointArtefact) -> Conv
         files.append(projector_file(options.mmproj, source, inventory, namer))
     quantized = {name: namer.language(name.upper()) for name in options.outtypes if name in LLAMA_QUANTIZE_TYPES}
     imatrix = check_imatrix(options.imatrix, _weighed(files)) if options.imatrix else None
-    return ConvertJob(source, inventory, task, template, tuple(files), quantized, imatrix)
+    job = ConvertJob(source, inventory, task, template, tuple(files), quantized, imatrix)
+    return replace(job, tensor_types=_tensor_types(options, files))
+
+
+def _tensor_types(options: ConvertOptions, files: Sequence[PlannedFile]) -> tuple[TensorType, ...]:
+    if not options.tensor_types and options.tensor_type_file is None:
+        return ()
+    types = parse_tensor_types(options.tensor_types, options.tensor_type_file)
+    check_tensor_types(types, _weighed(files))
+    return types
 
 
 def _weighed(files: Sequence[PlannedFile]) -> Mapping[str, tuple[int, ...]]:
-    """The matrices, by name, that an importance matrix must know: those of the layers."""
+    """The matrices, by name, that an importance matrix must know, and that types can be chosen for: those of the layers."""
     (model,) = (file for file in files if file.role == INTERMEDIATE)
     outputs = [tensor.output for tensor in model.tensors if tensor.output.gguf_name.startswith(LAYER)]
     return {output.gguf_name: output.shape for output in outputs if len(output.shape) > 1}
@@ -287,7 +299,8 @@ def _quantize(
     """Let llama.cpp write its types from the lossless file, and delete that; returns the SHA-256 of each by name."""
     (source,) = (folder / file.layouts[0].file_name for file in job.files if file.role == INTERMEDIATE)
     for type_name, file_name in job.quantized.items():
-        quantizer.quantize(source, folder / file_name, type_name, options.imatrix, meter.portion(source.stat().st_size))
+        share = meter.portion(source.stat().st_size)
+        quantizer.quantize(source, folder / file_name, type_name, options.imatrix, share, job.tensor_types)
     source.unlink()
     names = list(job.quantized.values())
     return dict(zip(names, sha256_of([folder / name for name in names]), strict=True))
@@ -316,8 +329,36 @@ def _manifest(
         prompt={"kind": options.prompt, "template": job.rank_template} if job.rank_template else None,
         files=files,
         quantized_by_llama_cpp=[{"name": name, "sha256": digest} for name, digest in quantized.items()],
-        **_calibration(job.imatrix, options.imatrix),
+        **({"tensor_types": [each.argument for each in job.tensor_types]} if job.tensor_types else {}),
+        **(_calibration(job.imatrix, options.imatrix) or _origin(job)),
     )
+
+
+_KEPT: Final = ("recipe", "calibration", "run")
+"""What the manifest of a quantized checkpoint says of how its weights were made, which repacking them does not change."""
+
+
+def _origin(job: ConvertJob) -> Mapping[str, Any]:
+    """Where packed weights were made by `qtool quantize`: by which recipe, on which data, and what is recorded of each."""
+    made: Mapping[str, Any] = {}
+    if job.inventory.packed:
+        with suppress(ModelError):  # no manifest, or one that cannot be read: nothing is known
+            made = read_json(job.inventory.checkpoint.directory / FILE_NAME)
+    tensors = made.get("tensors")
+    known = {each.get("name"): each for each in tensors if isinstance(each, dict)} if isinstance(tensors, list) else {}
+    gguf_names = {
+        tensor.source.weight.packed.hf_name: tensor.output.gguf_name
+        for file in job.files
+        for tensor in file.tensors
+        if isinstance(tensor.source, Repacked)
+    }
+    canonical = {info.hf_name: spec.hf_name for spec, info in job.inventory.tensors.items()}
+    entries = [
+        {"gguf_name": gguf_name, **known[canonical[hf_name]]}
+        for hf_name, gguf_name in gguf_names.items()
+        if "checksums" in known.get(canonical.get(hf_name), {})
+    ]
+    return {**{key: made[key] for key in _KEPT if key in made}, **({"tensors": entries} if entries else {})}
 
 
 def _calibration(imatrix: ImportanceMatrix | None, path: Path | None) -> Mapping[str, Any]:

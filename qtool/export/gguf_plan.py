@@ -16,6 +16,7 @@ from qtool.arch.spec import Presence, Task, TensorSpec
 from qtool.errors import ModelError, UsageError
 from qtool.export.gguf_metadata import PROMPTS, PromptChoice
 from qtool.export.sources import Frame, GlobalScale, Repacked, Rows, Whole
+from qtool.export.tensor_types import parse_tensor_types
 from qtool.export.tensor_writer import TensorSource
 from qtool.formats.ggml import BF16, F16, F32, GGML_TYPES, NVFP4, Q8_0, GgmlType
 from qtool.options import Options
@@ -76,7 +77,10 @@ SUFFIX: Final = ".gguf"
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(Options):
-    """The options of `qtool convert-gguf`; `output` is a folder, or a file if it ends in .gguf; `stream` is quantize's."""
+    """The options of `qtool convert-gguf`; `output` is a folder, or a file if it ends in .gguf; `stream` is quantize's.
+
+    `tensor_types` are llama.cpp's PATTERN=TYPE for single matrices of K- and I-quants, and `tensor_type_file` has more.
+    """
 
     model: str
     output: Path | None = None
@@ -87,6 +91,8 @@ class ConvertOptions(Options):
     prompt: PromptChoice = "official"
     split_max_bytes: int | None = None
     imatrix: Path | None = None
+    tensor_types: tuple[str, ...] = ()
+    tensor_type_file: Path | None = None
     revision: str | None = None
     token: str | None = field(default=None, repr=False)
     stream: bool | None = None
@@ -107,9 +113,13 @@ class ConvertOptions(Options):
             raise UsageError(f"Unknown --mmproj {self.mmproj!r}.", f"Choose one of {', '.join(PROJECTOR_TYPES)}.")
         if self.is_file and len(self.outtypes) > 1:
             raise UsageError("--output is one file; several --outtype need a folder.", "Pass a folder as --output.")
-        if self.imatrix and not any(name in LLAMA_QUANTIZE_TYPES for name in self.outtypes):
-            wanted = ", ".join(LLAMA_QUANTIZE_TYPES)
-            raise UsageError("--imatrix applies to K- and I-quants only.", f"Add one of {wanted} to --outtype.")
+        given = {"imatrix": self.imatrix, "tensor-type": self.tensor_types, "tensor-type-file": self.tensor_type_file}
+        for name, value in given.items():
+            if value and not any(outtype in LLAMA_QUANTIZE_TYPES for outtype in self.outtypes):
+                wanted = ", ".join(LLAMA_QUANTIZE_TYPES)
+                raise UsageError(f"--{name} applies to K- and I-quants only.", f"Add one of {wanted} to --outtype.")
+        if self.tensor_types or self.tensor_type_file:
+            parse_tensor_types(self.tensor_types, self.tensor_type_file)
 
 
 def parse_outtypes(words: Sequence[str] | None) -> tuple[str, ...]:

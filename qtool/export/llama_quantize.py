@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Final
 
 from qtool.errors import ModelError, SetupError, UsageError
 from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES
+from qtool.export.tensor_types import TensorType, chosen_types
 from qtool.formats.ggml import FLOAT_TYPES, Q8_0
 from qtool.progress import Progress, ignore
 from qtool.storage.gguf import GgufFile, GgufTensor, read_gguf
@@ -46,21 +47,22 @@ class Quantizer:
         type_name: str,
         imatrix: Path | None = None,
         progress: Progress = ignore,
+        tensor_types: Sequence[TensorType] = (),
     ) -> None:
         """Write `source`, a file of F32, F16 or BF16 tensors, as `target` in one of LLAMA_QUANTIZE_TYPES.
 
         The rank head keeps its element type, the token embedding becomes Q8_0 in every type, and all metadata but the
-        file type is kept. Raises ModelError for a source that cannot be quantized to the type, and SetupError where
+        file type is kept; the first of `tensor_types` that matches a matrix is its type. Raises ModelError for a source that cannot be quantized to the type, and SetupError where
         llama.cpp fails or its file is not as requested; then no target is left.
         """
         header = read_gguf(source)
-        _require_quantizable(header, type_name)
+        _require_quantizable(header, type_name, tensor_types)
         if imatrix is not None and not imatrix.is_file():
             raise UsageError(f"No such file: --imatrix {imatrix}.")
         try:
-            output = self._run(_arguments(header, source, target, type_name, imatrix), imatrix, progress)
+            output = self._run(_arguments(header, source, target, type_name, imatrix, tensor_types), imatrix, progress)
             _check_imatrix_used(imatrix, output)
-            _check(self.name, header, target, type_name)
+            _check(self.name, header, target, type_name, tensor_types)
         except BaseException:
             target.unlink(missing_ok=True)
             raise
@@ -112,13 +114,14 @@ _INSTALL: Final = (
 _UPDATE: Final = "Update llama.cpp: qtool is tested with that of llama-cpp-python 0.3.36."
 
 
-def _require_quantizable(source: GgufFile, type_name: str) -> None:
+def _require_quantizable(source: GgufFile, type_name: str, tensor_types: Sequence[TensorType]) -> None:
+    chosen = chosen_types(tensor_types, source.tensors)
     for tensor in source.tensors.values():
         where = f"{source.name}: {tensor.gguf_name} {list(tensor.shape)}"
         if tensor.type not in FLOAT_TYPES:
             raise ModelError(f"{where} is {tensor.type.name}; {type_name} needs F32, F16 or BF16.")
         block = Q8_0.block if tensor.gguf_name == TOKEN_EMBEDDING else _SUPER_BLOCK
-        if _is_quantized(tensor) and tensor.shape[-1] % block:
+        if _is_quantized(tensor) and tensor.gguf_name not in chosen and tensor.shape[-1] % block:
             raise ModelError(
                 f"{where}: The row length is not a multiple of {block}, the block size of {type_name}.",
                 "llama.cpp would silently choose another type. Use q8_0 or f16, which take this model.",
@@ -130,11 +133,20 @@ def _is_quantized(tensor: GgufTensor) -> bool:
     return len(tensor.shape) > 1 and not tensor.gguf_name.endswith("_norm.weight") and tensor.gguf_name != RANK_HEAD
 
 
-def _arguments(header: GgufFile, source: Path, target: Path, type_name: str, imatrix: Path | None) -> list[str]:
+def _arguments(
+    header: GgufFile,
+    source: Path,
+    target: Path,
+    type_name: str,
+    imatrix: Path | None,
+    tensor_types: Sequence[TensorType],
+) -> list[str]:
     arguments = ["--token-embedding-type", Q8_0.name.lower()]
     if RANK_HEAD in header.tensors:  # the left side is a regular expression, searched in each name
         pattern = re.escape(RANK_HEAD.removesuffix(".weight"))
         arguments += ["--tensor-type", f"{pattern}={header.tensors[RANK_HEAD].type.name.lower()}"]
+    for each in tensor_types:
+        arguments += ["--tensor-type", each.argument]
     if imatrix is not None:
         arguments += ["--imatrix", imatrix.name]
     return [*arguments, str(source.absolute()), str(target.absolute()), type_name.upper()]
@@ -158,9 +170,9 @@ def _check_imatrix_used(imatrix: Path | None, output: list[str]) -> None:
         )
 
 
-def _check(name: str, source: GgufFile, target: Path, type_name: str) -> None:
+def _check(name: str, source: GgufFile, target: Path, type_name: str, tensor_types: Sequence[TensorType]) -> None:
     try:
-        faults = list(_faults(source, read_gguf(target), type_name))
+        faults = list(_faults(source, read_gguf(target), type_name, tensor_types))
     except ModelError as error:  # also for a full disk, which llama.cpp does not notice
         raise SetupError(
             f"{name} wrote an incomplete file: {error.message}", "Check that the disk is not full."
@@ -169,7 +181,7 @@ def _check(name: str, source: GgufFile, target: Path, type_name: str) -> None:
         raise SetupError(f"{name} wrote another file than requested: {'; '.join(faults)}.", _UPDATE)
 
 
-def _faults(source: GgufFile, made: GgufFile, type_name: str) -> Iterator[str]:
+def _faults(source: GgufFile, made: GgufFile, type_name: str, tensor_types: Sequence[TensorType]) -> Iterator[str]:
     if made.get("general.file_type") != LLAMA_QUANTIZE_TYPES[type_name]:
         yield f"the file type is {made.get('general.file_type')}, not {type_name}"
     for key, value in source.metadata.items():
@@ -179,11 +191,14 @@ def _faults(source: GgufFile, made: GgufFile, type_name: str) -> Iterator[str]:
     if before != {gguf_name: tensor.shape for gguf_name, tensor in made.tensors.items()}:
         yield "the tensors are not those of the source"
         return
+    chosen = chosen_types(tensor_types, source.tensors)
     for gguf_name, tensor in made.tensors.items():
         if gguf_name == TOKEN_EMBEDDING:
             wanted = Q8_0
         elif not _is_quantized(tensor):
             wanted = source.tensors[gguf_name].type
+        elif gguf_name in chosen:
+            wanted = chosen[gguf_name].type
         else:
             continue
         if tensor.type != wanted:

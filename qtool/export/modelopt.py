@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ def quantize_modelopt(
     meter = Meter(sum(source.work_bytes for source in sources), progress)
     check_weights(sources, meter.advance)
     with _quiet():
-        _quantize_and_export(_load(checkpoint, plan), plan.recipe, folder, max_shard_bytes)
+        _quantize_and_export(_load(checkpoint, plan), plan, folder, max_shard_bytes)
     _require_same_description(plan, folder)
     (folder / "generation_config.json").unlink(missing_ok=True)  # ModelOpt makes one up; the source's is copied
     return _relative_errors(checkpoint, plan, folder, meter.advance)
@@ -101,8 +102,8 @@ def _require_search_kernels(algorithm: str) -> None:
         )
 
 
-def modelopt_config(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as ModelOpt's quantization config: everything off, then the recipe's patterns on."""
+def modelopt_config(recipe: Recipe, kept: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe as ModelOpt's quantization config: everything off, the recipe's patterns on, then the modules `kept` off."""
     block_sizes: dict[Any, Any] = {-1: recipe.block_size, "type": "dynamic", "scale_bits": (4, 3)}
     if recipe.algorithm in _SEARCHES:
         block_sizes["type"] = "static"
@@ -110,17 +111,18 @@ def modelopt_config(recipe: Recipe) -> dict[str, Any]:
         block_sizes["four_over_six"] = True
     weights = {"num_bits": (2, 1), "block_sizes": block_sizes}
     enabled = [{"quantizer_name": f"{p}.weight_quantizer", "cfg": weights, "enable": True} for p in recipe.quantize]
+    enabled += [{"quantizer_name": f"{module}.weight_quantizer", "enable": False} for module in kept]
     algorithm = _SEARCHES.get(recipe.algorithm, recipe.algorithm)
     return {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *enabled], "algorithm": algorithm}
 
 
-def _quantize_and_export(model: Any, recipe: Recipe, folder: Path, max_shard_bytes: int) -> None:
+def _quantize_and_export(model: Any, plan: QuantizationPlan, folder: Path, max_shard_bytes: int) -> None:
     import modelopt.torch.quantization as mtq
     import torch
     from modelopt.torch.export import export_hf_checkpoint
 
     with torch.inference_mode():
-        mtq.quantize(model, modelopt_config(recipe), forward_loop=None)
+        mtq.quantize(model, modelopt_config(plan.recipe, _kept(plan)), forward_loop=None)
         export_hf_checkpoint(model, export_dir=folder, max_shard_size=max_shard_bytes)
 
 
@@ -137,11 +139,29 @@ def _require_same_description(plan: QuantizationPlan, folder: Path) -> None:
         plan
     ):  # taken out above, so ModelOpt does not name it; engines that make one up must leave it alone
         expected["quantization"]["exclude_modules"].remove("lm_head")
-    if written["quantization"] != expected["quantization"]:
+    if not _mean_the_same(written["quantization"], expected["quantization"], plan):
         raise SetupError(
             f"ModelOpt {written['producer']['version']} describes its export differently than expected: {written['quantization']}.",
             "Install the ModelOpt release that `qtool doctor` names.",
         )
+
+
+def _mean_the_same(written: Mapping[str, Any], expected: Mapping[str, Any], plan: QuantizationPlan) -> bool:
+    """Whether both exclude the same modules and say the same of all else; ModelOpt shortens names of kept siblings."""
+
+    def meaning(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+        patterns = stated.get("exclude_modules", ())
+        modules = {tensor.spec.module for tensor in plan.tensors if tensor.spec.fused_group}
+        excluded = {module for module in modules if any(fnmatchcase(module, pattern) for pattern in patterns)}
+        others = set(patterns) & set(plan.detection.architecture.unquantized)
+        return {**stated, "exclude_modules": (excluded, others)}
+
+    return meaning(written) == meaning(expected)
+
+
+def _kept(plan: QuantizationPlan) -> list[str]:
+    """The modules of kept groups, which the recipe's patterns under `quantize` may match."""
+    return [t.spec.module for t in plan.tensors if t.spec.fused_group and t.action is Action.COPY]
 
 
 def _relative_errors(

@@ -31,6 +31,7 @@ from qtool.export.quantize_plan import (
     quantized_config,
 )
 from qtool.extras import require_extra
+from qtool.inputs.builtin import is_dataset
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.manifest import manifest, versions
@@ -62,8 +63,9 @@ class QuantizeOptions(Options):
     """The options of `qtool quantize`; `model` is a folder, a Hub repository or a demo model.
 
     With `stream` a repository's weights are read by range and never stored; None does so where the disk is too short.
-    `data` (calibration sets, panels or data sets), `effort`, `memory` and `device` are for a recipe that fits weights to
-    data: by default the sets that fit the model, what the recipe says, what is free, and a GPU where there is one.
+    `data` (calibration sets, panels or data sets, of each the first `limit` queries), `effort`, `memory` and `device` are
+    for a recipe that fits weights to data: by default the sets that fit the model, what the recipe says, what is free, and
+    a GPU where there is one.
     """
 
     model: str
@@ -78,6 +80,7 @@ class QuantizeOptions(Options):
     force: bool = False
     dry_run: bool = False
     data: tuple[str, ...] = ()
+    limit: int | None = None
     effort: Effort | None = None
     memory: Memory = "auto"
     device: str = "auto"
@@ -146,7 +149,10 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
 
 def _refuse_data(options: QuantizeOptions, recipe: LoadedRecipe) -> None:
     if recipe.recipe.calibration is None:
-        for name, given in (("data", options.data), ("effort", options.effort), ("device", options.device != "auto")):
+        from_hub = any(is_dataset(name) for name in options.data)
+        data = {"dataset" if from_hub else "data": options.data}
+        device = options.device != "auto"
+        for name, given in {**data, "effort": options.effort, "limit": options.limit, "device": device}.items():
             if given:
                 raise UsageError(
                     f"Recipe {recipe.recipe.name} uses no data; --{name} applies to calibrated recipes only.",
@@ -486,7 +492,7 @@ def _manifest(
         recipe={"name": job.recipe.recipe.name, "sha256": job.recipe.sha256, "text": job.recipe.text},
         files=dict(sorted(hashes.items())),
         tensors=[_tensor_facts(tensor, errors, rounding) for tensor in job.plan.tensors],
-        **({"calibration": rounding.manifest} if rounding is not None else {}),
+        **(rounding.manifest if rounding is not None else {}),
     )
 
 

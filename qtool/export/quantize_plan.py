@@ -100,6 +100,7 @@ def plan_quantization(checkpoint: Checkpoint, detection: Detection, recipe: Reci
     found = named_tensors(checkpoint.tensors.values(), detection.architecture, checkpoint.config)
     tensors = tuple(_plan_tensor(spec, source, recipe) for spec, source in found.items())
     _refuse_dead_patterns(recipe, known_modules() | {t.spec.module for t in tensors})
+    _refuse_dead_groups(recipe, tensors)
     _require_matches(recipe, tensors)
     plan = QuantizationPlan(detection, recipe, tensors, _excluded(detection.architecture, tensors))
     _require_whole_groups(plan)
@@ -127,7 +128,12 @@ def _plan_tensor(spec: TensorSpec, source: TensorInfo, recipe: Recipe) -> Planne
 
 def _claim(spec: TensorSpec, recipe: Recipe) -> tuple[Action, str, str]:
     quantizing = [p for p in recipe.quantize if fnmatchcase(spec.module, p)]
-    keeping = [k for k in recipe.keep if any(fnmatchcase(spec.module, p) for p in k.modules)]
+    keeping = [k for k in recipe.keep if any(fnmatchcase(spec.module, p) for p in k.modules or ())]
+    taken_out = [
+        k for k in recipe.keep if spec.fused_group and any(fnmatchcase(spec.fused_group, p) for p in k.groups or ())
+    ]
+    if taken_out and quantizing and not keeping:
+        quantizing, keeping = [], taken_out
     if len(quantizing) + len(keeping) != 1:
         claims = len(quantizing) + len(keeping)
         problem = f"{claims} rules claim" if claims else "no rule claims"
@@ -136,7 +142,7 @@ def _claim(spec: TensorSpec, recipe: Recipe) -> tuple[Action, str, str]:
             "Name the module in one rule, under `quantize` or `keep`.",
         )
     if keeping:
-        return Action.COPY, ", ".join(keeping[0].modules), keeping[0].reason
+        return Action.COPY, ", ".join(keeping[0].patterns), keeping[0].reason
     if not spec.hf_name.endswith(".weight"):
         return Action.COPY, quantizing[0], "a bias is one vector; engines read it in 16 bits"
     if not spec.fused_group:
@@ -157,7 +163,7 @@ def _refuse_quantized(checkpoint: Checkpoint) -> None:
 
 
 def _refuse_dead_patterns(recipe: Recipe, modules: frozenset[str]) -> None:
-    for pattern in (*recipe.quantize, *(p for keep in recipe.keep for p in keep.modules)):
+    for pattern in (*recipe.quantize, *(p for keep in recipe.keep for p in keep.modules or ())):
         if not any(fnmatchcase(module, pattern) for module in modules):
             raise UsageError(
                 f"Recipe {recipe.name}: the pattern {pattern!r} matches no module of any known architecture.",
@@ -165,10 +171,25 @@ def _refuse_dead_patterns(recipe: Recipe, modules: frozenset[str]) -> None:
             )
 
 
+def _refuse_dead_groups(recipe: Recipe, tensors: tuple[PlannedTensor, ...]) -> None:
+    groups = {t.spec.fused_group: t.spec.module for t in tensors if t.spec.fused_group}
+    for pattern in (p for keep in recipe.keep for p in keep.groups or ()):
+        if any(fnmatchcase(group, pattern) for group in groups):
+            continue
+        whole = next(
+            (t.spec.fused_group for t in tensors if t.spec.fused_group and fnmatchcase(t.spec.module, pattern)), ""
+        )
+        raise UsageError(
+            f"Recipe {recipe.name}: {pattern!r} under `groups` matches no fused group of this checkpoint.",
+            f"Engines merge that module into {whole}; name that." if whole else f"Groups are named as {min(groups)}.",
+        )
+
+
 def _require_matches(recipe: Recipe, tensors: tuple[PlannedTensor, ...]) -> None:
     used = {t.rule for t in tensors if t.action is Action.QUANTIZE}
+    modules = {t.spec.module for t in tensors if t.spec.fused_group}
     for pattern in recipe.quantize:
-        if pattern not in used:
+        if pattern not in used and not any(fnmatchcase(module, pattern) for module in modules):
             raise UsageError(
                 f"Recipe {recipe.name}: the pattern {pattern!r} matches nothing in this checkpoint.",
                 "Remove the pattern, or quantize a checkpoint that it was written for.",
@@ -192,9 +213,13 @@ def _require_whole_groups(plan: QuantizationPlan) -> None:
 
 
 def _excluded(architecture: Architecture, tensors: tuple[PlannedTensor, ...]) -> tuple[str, ...]:
-    """`exclude_modules` as ModelOpt writes it: the linear and embedding modules that stay, the vision tower as one."""
-    kept = {t.spec.module for t in tensors if t.spec.fused_group and t.action is Action.COPY}
-    return tuple(sorted({*architecture.unquantized, *kept}))
+    """`exclude_modules`: the linear and embedding modules that stay, by name, the vision tower as one.
+
+    ModelOpt shortens names of siblings to a pattern, which engines match in ways of their own; names are safe.
+    """
+    kept = [t.spec for t in tensors if t.spec.fused_group and t.action is Action.COPY]
+    renamed = {architecture.kept_pattern(spec.fused_group) for spec in kept} if architecture.kept_pattern else set()
+    return tuple(sorted({*architecture.unquantized, *(spec.module for spec in kept), *renamed}))
 
 
 # The two JSON descriptions by which engines recognise a ModelOpt checkpoint. They equal those that ModelOpt's exporter

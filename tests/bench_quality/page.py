@@ -62,6 +62,7 @@ REQUIREMENTS: Final = (
     Requirement("demo-reranker", 256, "odds", "raw", "best", 0.15),
     Requirement("demo-reranker", 256, "odds", "raw", "standard", 0.25, "each"),
     Requirement("demo-reranker", 256, "odds", "raw", "best", 0.20, "each"),
+    Requirement("demo-reranker", 256, "odds", "raw", "tuned 5.5", 0.85, over="standard"),
     Requirement("demo-embedder", 256, "vector", "raw", "standard", 0.15),
     Requirement("demo-embedder", 256, "vector", "raw", "best", 0.10),
     Requirement("minilm", 256, "vector", "raw", "standard", 0.56, "each"),

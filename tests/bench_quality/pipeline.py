@@ -20,6 +20,7 @@ from qtool.calibration.moments import Moments, MomentSums
 from qtool.formats.nvfp4_kernels import dequantize
 from tests.bench_quality.beds import Batch, Bed, Group
 from tests.bench_quality.gradients import Gradients, gradients
+from tests.bench_quality.tuned import kept_groups
 
 Rounding = Callable[[Sequence[np.ndarray], Moments, Executor, Sequence[np.ndarray] | None], list[np.ndarray]]
 """The restored weights of a fused group, from its weights and moments, and the covariances of its outputs' gradients."""
@@ -39,6 +40,8 @@ class Recipe:
     asymmetric: bool = False
     weighted: bool = False
     two_sided: bool = False
+    budget: float | None = None
+    """Bits a weight, within which fused groups stay as they are, chosen as `qtool tune` does."""
 
 
 @dataclass
@@ -95,6 +98,7 @@ def _round(
 class _Calibration:
     def __init__(self, bed: Bed, recipe: Recipe, pool: Executor, report: Report, gradients: Gradients | None) -> None:
         self.bed, self.recipe, self.pool, self.report, self.gradients = bed, recipe, pool, report, gradients
+        self.kept = kept_groups(bed, recipe.budget) if recipe.budget else frozenset()
         self.starts = [_start(bed, batch) for batch in bed.calibration]
         self.original = [start.hidden for start in self.starts]
         self.quantized = [start.hidden.clone() for start in self.starts]
@@ -108,6 +112,8 @@ class _Calibration:
                 for hidden, start in zip(self.original, self.starts, strict=True)
             ]
             for group in self.bed.groups:
+                if (index, group.linears[0]) in self.kept:
+                    continue
                 moments = self.moments(index, group, rounded, seen)
                 covariances = None
                 if self.gradients and self.recipe.two_sided:

@@ -18,6 +18,7 @@ RECIPES = {
         Recipe("fast", calibrated(FAST), asymmetric=True),
         Recipe("one pass", calibrated(Effort(passes=1)), asymmetric=True),
         Recipe("standard", calibrated(STANDARD), asymmetric=True),
+        Recipe("tuned 5.5", calibrated(STANDARD), asymmetric=True, budget=5.5),
         Recipe("token weights", calibrated(STANDARD), asymmetric=True, weighted=True),
         Recipe("best", calibrated(STANDARD), asymmetric=True, weighted=True, two_sided=True),
     )
@@ -32,6 +33,7 @@ ABOUT = {
     "fast": "and asymmetric and residual targets",
     "one pass": "and one pass of coordinate descent",
     "standard": "and eight passes",
+    "tuned 5.5": "`standard` around the fused groups that `qtool tune --budget 5.5bpw` keeps: more bytes than all others",
     "token weights": "`standard` with tokens weighted by the gradient of the answer",
     "best": "and two-sided descent under the covariance of that gradient",
 }

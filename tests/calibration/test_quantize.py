@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from qtool.calibration import quantize as job
 from qtool.calibration import streams
 from qtool.calibration.gradients import GradientPass
 from qtool.calibration.workfolder import WorkFolder
+from qtool.checks.stage import Stage
 from qtool.errors import SetupError, UsageError
 from qtool.export.quantize import QuantizeOptions
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.panels import Panel
 from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
+from tests.checks import surgery
 from tests.scoring import tiny
 from tests.tiny import read_bytes_of
 
@@ -94,11 +97,79 @@ def test_a_demo_model_is_closer_to_its_reference_and_verified(model: str, small:
     assert (outcomes["structure"], outcomes["rederive"]) == ("pass", "pass")
 
 
+def rederived(artefact: Path, reference: Path, **options: object) -> Stage:
+    report = qtool.verify(artefact, reference=reference, structure_only=True, rederive=True, progress=None, **options)
+    return next(stage for stage in report.stages if stage.name == "rederive")
+
+
 def test_an_artefact_whose_data_is_not_here_is_not_judged(vl_model: Path, artefact: Path) -> None:
-    report = qtool.verify(artefact, reference=vl_model, structure_only=True, rederive=True, use_cache=False)
-    stage = next(stage for stage in report.stages if stage.name == "rederive")
+    stage = rederived(artefact, vl_model)
     assert stage.outcome.value == "skipped"
     assert "The weights were fitted to data that is not here: data.jsonl, SHA-256" in stage.summary
+    assert stage.summary.endswith("Pass it with --data FILE.")
+
+
+def test_data_is_recognised_by_its_hash_and_its_name_does_not_count(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path
+) -> None:
+    for picture in data.parent.glob("*.png"):
+        (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    (tmp_path / "mine.jsonl").write_bytes(data.read_bytes())
+    assert rederived(artefact, vl_model, data=tmp_path / "mine.jsonl").outcome.value == "pass"
+    (tmp_path / "mine.jsonl").write_bytes(data.read_bytes().replace(b"ball", b"bell"))
+    with pytest.raises(
+        UsageError, match=r"mine\.jsonl is not the data .*: its SHA-256 is \w{64}, expected \w{64} \(data"
+    ):
+        rederived(artefact, vl_model, data=tmp_path / "mine.jsonl")
+    with pytest.raises(UsageError, match="applies to --rederive only"):
+        qtool.verify(artefact, reference=vl_model, structure_only=True, data=data)
+
+
+def test_a_data_set_and_a_limit_are_calibrated_on_and_found_again(vl_model: Path, tmp_path: Path) -> None:
+    rows = [{"q": f"which {number}", "d": f"the ball of {number}"} for number in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "columns": "query=q,positive=d"}
+    api.quantize(vl_model, recipe=RECIPE, output=tmp_path / "out", limit=3, effort="fast", progress=None, **options)
+    facts = json.loads((tmp_path / "out/qtool.json").read_text())["calibration"]
+    assert (facts["queries"], facts["limit"]) == (3, 3)
+    assert facts["sources"][0]["name"] == "dataset:rows.jsonl?query=q,positive=d"
+    assert rederived(tmp_path / "out", vl_model, **options).outcome.value == "pass"
+    missing = rederived(tmp_path / "out", vl_model)
+    assert "data set rows.jsonl with --columns query=q,positive=d, SHA-256" in missing.summary
+
+
+def test_a_gguf_file_of_calibrated_weights_is_rederived(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path
+) -> None:
+    api.convert_gguf(artefact, output=tmp_path / "m.gguf", outtypes="nvfp4", mmproj="none", progress=None)
+    stage = rederived(tmp_path / "m.gguf", vl_model, data=data)
+    assert (stage.outcome.value, stage.findings) == ("pass", ())
+    assert rederived(tmp_path / "m.gguf", vl_model).outcome.value == "skipped"
+
+
+def test_other_bytes_on_another_kind_of_processor_prove_nothing(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path
+) -> None:
+    """As calibrated elsewhere: a code of one weight is another, and the manifest names another kind of processor."""
+    other = shutil.copytree(artefact, tmp_path / "other")
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
+    surgery.weights(other, lambda tensors: tensors[name].data.__setitem__((0, 0), tensors[name].data[0, 0] ^ 1))
+    assert rederived(other, vl_model, data=data).outcome.value == "fail"
+    surgery.edit(other / "qtool.json", lambda manifest: manifest["run"]["processor"].update(blas="openblas SkylakeX"))
+    stage = rederived(other, vl_model, data=data)
+    assert stage.outcome.value == "inconclusive"
+    assert [each.code for each in stage.findings] == ["rederived-otherwise"]
+    assert "SkylakeX" in stage.summary
+    surgery.weights(other, lambda tensors: tensors["model.language_model.norm.weight"].data.__setitem__(0, 0x3F00))
+    assert rederived(other, vl_model, data=data).outcome.value == "fail"  # that weight is copied
+
+
+def test_manifests_of_two_runs_differ_in_how_they_ran_only(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path
+) -> None:
+    calibrated(vl_model, tmp_path / "again", data)
+    first, second = (json.loads((each / "qtool.json").read_text()) for each in (artefact, tmp_path / "again"))
+    assert {key for key in first if first[key] != second[key]} <= {"run"}
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +263,10 @@ def test_the_manifest_says_how(artefact: Path, data: Path) -> None:
     assert facts["algorithm"] == "calibrated"
     assert facts["parameters"]["passes"] == 8
     assert facts["passes_tokens"] >= facts["tokens"] > 200  # documents of a query may begin alike
-    assert facts["sources"] == ["data.jsonl"]
+    assert facts["sources"] == [{"name": "data.jsonl", "sha256": facts["sha256"]}]
     assert facts["picture_tokens"] == 4 * 6
-    assert facts["seconds"] > 0
+    assert manifest["run"]["seconds"] > 0
+    assert manifest["run"]["processor"]["blas"]
     weights = [tensor for tensor in manifest["tensors"] if tensor["action"] == "quantize"]
     assert len(weights) == 3 * 7
     for weight in weights:

@@ -109,6 +109,11 @@ def unpack_down(folder):
     rewrite_safetensors(folder, change)
 
 
+def keep_by_name(folder):
+    unpack_down(folder)
+    exclude(f"{LAYER}mlp.down_proj")(folder)
+
+
 def pack_embedding(folder):
     def change(tensors):
         rows, columns = tensors[f"{EMBEDDING}.weight"].shape
@@ -164,6 +169,7 @@ NVFP4 = {
     "nvfp4-config-mismatch": lambda folder: edit_hf_quant_config(folder, quant_algo="FP8"),
     "nvfp4-group-size": lambda folder: edit_hf_quant_config(folder, group_size=32),
     "excluded-modules-missing": unpack_down,
+    "excluded-modules-renamed": keep_by_name,
     "excluded-modules-packed": exclude(f"{LAYER}mlp.down_proj"),
 }
 """By code: what breaks the quantized reranker so."""

@@ -88,6 +88,21 @@ def test_both_backends_write_the_same_bytes_for_the_demo_models(name, tmp_path):
     assert_same_files(ours, theirs)
 
 
+@pytest.mark.parametrize("config", [text_config(), vl_config()], ids=["text", "vl"])
+def test_both_backends_write_the_same_bytes_with_groups_kept(config, tmp_path):
+    """ModelOpt shortens the names of what it leaves out; a whole layer stays here, and single groups of others."""
+    model = write_checkpoint(tmp_path / "source", config)
+    kept = tmp_path / "kept.yaml"
+    groups = '  - groups: ["*.layers.0.*", "*.layers.1.self_attn.qkv_proj"]\n    reason: measured\n'
+    kept.write_text(resources.path("recipes/nvfp4-w4a16.yaml").read_text().replace("keep:\n", f"keep:\n{groups}", 1))
+    for backend in ("streaming", "modelopt"):
+        quantize(QuantizeOptions(model=str(model), output=tmp_path / backend, backend=backend, recipe=str(kept)))
+    assert_same_bytes(tmp_path / "streaming", tmp_path / "modelopt")
+    assert_same_files(tmp_path / "streaming", tmp_path / "modelopt")
+    before, after = read_bytes_of(model), read_bytes_of(tmp_path / "streaming")
+    assert [name for name in after if ".layers.0." in name and after[name] != before.get(name)] == []
+
+
 def assert_same_files(ours, theirs):
     """All files but the weights' containers and the manifest are the same; the manifests' errors agree."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import ClassVar
 
 import pytest
 from gguf import GGMLQuantizationType as Type
@@ -11,6 +12,7 @@ from gguf import GGMLQuantizationType as Type
 from qtool.errors import EXIT_SETUP, ModelError, SetupError, UsageError
 from qtool.export import llama_quantize
 from qtool.export.llama_quantize import Quantizer, find_quantizer
+from qtool.export.tensor_types import check_tensor_types, parse_tensor_types
 from tests.export.zeros import SOURCE, write_gguf
 
 MADE = {**SOURCE, "token_embd.weight": ((64, 256), Type.Q8_0), "blk.0.attn_q.weight": ((256, 256), Type.Q4_K)}
@@ -96,6 +98,16 @@ class TestAsking:
              str(source), str(tmp_path / "out.gguf"), "Q4_K_M"]
         )  # fmt: skip
 
+    def test_types_of_single_matrices_follow_that_of_the_head(self, source, tmp_path, program):
+        """llama.cpp takes the first pattern that matches: none may reach the rank head."""
+        program(f"open({str(tmp_path / 'asked')!r}, 'w').write(repr(sys.argv[3:7]))\nsys.exit(1)")
+        types = parse_tensor_types(["blk.*=Q6_K"])
+        with pytest.raises(SetupError):
+            find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m", tensor_types=types)
+        assert (tmp_path / "asked").read_text() == repr(
+            ["--tensor-type", r"cls\.output=f16", "--tensor-type", "blk.*=q6_k"]
+        )
+
     def test_the_imatrix_is_named_without_its_folder(self, source, tmp_path, program):
         """llama.cpp writes the path into the file that gets published."""
         matrix = tmp_path / "private" / "matrix.gguf"
@@ -145,6 +157,13 @@ class TestChecking:
         assert (tmp_path / "out.gguf").read_bytes() == made.read_bytes()
         assert steps == [(1, 4)]
         assert capfd.readouterr() == ("", "")
+
+    def test_a_matrix_of_another_type_than_asked(self, source, tmp_path, program):
+        program(copying(write_gguf(tmp_path / "made", MADE, file_type=15)))
+        with pytest.raises(SetupError, match=r"blk\.0\.attn_q\.weight is Q4_K, not Q6_K"):
+            find_quantizer().quantize(
+                source, tmp_path / "out.gguf", "q4_k_m", tensor_types=parse_tensor_types(["attn_q=q6_k"])
+            )
 
     @pytest.mark.parametrize(
         ("tensors", "metadata", "fault"),
@@ -208,3 +227,37 @@ class TestChecking:
             find_quantizer().quantize(source, tmp_path / "out.gguf", "q4_k_m")
         assert "disk is not full" in error.value.hint
         assert not (tmp_path / "out.gguf").exists()
+
+
+class TestTensorTypes:
+    SHAPES: ClassVar = {
+        "blk.0.attn_q.weight": (256, 256),
+        "blk.0.ffn_up.weight": (256, 96),
+        "blk.10.attn_q.weight": (256, 256),
+    }
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["attn_q"], "Invalid --tensor-type 'attn_q': expected PATTERN=TYPE"),
+            (["=q6_k"], "expected PATTERN=TYPE"),
+            (["attn_q=q9"], "Unknown type 'q9'"),
+            (["attn_q=nvfp4"], "Unknown type 'nvfp4'"),
+            (["[=q6_k"], "Invalid pattern"),
+            (["attn_x=q6_k"], "matches no matrix that is quantized"),
+            (["cls=q6_k"], "matches no matrix that is quantized"),
+            (["attn=q6_k", "attn_q=q5_k"], "has no effect: earlier patterns match"),
+            (["ffn_up=q6_k"], "has 96 columns, no multiple of 256"),
+        ],
+    )
+    def test_what_llama_cpp_would_ignore_or_change_is_refused(self, words, message):
+        with pytest.raises(UsageError, match=message):
+            check_tensor_types(parse_tensor_types(words), self.SHAPES)
+
+    def test_a_file_comes_after_the_command_line_which_may_override_it(self, tmp_path):
+        (tmp_path / "types.txt").write_text("^blk\\.0\\.attn_q\\.weight$=q5_k\nblk=q8_0\n")
+        types = parse_tensor_types(["attn_q=f16"], tmp_path / "types.txt")
+        check_tensor_types(types, self.SHAPES)
+        assert next(each.argument for each in types) == "attn_q=f16"
+        with pytest.raises(UsageError, match="cannot be read"):
+            parse_tensor_types([], tmp_path / "none.txt")

@@ -10,6 +10,7 @@ from qtool.errors import SetupError, UsageError
 from qtool.export.convert import convert_gguf
 from qtool.export.gguf_plan import LLAMA_QUANTIZE_TYPES, ConvertOptions
 from qtool.export.llama_quantize import find_quantizer
+from qtool.export.tensor_types import parse_tensor_types
 from qtool.inputs.panels import load_panel
 from qtool.scoring.llama_cpp.runtime import open_llama_cpp
 from qtool.storage.gguf import read_gguf
@@ -149,6 +150,18 @@ class TestLlamaCpp:
         program_by_engines.quantize(reranker, tmp_path / "out.gguf", "q6_k", progress=lambda *step: steps.append(step))
         total = len(read_gguf(reranker).tensors)
         assert steps == [(number, total) for number in range(1, total + 1)]
+
+    def test_single_matrices_get_the_type_that_is_asked(
+        self, reranker, tmp_path, program_by_engines, library_by_engines, pairs
+    ):
+        types = parse_tensor_types([r"blk\.0\.attn_v=f16", "attn_v=q8_0", r"^blk\.1\.ffn_down\.weight$=q3_k"])
+        for name, quantizer in (("program", program_by_engines), ("library", library_by_engines)):
+            quantizer.quantize(reranker, tmp_path / name, "q4_k_m", tensor_types=types)
+        assert (tmp_path / "program").read_bytes() == (tmp_path / "library").read_bytes()
+        made = read_gguf(tmp_path / "program").tensors
+        wanted = {"blk.0.attn_v": "F16", "blk.1.attn_v": "Q8_0", "blk.1.ffn_down": "Q3_K", "blk.1.attn_q": "Q4_K"}
+        assert {name: made[f"{name}.weight"].type.name for name in wanted} == wanted
+        assert len(probabilities(tmp_path / "program", pairs)) == len(pairs)
 
     @pytest.mark.usefixtures("program_by_engines")
     def test_a_conversion_counts_what_llama_cpp_does_as_well(self, tmp_path, monkeypatch):

@@ -231,3 +231,41 @@ def test_plans_are_frozen(tmp_path):
     assert replace(plan) == plan
     with pytest.raises(AttributeError):
         plan.tensors = ()
+
+
+def keeping(*patterns):
+    return RECIPE.model_copy(update={"keep": [*RECIPE.keep, Keep(groups=list(patterns), reason="measured")]})
+
+
+def test_a_kept_group_is_taken_out_of_quantize_whole(tmp_path):
+    plan = plan_of(write_checkpoint(tmp_path, vl_config(tied=False)), keeping("*.layers.0.self_attn.qkv_proj"))
+    kept = [t for t in plan.tensors if t.spec.fused_group and t.action is Action.COPY]
+    assert {t.spec.module.rpartition(".")[2] for t in kept} == {"q_proj", "k_proj", "v_proj"}
+    assert {(t.rule, t.reason) for t in kept} == {("*.layers.0.self_attn.qkv_proj", "measured")}
+    # SGLang renames names of the decoder and finds them no more; the pattern survives.
+    assert {"model.language_model.layers.0.self_attn.q_proj", "*.layers.0.self_attn.q*_proj"} <= set(
+        plan.exclude_modules
+    )
+
+
+def test_a_pattern_whose_modules_are_all_kept_is_no_mistake(tmp_path):
+    plan = plan_of(write_checkpoint(tmp_path, text_config()), keeping("*.mlp.down_proj"))
+    assert not [t for t in plan.tensors if "down_proj" in t.spec.module and t.action is Action.QUANTIZE]
+    assert not any("*" in name for name in plan.exclude_modules)  # of a text model nothing is renamed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message", "hint"),
+    [
+        (
+            "*.layers.0.self_attn.q_proj",
+            "matches no fused group",
+            "merge that module into model.layers.0.self_attn.qkv_proj",
+        ),
+        ("*.layers.7.mlp.down_proj", "matches no fused group", "Groups are named as model.layers.0"),
+    ],
+)
+def test_a_kept_group_that_is_none_is_refused(pattern, message, hint, tmp_path):
+    with pytest.raises(UsageError, match=message) as refused:
+        plan_of(write_checkpoint(tmp_path, text_config()), keeping(pattern))
+    assert hint in refused.value.hint

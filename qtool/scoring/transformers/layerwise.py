@@ -109,6 +109,10 @@ class LayerwiseModel:
             if ahead:
                 yield ahead.popleft().result()
 
+    def read_layer(self, index: int) -> Weights:
+        """The weights of one decoder layer."""
+        return self._read(self.layer_names(index))
+
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states after the last layer's norm."""
         normed: torch.Tensor = functional_call(self._text.norm, self._norm, (hidden,))
