@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qtool.api import calibrate as calibrate
+    from qtool.api import compare as compare
     from qtool.api import convert_gguf as convert_gguf
     from qtool.api import embed as embed
     from qtool.api import inspect as inspect
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from qtool.scoring.scorer import Scorer as Scorer
     from qtool.verify.case import VerifyOptions as VerifyOptions
     from qtool.verify.gates import Verdict as Verdict
+    from qtool.verify.paired import Comparison as Comparison
     from qtool.verify.report import Report as Report
 
 __version__ = "0.1.0"
@@ -66,6 +68,7 @@ __version__ = "0.1.0"
 _MODULES: Final = {
     "qtool.api": (
         "calibrate",
+        "compare",
         "convert_gguf",
         "embed",
         "inspect",
@@ -98,6 +101,7 @@ _MODULES: Final = {
     "qtool.scoring.scorer": ("Scorer",),
     "qtool.verify.case": ("VerifyOptions",),
     "qtool.verify.gates": ("Verdict",),
+    "qtool.verify.paired": ("Comparison",),
     "qtool.verify.report": ("Report",),
 }
 _HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}

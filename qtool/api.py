@@ -6,15 +6,15 @@ A function calls the job of the same name. Its keywords are the fields of the jo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from qtool import console
 from qtool.errors import UsageError
+from qtool.keywords import dataset_panels, options_of, panel_of, refuse_keywords, runtime_of, texts_of
 from qtool.options import Options, coerce, parse_size
 from qtool.progress import Progress, StageProgress, ignore
 from qtool.redaction import keep_secret
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from qtool.scoring.score import ScoreOptions, Scores
     from qtool.scoring.scorer import Scorer
     from qtool.verify.case import VerifyOptions
+    from qtool.verify.paired import Comparison
     from qtool.verify.report import Report
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -62,9 +63,13 @@ def quantize(
     force: bool = False,
     dry_run: bool = False,
     data: Sequence[StrPath] | StrPath = (),
+    dataset: str | None = None,
+    columns: str | None = None,
+    limit: int | None = None,
     effort: Effort | None = None,
     memory: int | str = "auto",
-    progress: Any = "bar",
+    device: str = "auto",
+    progress: Progress | StageProgress | Bar | None = "bar",
 ) -> QuantizationSummary:
     """Quantize a checkpoint to NVFP4 by a recipe, into the folder `output`.
 
@@ -72,8 +77,10 @@ def quantize(
     result says what would be written. With `stream` the weights of a repository are read by range and not stored; by
     default that is done where the disk is too short. `progress` may be a callable, called with the bytes done and in all.
 
-    A recipe that fits weights to data takes `data` (calibration sets, panels by name or path), `effort` and `memory`;
-    its `progress` is also called with a stage first: "calibrating", in tokens of all layers, and "writing", in bytes.
+    A recipe that fits weights to data takes `data` (calibration sets, panels by name or path) or a `dataset` with its
+    `columns`, of each the first `limit` queries, and `effort`, `memory` and `device`; its `progress` is a `StageProgress`,
+    called with a stage first: "gradients" and "calibrating", in tokens of all layers and such as "calibrating, layer 3 of
+    28", and "writing", in bytes.
     """
     keywords = dict(locals())
     from qtool.export.quantize import QuantizeOptions
@@ -81,13 +88,15 @@ def quantize(
     from qtool.recipe import load_recipe
 
     keywords["max_shard_bytes"] = parse_size(max_shard_size)
-    options = _options(quantize, QuantizeOptions, keywords)
+    if not isinstance(model, QuantizeOptions):
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *dataset_panels(keywords))
+    options = options_of(quantize, QuantizeOptions, keywords)
     if load_recipe(options.recipe).recipe.calibration is not None:
         from qtool.calibration.quantize import quantize_calibrated
 
-        with _stages("units", progress) as shown_stages:
+        with _stages("tokens", cast("StageProgress | Bar | None", progress)) as shown_stages:
             return quantize_calibrated(options, shown_stages)
-    with _bytes("Quantizing", progress) as shown:
+    with _bytes("Quantizing", cast("Progress | Bar | None", progress)) as shown:
         return run(options, shown)
 
 
@@ -124,7 +133,7 @@ def convert_gguf(
 
     if split_max_size is not None:
         keywords["split_max_bytes"] = parse_size(split_max_size)
-    options = _options(convert_gguf, ConvertOptions, keywords)
+    options = options_of(convert_gguf, ConvertOptions, keywords)
     with _bytes("Converting", progress) as shown:
         return run(options, shown)
 
@@ -159,9 +168,9 @@ def calibrate(
     from qtool.calibration.calibrate import calibrate as run
 
     if not isinstance(model, CalibrateOptions):
-        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *dataset_panels(keywords))
         keywords["hessian_bytes"] = parse_size(hessian_memory)
-    options = _options(calibrate, CalibrateOptions, keywords)
+    options = options_of(calibrate, CalibrateOptions, keywords)
     with _stages("prompts", progress) as shown:
         return run(options, shown)
 
@@ -198,9 +207,9 @@ def tune(
     from qtool.reporting.tuning import pages
 
     if not isinstance(model, TuneOptions):
-        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *_dataset_panel(keywords))
+        keywords["data"] = (*coerce("data", data, tuple[str, ...]), *dataset_panels(keywords))
         keywords["budget"] = None if budget is None else str(budget)
-    options = _options(tune, TuneOptions, keywords)
+    options = options_of(tune, TuneOptions, keywords)
     with _stages("units", progress) as shown:
         return run(options, shown, pages)
 
@@ -223,7 +232,7 @@ def repair_gguf(
     from qtool.export.repair import RepairOptions
     from qtool.export.repair import repair_gguf as run
 
-    options = _options(repair_gguf, RepairOptions, keywords)
+    options = options_of(repair_gguf, RepairOptions, keywords)
     with _bytes("Repairing", progress) as shown:
         return run(options, shown)
 
@@ -293,9 +302,9 @@ def score(
     from qtool.scoring.score import score as run
 
     if not isinstance(target, ScoreOptions):
-        keywords["runtime"] = _runtime(keywords)
-        keywords["panel"] = _panel(keywords)
-    options = _options(score, ScoreOptions, keywords)
+        keywords["runtime"] = runtime_of(keywords)
+        keywords["panel"] = panel_of(keywords)
+    options = options_of(score, ScoreOptions, keywords)
     with _stages("pairs", progress) as shown:
         return run(options, shown)
 
@@ -341,9 +350,9 @@ def embed(
     from qtool.scoring.embed import embed as run
 
     if not isinstance(target, EmbedOptions):
-        keywords["runtime"] = _runtime(keywords)
-        keywords["source"] = _texts(keywords) or _panel(keywords)
-    options = _options(embed, EmbedOptions, keywords)
+        keywords["runtime"] = runtime_of(keywords)
+        keywords["source"] = texts_of(keywords) or panel_of(keywords)
+    options = options_of(embed, EmbedOptions, keywords)
     with _stages("items", progress) as shown:
         return run(options, shown)
 
@@ -376,6 +385,7 @@ def verify(
     structure_only: bool = False,
     weights: bool = False,
     rederive: bool = False,
+    data: Sequence[StrPath] | StrPath = (),
     keep_going: bool = False,
     noise_queries: int = 20,
     use_cache: bool = True,
@@ -386,15 +396,16 @@ def verify(
 
     `artefact` is a folder, a GGUF file, `org/name` or the URL of a server, `reference` the checkpoint it was made from.
     `panels` are JSONL files or built-in panels, by default those that both can read. The folder `output` also keeps
-    every answer, and an interrupted run continues from there.
+    every answer, and an interrupted run continues from there. `data` (and `dataset`) are what calibrated weights were
+    fitted to, which `rederive` recognises by its hash.
     """
     keywords = dict(locals())
     from qtool.reporting.run import verify as run
     from qtool.verify.case import VerifyOptions
 
     if not isinstance(artefact, VerifyOptions):
-        keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *_dataset_panel(keywords))
-    options = _options(verify, VerifyOptions, keywords)
+        keywords["panels"] = (*coerce("panels", panels, tuple[str, ...]), *dataset_panels(keywords))
+    options = options_of(verify, VerifyOptions, keywords)
     with _stages("items", progress) as shown:
         return run(options, shown, status=_show_finished_stage, command=console.settings.command)
 
@@ -413,10 +424,36 @@ def verify_all(artefacts: StrPath | Sequence[StrPath], **keywords: Any) -> Repor
     keywords = {**known, **keywords}
     targets = coerce("artefacts", artefacts, tuple[str, ...])
     keywords["artefact"] = targets[0] if targets else ""
-    keywords["panels"] = (*coerce("panels", keywords["panels"], tuple[str, ...]), *_dataset_panel(keywords))
-    options = _options(verify, VerifyOptions, keywords)
+    keywords["panels"] = (*coerce("panels", keywords["panels"], tuple[str, ...]), *dataset_panels(keywords))
+    options = options_of(verify, VerifyOptions, keywords)
     with _stages("items", keywords["progress"]) as shown:
         return verify_each(targets, options, shown, status=_show_finished_stage, command=console.settings.command)
+
+
+def compare(
+    reports: Sequence[StrPath],
+    *,
+    baseline: StrPath | None = None,
+    fail_if_worse: Sequence[str] | str = (),
+    output: StrPath | None = None,
+    force: bool = False,
+) -> Comparison:
+    """Put the artefacts of several reports side by side, with paired intervals of what differs on the same queries.
+
+    `reports` are folders of `verify`, or their report.json; shards of one run are one artefact. `baseline` is one of them,
+    by default the first. With `output`, a folder, compare.html and compare.json are written there. The result's `passed`
+    says whether all others are no worse than the baseline in the metrics `fail_if_worse`.
+    """
+    from qtool.reporting.comparison import compare as run
+
+    return run(
+        coerce("reports", reports, tuple[Path, ...]),
+        baseline=coerce("baseline", baseline, Path | None),
+        fail_if_worse=coerce("fail_if_worse", fail_if_worse, tuple[str, ...]),
+        output=coerce("output", output, Path | None),
+        force=coerce("force", force, bool),
+        command=console.settings.command,
+    )
 
 
 def merge_reports(
@@ -465,87 +502,10 @@ def open_runtime(
     from qtool.scoring.runtime import open_runtime as run
 
     if options is None:
-        options = _runtime(keywords)
+        options = runtime_of(keywords)
     else:
-        _refuse_keywords(open_runtime, keywords, "target", "options")
+        refuse_keywords(open_runtime, keywords, "target", "options")
     return run(coerce("target", target, str), options)
-
-
-def _options(function: Callable[..., Any], kind: type[OptionsT], keywords: Mapping[str, Any]) -> OptionsT:
-    """The options of a call: the object that was passed as first argument, else one made of the keywords."""
-    first = next(iter(signature(function).parameters))
-    given = keywords[first]
-    if isinstance(given, kind):
-        _refuse_keywords(function, keywords, first, "progress")
-        return given
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # each kind is a dataclass
-    return kind(**{name: value for name, value in keywords.items() if name in known})
-
-
-def _refuse_keywords(function: Callable[..., Any], keywords: Mapping[str, Any], *allowed: str) -> None:
-    """Raise UsageError where a keyword was passed beside an options object."""
-    for name, parameter in signature(function).parameters.items():
-        if name not in allowed and keywords[name] != parameter.default:
-            raise UsageError(
-                f"{name} cannot be combined with an options object.",
-                f"Set {name} in the options, or pass keywords only.",
-            )
-
-
-def _runtime(keywords: Mapping[str, Any]) -> RuntimeOptions:
-    """The runtime's options among the keywords."""
-    from qtool.scoring.runtime import RuntimeOptions
-
-    chosen = {field.name: keywords[field.name] for field in fields(RuntimeOptions)}
-    return RuntimeOptions(**{name: value for name, value in chosen.items() if (name, value) != ("llama_cpp", None)})
-
-
-def _panel(keywords: Mapping[str, Any]) -> Any:
-    """The panel that the keywords describe."""
-    from qtool.scoring.score import PanelChoice
-
-    named = coerce("panel", keywords["panel"], str | None)
-    panels = [*([named] if named is not None else []), *_dataset_panel(keywords)]
-    if len(panels) != 1:
-        raise UsageError(
-            f"Expected one panel, got {len(panels) or 'none'}.", "Pass a panel, or a dataset with its columns."
-        )
-    names = ("limit", "shard", "instruction", "allow_outside_files", "allow_local_addresses")
-    return PanelChoice(panels[0], **{name: keywords[name] for name in names})
-
-
-def _texts(keywords: Mapping[str, Any]) -> Any:
-    """The texts that the keywords name; None where a panel is embedded."""
-    from qtool.scoring.embed import Texts
-
-    texts = keywords["texts"]
-    if texts is None:
-        return None
-    for name in ("panel", "dataset", "limit", "shard"):
-        if keywords[name] is not None:
-            raise UsageError(
-                f"Arguments texts and {name} cannot be combined.",
-                "Pass texts, or a panel or dataset with limit and shard.",
-            )
-    if isinstance(texts, (str, os.PathLike)):
-        return Texts(coerce("texts", texts, Path), instruction=keywords["instruction"])
-    return Texts(lines=coerce("texts", texts, tuple[str, ...]), instruction=keywords["instruction"])
-
-
-def _dataset_panel(keywords: Mapping[str, Any]) -> list[str]:
-    """The panel that `dataset` and `columns` describe, if any."""
-    from qtool.inputs.builtin import dataset_panel
-
-    dataset = coerce("dataset", keywords["dataset"], str | None)
-    columns = coerce("columns", keywords["columns"], str | None)
-    if dataset is None and columns is None:
-        return []
-    if dataset is None or columns is None:
-        raise UsageError(
-            "Arguments dataset and columns must be given together.",
-            "For example columns='query=COLUMN,positive=COLUMN'.",
-        )
-    return [dataset_panel(dataset, columns)]
 
 
 def _show_finished_stage(line: str) -> None:

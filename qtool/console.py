@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
 from qtool.errors import QtoolError, UsageError
 from qtool.escaping import printable, shown, shown_lines
-from qtool.progress import Progress, StageProgress, ignore
+from qtool.progress import PART, Progress, StageProgress, duration, ignore
 from qtool.redaction import redacted
 
 if TYPE_CHECKING:
@@ -264,12 +264,12 @@ def stage_bar(unit: str) -> Iterator[StageProgress]:
         return f"{total:,} {unit}" if done == total else f"{done:,} of {total:,} {unit}"
 
     rate = TextColumn("{task.fields[rate]}" + f" {unit}/s")
-    with _shown(in_units, MofNCompleteColumn(), TextColumn(unit), rate) as show:
+    with _shown(in_units, MofNCompleteColumn(), TextColumn(unit), rate, unit=unit) as show:
         yield show
 
 
 @contextmanager
-def _shown(amount: Callable[[int, int], str], *columns: ProgressColumn) -> Iterator[StageProgress]:
+def _shown(amount: Callable[[int, int], str], *columns: ProgressColumn, unit: str = "") -> Iterator[StageProgress]:
     status = _console(stderr=True)
     has_bars = status.is_terminal or (status.is_jupyter and find_spec("ipywidgets") is not None)
     if settings.quiet or not (has_bars or settings.is_command or status.is_jupyter):
@@ -279,7 +279,7 @@ def _shown(amount: Callable[[int, int], str], *columns: ProgressColumn) -> Itera
             tasks: dict[str, TaskID] = {}
             yield lambda label, done, total: _update(bar, tasks, label, done, total)
     else:
-        with StageLines(amount) as lines:
+        with StageLines(amount, unit) as lines:
             yield lines.update
 
 
@@ -292,23 +292,31 @@ def _bar(status: Console, *amounts: ProgressColumn) -> Bar:
 
 
 def _update(bar: Bar, tasks: dict[str, TaskID], label: str, done: int, total: int) -> None:
-    if label not in tasks:
-        tasks[label] = bar.add_task(shown(label), total=total, rate="-")
-    speed = bar.tasks[tasks[label]].speed
+    stage = label.partition(PART)[0]
+    if stage not in tasks:
+        tasks[stage] = bar.add_task(shown(label), total=total, rate="-", completed=done)
+    speed = bar.tasks[tasks[stage]].speed
     rate = "-" if speed is None else f"{speed:,.1f}"
-    bar.update(tasks[label], completed=done, total=total, rate=rate)
+    bar.update(tasks[stage], description=shown(label), completed=done, total=total, rate=rate)
 
 
 class StageLines:
-    """Progress as lines of a log: one at the end of each stage that takes a moment, and one every 30 seconds."""
+    """Progress as lines of a log: one at the end of each stage or part that takes a moment, and one every 30 seconds.
 
-    def __init__(self, amount: Callable[[int, int], str], *, every: float = 30.0, least: float = 2.0) -> None:
+    With a `unit`, lines say how many of it came in a second, and in all how much time is left.
+    """
+
+    def __init__(
+        self, amount: Callable[[int, int], str], unit: str = "", *, every: float = 30.0, least: float = 2.0
+    ) -> None:
         self._amount = amount
+        self._unit = unit
         self._every = every
         self._least = least
-        self._begun: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
         self._ended: set[str] = set()
-        self._state = ("Preparing", 0, 0, time.monotonic())
+        self._state = _Point("Preparing", 0, 0, time.monotonic())
+        self._part = self._state
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._repeat, daemon=True)
 
@@ -320,20 +328,49 @@ class StageLines:
         self._stop.set()
         self._thread.join()
 
-    def update(self, stage: str, done: int, total: int) -> None:
-        """Keep the state for the next line; at the end of a stage print one."""
+    def update(self, label: str, done: int, total: int) -> None:
+        """Keep the state for the next line; at the end of a stage, and of a part of one, print one."""
         now = time.monotonic()
-        begun = self._begun.setdefault(stage, now)
+        stage, _, part = label.partition(PART)
+        begun, first = self._begun.setdefault(stage, (now, done))
+        if self._part.label != label:
+            before = self._part
+            self._part = _Point(label, done, total, now)
+            if before.label.startswith(f"{stage}{PART}") and self._takes_a_moment(now - before.begun):
+                self._state = _Point(before.label, done, total, begun, first)
+                _print_line(f"{before.label}: {now - before.begun:.1f} s{self._speed(now)}")
         if done < total:
-            self._state = (stage, done, total, begun)
-        elif stage not in self._ended:  # a stage may report its end more than once
+            self._state = _Point(label, done, total, begun, first)
+        elif not part and stage not in self._ended:  # a stage may report its end more than once
             self._ended.add(stage)
-            self._state = ("Preparing", 0, 0, now)
-            if settings.verbose or now - begun >= self._least:
+            self._state = _Point("Preparing", 0, 0, now)
+            if self._takes_a_moment(now - begun):
                 _print_line(f"{stage}: {self._amount(total, total)} in {now - begun:.1f} s")
+
+    def _takes_a_moment(self, seconds: float) -> bool:
+        return settings.verbose or seconds >= self._least
+
+    def _speed(self, now: float) -> str:
+        """How many units a second, and how much time is left at that speed."""
+        state = self._state
+        speed = (state.done - state.first) / max(now - state.begun, 1e-9)
+        if not self._unit or speed <= 0 or state.done >= state.total:
+            return ""
+        return f", {speed:,.1f} {self._unit}/s, {duration((state.total - state.done) / speed)} left"
 
     def _repeat(self) -> None:
         while not self._stop.wait(self._every):
-            stage, done, total, begun = self._state
-            amount = f"{self._amount(done, total)} " if total else ""
-            _print_line(f"{stage}: {amount}after {time.monotonic() - begun:.0f} s")
+            state, now = self._state, time.monotonic()
+            amount = f"{self._amount(state.done, state.total)} " if state.total else ""
+            _print_line(f"{state.label}: {amount}after {now - state.begun:.0f} s{self._speed(now)}")
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Where a stage, or a part of one, is; it began at a time with `first` done."""
+
+    label: str
+    done: int
+    total: int
+    begun: float
+    first: int = 0

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from qtool.redaction import redacted
 MAX_BYTES: Final = 64 << 20
 """The tokenizers of the supported families have 11 MB, the largest known 35 MB."""
 _CHUNK: Final = 1 << 20
+_HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
+"""What JSON can escape and UTF-8 cannot encode."""
 _MOST_DIGITS: Final = 308
 """Of a whole number: any float can hold it. Transformers writes 10**30 for "no limit"."""
 _DEEPEST: Final = 200
@@ -130,7 +133,8 @@ def read_bounded(path: Path, limit: int, *, may_be_pipe: bool = False) -> bytes:
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """`value` as the indented UTF-8 text that model repositories keep."""
-    return (json.dumps(value, indent=4, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=4, ensure_ascii=False) + "\n"
+    return _HALF_CHARACTER.sub(lambda half: f"\\u{ord(half[0]):04x}", text).encode()
 
 
 def json_line(value: Mapping[str, Any]) -> str:

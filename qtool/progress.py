@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 Progress = Callable[[int, int], None]
 """Called with the amount done so far and the amount in all (bytes, or pairs)."""
 
 StageProgress = Callable[[str, int, int], None]
-"""Likewise for a job of several stages, with the stage's name first."""
+"""Likewise for a job of several stages, with the stage's name first; after ", " it may say in which part of it the job is."""
+
+PART: Final = ", "
 
 Advance = Callable[[int], None]
 """Called with the amount that has just been done."""

@@ -19,7 +19,8 @@ def keywords() -> list[dict[str, object]]:
         "out", reference="org/model", panels=["demo-text", Path("own.jsonl")], output="report"
     )
     merged: qtool.Report = qtool.merge_reports(["a", Path("b")], output="whole")
-    results = (summary, conversion, repair, inspection, scores, embeddings, report, merged)
+    comparison: qtool.Comparison = qtool.compare(["a", Path("b")], baseline="a", fail_if_worse="kendall_tau")
+    results = (comparison, summary, conversion, repair, inspection, scores, embeddings, report, merged)
     return [result.to_dict() for result in results]
 
 

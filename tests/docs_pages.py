@@ -212,6 +212,8 @@ SECTIONS = (
         "Stage structure: tokenizer, prompt and side files",
         (
             "other-tokenizer*",
+            "other-attention-mask",
+            "tokenizer-own-length",
             "other-token-types",
             "other-baked-prompt",
             "added-token-missing",
@@ -239,8 +241,7 @@ SECTIONS = (
             "weights-*",
             "layer-repeated",
             "head-*",
-            "rows-exchanged",
-            "rows-permuted",
+            "rows-*",
             "columns-permuted",
             "rope-permuted",
             "fused-parts-moved",
@@ -251,12 +252,15 @@ SECTIONS = (
             "codes-*",
             "nibbles-swapped",
             "block*",
+            "source-not-recorded",
+            "record-contradicted",
+            "fitted-by-bound",
             "other-revision",
             "other-projector",
             "other-weights",
         ),
     ),
-    Section("Stage rederive", ("recipe-assumed", "*-not-rederived", "tensors-stored-wider")),
+    Section("Stage rederive", ("recipe-assumed", "*-not-rederived", "rederived-otherwise", "tensors-stored-wider")),
     Section("Stage prompt", ("prompt-*",)),
     Section(
         "Stage scores",
@@ -364,7 +368,7 @@ def read_page() -> str:
         order = ", ".join(f"`{place}`" for place in rule.order)
         only = "; where there is an index, only files that it names" if rule.filtered else ""
         text += f"| {rule.engine} | {order}{only} | {rule.source} |\n"
-    for thing in (*loaders.THINGS, loaders.QUANTIZATION, loaders.TYING):
+    for thing in (*loaders.THINGS, loaders.PROCESSOR, loaders.QUANTIZATION, loaders.TYING):
         text += f"\n## {thing.name[0].upper()}{thing.name[1:]}\n\n| engines | the first of these | source |\n|---|---|---|\n"
         for reading in thing.readings:
             engines = ", ".join(reading.engines) + (", for models with pictures" if reading.vision else "")

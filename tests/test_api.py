@@ -99,7 +99,7 @@ def parameters(function):
     ],
 )
 def test_the_keywords_are_the_fields_of_the_options(function, kind, renamed):
-    others = {"progress", "dataset", "columns"} if kind is VerifyOptions else {"progress"}
+    others = {"progress", "dataset", "columns"} if kind in (VerifyOptions, QuantizeOptions) else {"progress"}
     others |= {"target", "options"} if kind is RuntimeOptions else set()
     keywords = {renamed.get(name, name): value for name, value in parameters(function).items() if name not in others}
     assert set(keywords) == {field.name for field in fields(kind)}

@@ -13,6 +13,7 @@ ROWS = (
     ("cli",),
     ("demo",),
     ("api", "serve_command", "doctor"),
+    ("keywords",),
     ("reporting",),
     ("verify",),
     ("checks", "calibration"),

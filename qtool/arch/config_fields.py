@@ -116,11 +116,15 @@ TOP: Final[ConfigFields] = MappingProxyType({
     "method": ConfigField(WORD),
     "use_sep_token": ConfigField(FLAG),
     "head_dtype": ConfigField(WORD),
+    # By which vLLM chooses what it applies to scores (vllm/model_executor/layers/pooler/activations.py, get_act_fn), and
+    # sentence-transformers before 4.
+    "problem_type": ConfigField(WORD),
+    "sbert_ce_default_activation_function": ConfigField(WORD),
 })  # fmt: skip
 
 ELSEWHERE: Final = frozenset({
     "quantization_config", "compression_config", "dtype", "torch_dtype", "auto_map", "transformers_weights",
-    "id2label", "label2id", "num_labels",
+    "id2label", "label2id", "num_labels", "processor_class",
 })  # fmt: skip
 """Fields that matter, but that are judged with the weights and files they are about."""
 
@@ -130,12 +134,37 @@ UNREAD: Final[ConfigFields] = MappingProxyType({
     **dict.fromkeys(("use_cache", "output_attentions", "output_hidden_states", "return_dict", "torchscript"), ConfigField(FLAG)),
     **dict.fromkeys(
         ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "_attn_implementation",
-         "attn_implementation", "problem_type", "chunk_size_feed_forward", "is_encoder_decoder", "finetuning_task",
-         "task_specific_params", "keys_to_ignore_at_inference", "license"),
+         "attn_implementation", "chunk_size_feed_forward", "is_encoder_decoder", "finetuning_task", "task_specific_params",
+         "keys_to_ignore_at_inference", "license", "_attn_implementation_autoset"),
+        ConfigField(ANY),
+    ),
+    # Of any config, as transformers 4 wrote the sections of one: for text generation, encoders and TensorFlow.
+    **dict.fromkeys(
+        ("use_bfloat16", "tf_legacy_loss", "pruned_heads", "is_decoder", "cross_attention_hidden_size", "prefix",
+         "add_cross_attention", "tie_encoder_decoder", "sep_token_id", "decoder_start_token_id", "max_length", "min_length",
+         "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p",
+         "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+         "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id",
+         "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+         "begin_suppress_tokens"),
         ConfigField(ANY),
     ),
 })  # fmt: skip
 """Fields that no score depends on, but of which transformers refuses some with a value of the wrong kind."""
+
+NEVER_NULL: Final[Mapping[str, frozenset[str]]] = MappingProxyType({
+    "": frozenset({"model_type", "tie_word_embeddings", "chunk_size_feed_forward", "is_encoder_decoder"}),
+    "pictures": frozenset({"image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"}),
+    "text_config": frozenset({
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+        "max_position_embeddings", "hidden_act", "rms_norm_eps", "attention_bias", "initializer_range", "attention_dropout",
+        "use_cache", "chunk_size_feed_forward", "is_encoder_decoder",
+    }),
+    "vision_config": frozenset(VISION) - {"model_type"},
+    "text": frozenset({"use_sliding_window", "max_window_layers"}),
+})  # fmt: skip
+"""Fields of which transformers 5 refuses null, though it may be left out: of every config, of the two sections and of the
+whole of a model with pictures, and what a model of texts has besides those of `text_config`."""
 
 # What the image and video processors of the families with pictures take where their files say nothing: the class
 # attributes of transformers 5.14 (models/qwen2_vl/image_processing_qwen2_vl.py, qwen3_vl/video_processing_qwen3_vl.py).

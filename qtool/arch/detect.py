@@ -64,7 +64,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """The architecture that `architectures` names, or a ModelError listing the known ones."""
     known = architectures()
     names = config.get("architectures")
-    if not isinstance(names, list) or not names:
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ModelError("config.json has no `architectures`.", f"Add the model's class name: {', '.join(known)}.")
     architecture = known.get(str(names[0]))
     if architecture is None:

@@ -40,13 +40,17 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSpec:
-    """A vision tower: its tensors, how their names begin, the patch embedding, and llama.cpp's type of the projector."""
+    """A vision tower: its tensors, how their names begin, the patch embedding, and llama.cpp's type of the projector.
+
+    `processor` is the class of transformers that puts pictures into prompts.
+    """
 
     tensors: Callable[[Config], Iterator[TensorSpec]]
     prefix: str
     patch_embedding: str
     deepstack_layers: int
     projector_type: str
+    processor: str
 
 
 @dataclass(frozen=True, kw_only=True)

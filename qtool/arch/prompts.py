@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 # Each prompt is copied from the model's publisher: QwenLM/Qwen3-VL-Embedding `src/models/qwen3_vl_reranker.py` and
@@ -14,6 +16,15 @@ VISION_START: Final = "<|vision_start|>"
 VISION_END: Final = "<|vision_end|>"
 IMAGE_PAD: Final = "<|image_pad|>"
 VIDEO_PAD: Final = "<|video_pad|>"
+PICTURE_TOKENS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "image_token": IMAGE_PAD,
+        "video_token": VIDEO_PAD,
+        "vision_start_token": VISION_START,
+        "vision_end_token": VISION_END,
+    }
+)
+"""What transformers' processor calls them, where a tokenizer does not name others."""
 
 YES: Final = "yes"
 NO: Final = "no"

@@ -20,7 +20,7 @@ from qtool.arch.qwen3 import (
     score_head,
     vllm_overrides,
 )
-from qtool.arch.spec import Architecture, Config, TensorSpec, dimension, section
+from qtool.arch.spec import Architecture, Config, TensorSpec, dimension, layers, section
 
 VISUAL: Final = "model.visual."
 
@@ -42,7 +42,7 @@ def vision_tensors(config: Config) -> Iterator[TensorSpec]:
     for block in range(dimension(config, "depth")):
         yield from _block_tensors(config, f"{VISUAL}blocks.{block}.", hidden)
     yield from _merger_tensors(config, f"{VISUAL}merger.", norm_after_shuffle=False)
-    for index in range(len(config.get("deepstack_visual_indexes", ()))):
+    for index in range(len(layers(config, "deepstack_visual_indexes"))):
         yield from _merger_tensors(config, f"{VISUAL}deepstack_merger_list.{index}.", norm_after_shuffle=True)
 
 
@@ -164,6 +164,7 @@ QWEN3_VL: Final = Family(
         patch_embedding=f"{VISUAL}patch_embed.proj.weight",
         deepstack_layers=3,
         projector_type="qwen3vl_merger",
+        processor="Qwen3VLProcessor",
     ),
     sizes={(2048, 28): "2B", (2560, 36): "4B", (4096, 36): "8B"},
     vllm_overrides=vllm_overrides("Qwen3VLForSequenceClassification"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -71,8 +72,33 @@ def dimension(config: Config, field: str, default: int | None = None) -> int:
     """The positive integer `field` of a config, or a ModelError that names it."""
     value = config.get(field, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"config.json: {field} is {value!r}, expected a positive integer.")
+        raise ModelError(f"config.json: {field} is {_shown(value)}, expected a positive integer.")
     return value
+
+
+def real_number(config: Config, field: str, default: float) -> float:
+    """The number `field` of a config, or a ModelError that names it."""
+    value = config.get(field, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ModelError(f"config.json: {field} is {_shown(value)}, expected a number.")
+    return value
+
+
+def layers(config: Config, field: str) -> list[int]:
+    """The list of layers `field` of a config, empty where there is none, or a ModelError that names it."""
+    value = config.get(field, [])
+    if not isinstance(value, list) or not all(type(layer) is int for layer in value):
+        raise ModelError(f"config.json: {field} is {_shown(value)}, expected a list of layers.")
+    return value
+
+
+def as_json(value: object) -> str:
+    """A value of a file as JSON writes it, shortened, for messages."""
+    return json.dumps(value, default=str)[:80]
+
+
+def _shown(value: object) -> str:
+    return "missing or null" if value is None else as_json(value)
 
 
 def section(config: Config, field: str) -> Config:

@@ -13,20 +13,14 @@ from qtool import resources
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.errors import UsageError
-from qtool.inputs.builtin import builtin_panels, is_dataset, load_panels
+from qtool.inputs.builtin import builtin_panels, calibration_file, calibration_sets, is_dataset, load_panels
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import Modality, Panel, Query
 from qtool.scoring.scorer import distinct_pairs, document_content, query_content
 
-_FOLDER: Final = "calibration"
 TEXT_SETS: Final = ("general-text",)
 VISION_SETS: Final = ("general-text", "general-pictures")
 DEMO_SETS: Final = ("demo-calibration",)
-
-
-def calibration_sets() -> list[str]:
-    """Names of the calibration sets that come with qtool."""
-    return resources.names(_FOLDER, ".jsonl")
 
 
 def default_sets(opened: CheckpointArtefact) -> tuple[str, ...]:
@@ -41,7 +35,16 @@ def load_calibration(data: Sequence[str], limit: int | None = None) -> Panel:
 
     `limit` takes the first queries of each. Raises UsageError for an unknown name or a broken file.
     """
-    panels = load_panels([_find(name) for name in data], limit)
+    return joined(load_each(data, limit))
+
+
+def load_each(data: Sequence[str], limit: int | None = None) -> list[Panel]:
+    """Likewise, one panel each."""
+    return load_panels([_find(name) for name in data], limit)
+
+
+def joined(panels: Sequence[Panel]) -> Panel:
+    """Panels as one, their queries interleaved."""
     if len(panels) == 1:
         return panels[0]
     modalities: set[Modality] = {panel.modality for panel in panels}
@@ -57,9 +60,9 @@ def load_calibration(data: Sequence[str], limit: int | None = None) -> Panel:
 
 def _find(name: str) -> str:
     """A built-in set's file, or what `load_panels` takes."""
+    if name in calibration_sets():
+        return calibration_file(name)
     is_name = not is_dataset(name) and not Path(name).suffix and len(Path(name).parts) == 1
-    if is_name and name in calibration_sets():
-        return str(resources.path(f"{_FOLDER}/{name}.jsonl"))
     if is_name and name not in builtin_panels():
         known = ", ".join((*calibration_sets(), *builtin_panels()))
         raise UsageError(f"Unknown calibration data {name!r}.", f"Choose one of {known}, or pass a path.")

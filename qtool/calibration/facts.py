@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from qtool import resources
-from qtool.inputs.builtin import builtin_panels, load_panels
+from qtool.inputs.builtin import builtin_panels, calibration_file, calibration_sets, load_panels
 from qtool.inputs.overlap import PanelContents, content_keys
 from qtool.inputs.panels import Panel
 
@@ -42,7 +42,7 @@ def calibration_facts(
 ) -> CalibrationFacts:
     """The facts of a calibration that has read `data`; `widest` is the largest number of columns of a linear."""
     tokens = text_tokens + picture_tokens
-    warnings = (*_few(tokens, widest), *_missing(data, is_vision=is_vision), *_shared(data))
+    warnings = (*shortcomings(data, tokens, widest, is_vision=is_vision), *_shared(data))
     return CalibrationFacts(
         name=data.name,
         sha256=data.sha256,
@@ -53,6 +53,11 @@ def calibration_facts(
         contents=content_keys(data),
         warnings=warnings,
     )
+
+
+def shortcomings(data: Panel, tokens: int, widest: int, *, is_vision: bool) -> tuple[str, ...]:
+    """Warnings for data that has too few tokens, or lacks a modality that the model reads."""
+    return (*_few(tokens, widest), *_missing(data, is_vision=is_vision))
 
 
 def _few(tokens: int, widest: int) -> Iterator[str]:
@@ -86,10 +91,8 @@ def _shared(data: Panel) -> Iterator[str]:
 
 def _set_hashes() -> Sequence[str]:
     """The hashes that the sets of qtool declare; a test holds them to their lines."""
-    from qtool.calibration.data import calibration_sets
-
     firsts = []
     for name in calibration_sets():
-        with resources.path(f"calibration/{name}.jsonl").open(encoding="utf-8") as file:
+        with Path(calibration_file(name)).open(encoding="utf-8") as file:
             firsts.append(json.loads(file.readline())["sha256"])
     return firsts

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from qtool.calibration.hessian import damped, feedback_factor, predicted_bound, predicted_gain, row_tiles, target
-from qtool.calibration.kernels import descend, descend_two_sided, phase_losses, sweep
+from qtool.calibration.hessian import damped, predicted_bound, predicted_gain
+from qtool.calibration.loops import CompiledLoops, Loops
 from qtool.calibration.moments import Float64, Moments, require_finite
 from qtool.calibration.rounding import PHASES, restore
 from qtool.errors import ModelError
@@ -27,16 +27,19 @@ _SAMPLED_ROWS: Final = 256  # of a weight, from which its global scale is chosen
 class Effort:
     """How much is done for a group; `passes` of coordinate descent, `damping` of H over the mean of its diagonal.
 
-    `asymmetric`: the share of what the quantized layers before it changed that a group makes up for.
+    `asymmetric`: the share of what the quantized layers before it changed that a group makes up for. `gradients`: whether
+    tokens and outputs count by the gradient of the answer.
     """
 
     passes: int = 4
     damping: float = 0.01
     asymmetric: float = 0.5
+    gradients: bool = False
 
 
 FAST: Final = Effort(passes=0)
 STANDARD: Final = Effort()
+BEST: Final = Effort(gradients=True)
 
 
 @dataclass(frozen=True)
@@ -73,78 +76,62 @@ def calibrate_group(
     effort: Effort,
     *,
     pool: Executor,
-    output_covariances: Sequence[Float64] | None = None,
+    output_covariance: Callable[[int], Float32 | Float64] | None = None,
+    loops: Loops | None = None,
 ) -> GroupResult:
     """Round `weights` ([rows, in] each) so that the group's output on the calibration inputs changes least.
 
-    `output_covariances` ([rows, rows] each): mean of g gᵀ, g the gradient of the answer by the weight's output. With
-    them, the last descent is two-sided.
+    `output_covariance` gives for the index of a weight the mean of g gᵀ [rows, rows], g the gradient of the answer by the
+    weight's output. With it, the last descent is two-sided. `loops` are by default the compiled ones.
     """
     _check(weights, moments)
+    loops = loops or CompiledLoops(pool)
     hessian = damped(moments.hessian, effort.damping)
-    factor = feedback_factor(hessian)
+    factor = loops.factor(hessian)
     gain, bound = predicted_gain(factor, hessian), predicted_bound(factor, hessian)
     matrix = hessian.astype(np.float32)
     del hessian
-    targets = _targets(weights, moments, factor, effort.asymmetric, pool)
-    problem = _Problem(matrix, factor.astype(np.float32), effort.passes, pool)
+    targets = _targets(weights, moments, factor, effort.asymmetric, loops)
+    feedback = factor.astype(np.float32)
     del factor
     usual = global_scale(np.float32(max(np.abs(each).max(initial=0) for each in weights)))
-    scale = problem.choose_global_scale(targets)
+    scale = _choose_global_scale(targets, matrix.diagonal().copy(), loops)
     results = []
     for index, (original, wanted) in enumerate(zip(weights, targets, strict=True)):
-        codes, scales = problem.round(wanted, scale)
-        if output_covariances is not None:
-            covariance = damped(output_covariances[index], effort.damping).astype(np.float32)
-            descend_two_sided(codes, scales, wanted, problem.hessian, covariance, scale, effort.passes, pool)
+        codes, scales = loops.round(wanted, matrix, feedback, scale, effort.passes)
+        if output_covariance is not None:
+            covariance = damped(output_covariance(index).astype(np.float64), effort.damping).astype(np.float32)
+            loops.descend_two_sided(codes, scales, wanted, matrix, covariance, scale, effort.passes)
         error, max_error = _errors(original, usual, restore(codes, scales, scale) - wanted, moments.hessian)
         packed = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
         results.append(CalibratedWeight(packed, scales, error, max_error))
     return GroupResult(scale, tuple(results), gain, bound, _warnings(moments))
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """What the rounding of every weight of a group shares."""
-
-    hessian: Float32
-    feedback: Float32
-    passes: int
-    pool: Executor
-
-    def choose_global_scale(self, targets: Sequence[Float32]) -> np.float32:
-        """The one of eight scales under which the blocks round best, each input weighted by its second moment."""
-        largest = np.float32(max(np.abs(each).max(initial=0) for each in targets))
-        scales = (global_scale(largest) * 2 ** (np.arange(PHASES) / 8)).astype(np.float32)
-        if not all(map(is_usable_scale, scales)):
-            raise ModelError(
-                f"The largest magnitude of a fused group is {largest:g}, for which no global scale can be stored.",
-                "The layer was never trained or not saved. Quantize a checkpoint with its weights.",
-            )
-        importance = self.hessian.diagonal().copy()
-        jobs = [(_sample(each), scales[phase : phase + 1]) for phase in range(PHASES) for each in targets]
-        losses = list(self.pool.map(lambda job: phase_losses(job[0], importance, job[1])[0], jobs))
-        return np.float32(scales[np.argmin(np.reshape(losses, (PHASES, -1)).sum(axis=1))])
-
-    def round(self, wanted: Float32, scale: np.float32) -> tuple[U8, U8]:
-        """The codes [rows, in] and scale codes [rows, in/16] of a weight; its rows are independent of each other."""
-
-        def round_rows(rows: slice) -> tuple[U8, U8]:
-            codes, scales = sweep(wanted[rows], self.feedback, scale)
-            descend(codes, scales, wanted[rows], self.hessian, scale, self.passes)
-            return codes, scales
-
-        codes, scales = zip(*self.pool.map(round_rows, row_tiles(len(wanted))), strict=True)
-        return np.concatenate(codes), np.concatenate(scales)
+def _choose_global_scale(targets: Sequence[Float32], importance: Float32, loops: Loops) -> np.float32:
+    """The one of eight scales under which the blocks round best, each input weighted by its second moment."""
+    largest = np.float32(max(np.abs(each).max(initial=0) for each in targets))
+    scales = (global_scale(largest) * 2 ** (np.arange(PHASES) / 8)).astype(np.float32)
+    if not all(map(is_usable_scale, scales)):
+        raise ModelError(
+            f"The largest magnitude of a fused group is {largest:g}, for which no global scale can be stored.",
+            "The layer was never trained or not saved. Quantize a checkpoint with its weights.",
+        )
+    losses = sum(loops.phase_losses(_sample(each), importance, scales) for each in targets)
+    return np.float32(scales[np.argmin(losses)])
 
 
 def _targets(
-    weights: Sequence[Float32], moments: Moments, factor: Float64, share: float, pool: Executor
+    weights: Sequence[Float32], moments: Moments, factor: Float64, share: float, loops: Loops
 ) -> list[Float32]:
+    """W* [rows, in] = W + `share` · T (H + λI)⁻¹ with T = W (C - H)ᵀ + `drift`ᵀ: the weights that bring x̂ to the original output."""
+    if moments.cross is None and moments.drift is None:
+        return list(weights)
+    pull = None if moments.cross is None else (moments.cross - moments.hessian).T
     targets, start = [], 0
     for each in weights:
         drift = None if moments.drift is None else moments.drift[:, start : start + len(each)]
-        targets.append(target(each, drift, moments, factor, share, pool))
+        targets.append((each + share * loops.solve(each, pull, drift, factor)).astype(np.float32))
         start += len(each)
     return targets
 

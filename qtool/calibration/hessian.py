@@ -1,15 +1,13 @@
-"""What follows from a group's moments alone: the feedback matrix, the predicted gain, and the target of the rounding."""
+"""What follows from a group's moments alone: the feedback matrix, and the predicted gain."""
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
 from qtool.calibration.moments import Float64, Moments
 from qtool.errors import ModelError
-from qtool.formats.floats import Float32
 
 
 def damped(hessian: Float64, damping: float) -> Float64:
@@ -75,34 +73,3 @@ def predict(moments: Moments, damping: float = 0.01) -> Prediction:
         predicted_gain(feedback_factor(centred), centred),
         predicted_bound(feedback, hessian),
     )
-
-
-def target(
-    weights: Float32, drift: Float64 | None, moments: Moments, feedback: Float64, share: float, pool: Executor
-) -> Float32:
-    """W* [rows, in] = W + `share` · T (H + λI)⁻¹ with T = W (C - H)ᵀ + `drift`ᵀ: the weights that bring x̂ to the original output.
-
-    `drift` [in, rows] is that of these rows; `feedback` is U, so that (H + λI)⁻¹ = UᵀU.
-    """
-    if moments.cross is None and drift is None:
-        return weights
-    pull = None if moments.cross is None else (moments.cross - moments.hessian).T
-
-    def solve(rows: slice) -> Float32:
-        lack = np.zeros((rows.stop - rows.start, weights.shape[1]))
-        if pull is not None:
-            lack += weights[rows].astype(np.float64) @ pull
-        if drift is not None:
-            lack += drift[:, rows].T
-        return (weights[rows] + share * (lack @ feedback.T @ feedback)).astype(np.float32)
-
-    return np.concatenate(list(pool.map(solve, row_tiles(len(weights)))))
-
-
-ROWS: int = 256
-"""Rows that one thread works on at a time."""
-
-
-def row_tiles(rows: int) -> list[slice]:
-    """The rows in tiles that do not depend on the number of threads."""
-    return [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]

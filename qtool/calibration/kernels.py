@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
+from collections.abc import Callable
 from typing import Final, no_type_check
 
 import numba
 import numpy as np
 
-from qtool.calibration.hessian import row_tiles
 from qtool.calibration.moments import Float64
 from qtool.calibration.rounding import BATCH, CANDIDATES, LARGEST_SCALE, ROWS_TOGETHER, SMALLEST_SCALE
 from qtool.formats.floats import E4M3_VALUES, U8, Float32
@@ -67,16 +66,12 @@ def descend_two_sided(
     covariance: Float32,
     scale: np.float32,
     passes: int,
-    pool: Executor,
+    product: Callable[[Float32, Float32], Float32],
 ) -> None:
-    """See `descend_two_sided_reference`. Rows depend on each other, so only the large products are divided."""
-    tiles = row_tiles(len(target))
+    """See `descend_two_sided_reference`. Rows depend on each other, so only the large products, by `product`, are divided."""
     difference = np.empty_like(target)
     _subtract(codes, scales, scale, target, 0, target.shape[1], difference)
     inverse = np.float32(1) / hessian.diagonal()
-
-    def product(left: Float32, right: Float32) -> Float32:
-        return np.concatenate(list(pool.map(lambda rows: left[rows] @ right, tiles)))
 
     for _ in range(passes):
         for first in range(0, target.shape[1], BATCH):

@@ -104,8 +104,10 @@ class MomentSums:
         hessian, mean, cross, drift = (None if each is None else each / max(self._tokens, 1) for each in sums)
         if hessian is None or mean is None:
             raise ValueError("no sums")
-        below = np.tril_indices(len(hessian), -1)
-        hessian[below] = hessian.T[below]
+        for rows in row_tiles(len(hessian)):  # the index arrays of np.tril_indices would be as large as two Hessians
+            corner = hessian[rows, rows]
+            corner[:] = np.triu(corner) + np.triu(corner, 1).T
+            hessian[rows, : rows.start] = hessian[: rows.start, rows].T
         moments = Moments(hessian, mean, cross, drift, self._tokens)
         require_finite(moments)
         return moments
@@ -143,3 +145,12 @@ def require_finite(moments: Moments) -> None:
 def _tiles(shape: tuple[int, ...]) -> list[tuple[slice, slice]]:
     rows, columns = ([slice(start, min(start + _TILE, size)) for start in range(0, size, _TILE)] for size in shape)
     return [(row, column) for row in rows for column in columns]
+
+
+ROWS: Final = 256
+"""Rows that one thread works on at a time."""
+
+
+def row_tiles(rows: int) -> list[slice]:
+    """The rows in tiles that do not depend on the number of threads."""
+    return [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]

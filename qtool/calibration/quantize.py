@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from typing_extensions import override
 
 from qtool.artefact import CheckpointArtefact
-from qtool.calibration.data import default_sets, load_calibration, questions
-from qtool.calibration.facts import CalibrationFacts, calibration_facts
-from qtool.calibration.group import FAST, STANDARD, Effort, calibrate_group
+from qtool.calibration.data import default_sets, joined, load_each, questions
+from qtool.calibration.facts import CalibrationFacts, calibration_facts, shortcomings
+from qtool.calibration.group import BEST, FAST, STANDARD, Effort, calibrate_group
+from qtool.calibration.loops import loops_on
 from qtool.calibration.moments import Moments, single_threaded_blas
+from qtool.calibration.processor import processor
 from qtool.calibration.workfolder import RoundedLinear, WorkFolder, work_folder
 from qtool.console import human_size
 from qtool.errors import SetupError, UsageError
@@ -33,18 +34,21 @@ from qtool.export.quantize import (
     write_artefact,
 )
 from qtool.extras import require_extra
+from qtool.formats.nvfp4_checksums import checksums, float_checksum
 from qtool.formats.nvfp4_kernels import dequantize
+from qtool.inputs.builtin import source_name
 from qtool.memory import free_memory, resident_memory
 from qtool.options import parse_size
 from qtool.progress import Progress, StageProgress, ignore
 from qtool.recipe import CalibrationSpec, load_recipe
-from qtool.workers import worker_pool
+from qtool.workers import WORKERS, worker_pool
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     import torch
 
+    from qtool.calibration.gradients import Answer, GradientPass, LayerGradients
     from qtool.calibration.streams import Streams
     from qtool.formats.floats import U8, Float32
     from qtool.inputs.panels import Panel
@@ -56,7 +60,12 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 """Of the algorithm and its fixed numbers: interrupted runs of another version are not taken over."""
 
-_EFFORTS: Final[Mapping[str, Effort]] = {"fast": FAST, "standard": STANDARD}
+EFFORTS: Final[Mapping[str, Effort]] = {"fast": FAST, "standard": STANDARD, "best": BEST}
+NOT_BEST: Final = (
+    "The effort best follows the gradients of the answers to the data, which has too few tokens for that or lacks a "
+    "modality: standard was done instead."
+)
+
 _PROBE_TOKENS: Final = 4096
 _SHARE: Final = 0.8
 
@@ -65,7 +74,7 @@ def quantize_by_recipe(options: QuantizeOptions, progress: Progress = ignore) ->
     """Quantize by any recipe."""
     if load_recipe(options.recipe).recipe.calibration is None:
         return quantize(options, progress)
-    return quantize_calibrated(options)
+    return quantize_calibrated(options, lambda _, done, total: progress(done, total))
 
 
 def quantize_calibrated(
@@ -73,7 +82,8 @@ def quantize_calibrated(
 ) -> QuantizationSummary:
     """Quantize `options.model` into the folder `options.output`; with `dry_run`, plan it and measure a part of a layer.
 
-    `data` is read instead of what `options.data` names. A killed run goes on at the layer that it was in, from the folder `OUTPUT.calibration`.
+    `data` is read instead of what `options.data` names. A killed run goes on at the layer that it was in, from the folder
+    `OUTPUT.calibration`.
     """
     require_extra("score", "Quantizing with calibration data")
     started = time.monotonic()
@@ -94,8 +104,6 @@ def _spec(job: QuantizeJob, options: QuantizeOptions) -> CalibrationSpec:
     """The recipe's specification under --effort; "fast" reads half the tokens."""
     given = job.recipe.recipe.calibration or CalibrationSpec()
     effort = options.effort or given.effort
-    if effort not in _EFFORTS:
-        raise UsageError(f"The effort {effort} is not available yet.", f"Choose one of {', '.join(_EFFORTS)}.")
     tokens = max(given.tokens // 2, 1) if effort == "fast" else given.tokens
     return CalibrationSpec(effort=effort, tokens=tokens)
 
@@ -105,9 +113,9 @@ def _spec(job: QuantizeJob, options: QuantizeOptions) -> CalibrationSpec:
 
 @contextmanager
 def opened_run(
-    job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec, data: Panel | None = None
+    job: QuantizeJob, options: QuantizeOptions, spec: CalibrationSpec, given: Panel | None = None
 ) -> Iterator[CalibrationRun]:
-    """The data as passes over the model, whose weights are read layer by layer."""
+    """The data as passes over the model, whose weights are read layer by layer; `given` stands for what is named."""
     from qtool.calibration.streams import PASSES, Streams, one_thread_each
     from qtool.scoring.scorer import checkpoint_sha256
     from qtool.scoring.transformers.activations import ActivationStore
@@ -118,12 +126,15 @@ def opened_run(
 
     opened = CheckpointArtefact(job.source, options.task)
     named = options.data or default_sets(opened)
-    data = data or load_calibration(named)
-    sources = tuple(Path(name).name if Path(name).suffix else name for name in named)  # no path is remembered
-    scorer = open_scorer(opened, ScorerOptions(options.task, device="cpu"))
+    panels = [given] if given else load_each(named, options.limit)
+    names = [given.name] if given else map(source_name, named)
+    data = joined(panels)
+    sources = [{"name": name, "sha256": each.sha256} for name, each in zip(names, panels, strict=True)]
+    scorer = open_scorer(opened, ScorerOptions(options.task, device=_device(options.device)))
     model = scorer.layers()
+    effort = EFFORTS[spec.effort]
     columns = [(tensor.source.shape[1], tensor.source.shape[0]) for tensor in sum(job.plan.groups.values(), ())]
-    fixed = _fixed_memory(model, columns)
+    fixed = _fixed_memory(model, columns, effort)
     budget = _budget(options, fixed)
     scratch = options.output.absolute().parent if options.output else None
     with ExitStack() as stack:
@@ -141,12 +152,28 @@ def opened_run(
             widest=max(width for width, _ in columns),
             is_vision=opened.family.is_vision,
         )
+        widest = max(width for width, _ in columns)
+        if effort.gradients and shortcomings(data, counts.total, widest, is_vision=opened.family.is_vision):
+            effort = STANDARD
+            facts = replace(facts, warnings=(*facts.warnings, NOT_BEST))
         pool = stack.enter_context(worker_pool())
         stack.enter_context(single_threaded_blas())
         stack.enter_context(one_thread_each())
         streams = Streams(model, list(plan_passes(prompts, spans, PASSES)), pictures, store, pool)
         yield CalibrationRun(
-            job, spec, model, streams, facts, partial(checkpoint_sha256, opened.path), pool, fixed, sources
+            job=job,
+            spec=spec,
+            effort=effort,
+            model=model,
+            streams=streams,
+            answer=scorer.answer(),
+            facts=facts,
+            model_sha256=partial(checkpoint_sha256, opened.path),
+            pool=pool,
+            fixed_memory=fixed,
+            budget=budget,
+            sources=sources,
+            limit=options.limit,
         )
 
 
@@ -168,9 +195,29 @@ def _prompts(
             return
 
 
-def _fixed_memory(model: LayerwiseModel, shapes: Sequence[tuple[int, int]]) -> int:
-    """Bytes that are held whatever the data: two layers, the sums of the widest group, and what its rounding needs."""
+def _device(name: str) -> str:
+    """The device that `name` comes to; ModelError and other errors of torch aside, UsageError for one without float64."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(name).type not in ("cpu", "cuda"):
+        raise UsageError(f"Weights cannot be fitted to data on {name}.", "Pass --device cpu, or a CUDA device.")
+    return name
+
+
+def _fixed_memory(model: LayerwiseModel, shapes: Sequence[tuple[int, int]], effort: Effort) -> int:
+    """Bytes that are held whatever the data: two layers, the sums of the widest group, and what its rounding needs.
+
+    Gradients need the sums of all outputs of a layer at once, and the graphs of some passes.
+    """
+    from qtool.calibration.streams import PASSES
+
     work = max(8 * (6 * columns * columns + 2 * rows * columns) for columns, rows in shapes)
+    if effort.gradients:
+        layer = len(shapes) // max(model.layers, 1)
+        sums = sum(12 * rows * rows for _, rows in shapes[:layer])
+        work = max(work, sums + 2 * (WORKERS + 2) * PASSES.padded_tokens * model.footprint.token)
     return model.footprint.fixed + work
 
 
@@ -196,13 +243,17 @@ class CalibrationRun:
 
     job: QuantizeJob
     spec: CalibrationSpec
+    effort: Effort
     model: LayerwiseModel
     streams: Streams
+    answer: Answer
     facts: CalibrationFacts
     model_sha256: Callable[[], str]
     pool: Executor
     fixed_memory: int
-    sources: tuple[str, ...]
+    budget: int
+    sources: Sequence[Mapping[str, str]]
+    limit: int | None = None
     rounding_seconds: float = 0.0
 
     def key(self) -> Mapping[str, Any]:
@@ -214,40 +265,77 @@ class CalibrationRun:
             "effort": self.spec.effort,
             "parameters": self.parameters,
             "data": self.facts.sha256,
+            "limit": self.limit,
+            "device": self.model.device.type,
             "tokens": self.streams.tokens,
         }
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """The numbers of the algorithm."""
-        return asdict(_EFFORTS[self.spec.effort])
+        return asdict(self.effort)
 
     def round_layers(self, folder: WorkFolder, progress: StageProgress) -> None:
         """Round every layer that is not finished, each on top of those before."""
-        first, total = folder.finished, self.model.layers * self.streams.tokens
-        progress("calibrating", first * self.streams.tokens, total)
-        if first == self.model.layers:
+        first, layers = folder.finished, self.model.layers
+        if first == layers:
             return
+        if self.effort.gradients:
+            self._find_gradients(folder, progress)
         if first:
             folder.load_streams(first, self.streams)
         else:
             self.streams.begin()
-        layers = self.model.layer_weights(first)
-        for layer in range(first, self.model.layers):
-            linears = self.round_layer(layer, next(layers), partial(self._advance, progress, layer))
+        weights = self.model.layer_weights(range(first, layers))
+        for layer in range(first, layers):
+            advance = partial(self._advance, progress, layer)
+            advance(0.0)
+            gradients = folder.gradients(layer, self._pass_tokens) if self.effort.gradients else None
+            linears = self.round_layer(layer, next(weights), gradients, advance)
             folder.save_layer(layer, linears)
             folder.save_streams(layer + 1, self.streams)
-            progress("calibrating", (layer + 1) * self.streams.tokens, total)
+        progress("calibrating", layers * self.streams.tokens, layers * self.streams.tokens)
 
     def _advance(self, progress: StageProgress, layer: int, part: float) -> None:
-        tokens = self.streams.tokens
-        progress("calibrating", min(int((layer + part) * tokens), (layer + 1) * tokens - 1), self.model.layers * tokens)
+        tokens, layers = self.streams.tokens, self.model.layers
+        done = min(int((layer + part) * tokens), (layer + 1) * tokens - 1)
+        progress(f"calibrating, layer {layer + 1} of {layers}", done, layers * tokens)
+
+    def _find_gradients(self, folder: WorkFolder, progress: StageProgress) -> None:
+        """How much tokens and outputs matter, by two passes over all layers: forward and backward."""
+        tokens, layers = self.streams.tokens, self.model.layers
+
+        def advance(layer: int, is_forward: bool) -> None:  # noqa: FBT001 - a callback
+            done, where = (layer, "forward") if is_forward else (2 * layers - layer - 1, "backward")
+            progress(f"gradients, layer {layer + 1} of {layers} {where}", done * tokens, 2 * layers * tokens)
+
+        with self.gradient_pass() as gradients:
+            gradients.run(folder, advance)
+        progress("gradients", 2 * layers * tokens, 2 * layers * tokens)
+
+    @contextmanager
+    def gradient_pass(self) -> Iterator[GradientPass]:
+        """The pass that finds gradients, with a store of its own: the states before all layers are needed until the gradients are known."""
+        from qtool.calibration.gradients import GradientPass
+
+        with self.streams.store.beside() as store:
+            yield GradientPass(self.streams, store, self.answer)
+
+    @property
+    def _pass_tokens(self) -> list[int]:
+        return [sum(map(len, each.spans)) for each in self.streams.passes]
 
     def round_layer(
-        self, layer: int, weights: Mapping[str, torch.Tensor], advance: Callable[[float], None] = ignore
+        self,
+        layer: int,
+        weights: Mapping[str, torch.Tensor],
+        gradients: LayerGradients | None = None,
+        advance: Callable[[float], None] = ignore,
     ) -> dict[RoundedLinear, tuple[U8, U8]]:
         """Take both streams through a layer; its linears, rounded."""
         import torch
+
+        from qtool.calibration.gradients import token_weights
 
         members = self._members(layer)
         stages = self._stages(members)
@@ -255,8 +343,15 @@ class CalibrationRun:
 
         def round_group(linears: Sequence[str], moments: Moments) -> Mapping[str, torch.Tensor]:
             started = time.monotonic()
-            given = [weights[f"{linear}.weight"].numpy() for linear in linears]
-            result = calibrate_group(given, moments, _EFFORTS[self.spec.effort], pool=self.pool)
+            given = [weights[f"{linear}.weight"].cpu().numpy() for linear in linears]
+            result = calibrate_group(
+                given,
+                moments,
+                self.effort,
+                pool=self.pool,
+                output_covariance=(lambda index: gradients.covariances[linears[index]]) if gradients else None,
+                loops=loops_on(self.model.device, self.pool),
+            )
             self.rounding_seconds += time.monotonic() - started
             restored = {}
             for linear, original, rounded in zip(linears, given, result.weights, strict=True):
@@ -272,12 +367,15 @@ class CalibrationRun:
                     max_output_error=rounded.max_error,
                     predicted_gain=result.predicted_gain,
                     warnings=result.warnings,
+                    source_crc32=float_checksum(original),
+                    checksums=checksums(rounded.packed, rounded.block_scales).encoded(),
                 )
                 found[facts] = rounded.packed, rounded.block_scales
             advance(len(found) / len(members))
             return restored
 
-        self.streams.through(layer, dict(weights), stages, round_group)
+        counted = {stage: token_weights(each) for stage, each in gradients.squares.items()} if gradients else None
+        self.streams.through(layer, dict(weights), stages, round_group, counted)
         return found
 
     def _members(self, layer: int) -> Mapping[str, tuple[str, str]]:
@@ -297,17 +395,34 @@ class CalibrationRun:
     # What it will take: a layer with some of the tokens is measured.
 
     def estimate(self) -> CalibrationSummary:
-        """Time and memory of the whole run, from one layer on a part of the data: rounding does not grow with the data."""
+        """Time, memory and disk of the whole run, from one layer on a part of the data: rounding does not grow with the data."""
         part = _first_passes(self.streams.passes, _PROBE_TOKENS)
         probe = replace(self, streams=replace(self.streams, passes=part), rounding_seconds=0.0)
         probe.streams.begin()
-        weights = next(iter(self.model.layer_weights()))
+        weights = next(self.model.layer_weights(range(1)))
         started = time.monotonic()
-        probe.round_layer(0, weights)
+        gradients = None
+        if self.effort.gradients:
+            with probe.gradient_pass() as first:
+                gradients = first.first_layer(weights)
+        probe.round_layer(0, weights, gradients)
         reading = time.monotonic() - started - probe.rounding_seconds
         seconds = probe.rounding_seconds + reading * self.streams.tokens / probe.streams.tokens
-        hidden = sum(4 * shape.numel() for _, _, shape in self.streams.states())
-        return self.summary(seconds=round(self.model.layers * seconds, 1), memory=self.fixed_memory + 3 * hidden)
+        memory, disk = self._space()
+        return self.summary(seconds=round(self.model.layers * seconds, 1), memory=memory, disk=disk)
+
+    def _space(self) -> tuple[int, int]:
+        """Bytes of memory and of disk beside the artefact: hidden states beyond the memory go to the scratch file."""
+        layers, shapes = self.model.layers, [each.source.shape for each in sum(self.job.plan.groups.values(), ())]
+        positions = sum(each.padded_tokens for each in self.streams.passes)
+        stream = 4 * positions * self.model.hidden_size
+        widest = max(columns for _, columns in shapes)
+        held = 2 * stream + 4 * positions * (self.model.hidden_size + widest)
+        disk = sum(rows * columns * 9 // 16 for rows, columns in shapes) + 4 * stream
+        if self.effort.gradients:
+            held = max(held, (layers + 2) * stream)
+            disk += sum(4 * rows * rows for rows, _ in shapes)
+        return min(self.budget, self.fixed_memory + held), disk + max(self.fixed_memory + held - self.budget, 0)
 
     def summary(self, **more: Any) -> CalibrationSummary:
         """What is known of the data and the algorithm, and `more`."""
@@ -359,22 +474,25 @@ class StoredRounding(Rounding):
     @override
     def manifest(self) -> Mapping[str, Any]:
         run = self.run
-        return {
+        facts = {
             "algorithm": run.job.recipe.recipe.algorithm,
             "version": VERSION,
             "effort": run.spec.effort,
             "parameters": run.parameters,
             "sources": list(run.sources),
+            "limit": run.limit,
             "passes_tokens": run.streams.tokens,
-            "seconds": self.seconds,
             **run.facts.to_dict(),
         }
+        return {"calibration": facts, "run": {"seconds": self.seconds, "processor": processor()}}
 
     @override
     def tensor_facts(self, hf_name: str) -> Mapping[str, Any]:
         linear = self._linears[hf_name][1]
         names = ("output_error", "max_output_error", "predicted_gain")
-        return {name: float(f"{getattr(linear, name):.4g}") for name in names}
+        rounded = {name: float(f"{getattr(linear, name):.4g}") for name in names}
+        exact = ("relative_error", "global_scale", "source_crc32", "checksums")
+        return rounded | {name: getattr(linear, name) for name in exact}
 
     @override
     def global_scale(self, hf_name: str) -> np.float32:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from qtool.artefact import Artefact, GgufArtefact
+from qtool.artefact import Artefact
+from qtool.checks.declared import manifest_facts
 from qtool.checks.findings import Finding, finding
 from qtool.inputs.overlap import shared_keys
 from qtool.inputs.panels import Panel
-from qtool.jsonfile import read_json
-from qtool.manifest import FILE_NAME as MANIFEST
-from qtool.storage.atomic import manifest_of
 
 
 def calibration_findings(artefact: Artefact, panels: Sequence[Panel]) -> Iterator[Finding]:
@@ -37,9 +34,6 @@ def _shared(facts: Mapping[str, Any], panel: Panel) -> int:
 
 
 def _facts(artefact: Artefact) -> Mapping[str, Any]:
-    """What the manifest in the artefact's folder, or beside its file, says of its calibration."""
-    path = artefact.path
-    places = (manifest_of(path), path.with_name(MANIFEST)) if isinstance(artefact, GgufArtefact) else (path / MANIFEST,)
-    manifest: Path | None = next((place for place in places if place.is_file()), None)
-    facts = read_json(manifest).get("calibration") if manifest else None
+    """What the manifest says of the artefact's calibration."""
+    facts = manifest_facts(artefact).get("calibration")
     return facts if isinstance(facts, Mapping) else {}

@@ -259,6 +259,12 @@ def _tensor_findings(model: CheckpointModel) -> Iterator[Finding]:
     unknown = [name for name in model.checkpoint.tensors if model.canonical(name) not in known]
     if unknown:
         yield model.found("safetensors-unknown-tensor", tensors=listed(unknown))
+    named: dict[str, str] = {}
+    for name in model.checkpoint.tensors:
+        first = named.setdefault(model.canonical(name), name)
+        if first != name:
+            yield model.found("safetensors-tensor-twice", first=first, second=name)
+            break
     wrong = [n for n, info in model.weights.items() if n not in model.packed and info.dtype not in FLOAT_FORMATS]
     for name in wrong[:1]:
         info = model.weights[name]

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qtool.arch.detect import Detection
 from qtool.arch.family import Family
-from qtool.arch.spec import TensorSpec, dimension
+from qtool.arch.spec import TensorSpec, dimension, layers
 from qtool.artefact import CheckpointArtefact
 from qtool.checks.findings import Finding, finding
 from qtool.checks.positions import Positions
 from qtool.checks.report import ClassedTensor
-from qtool.errors import ModelError
-from qtool.storage.checkpoint import Checkpoint, TensorInfo
+from qtool.storage.checkpoint import MOST_MISSING, Checkpoint, TensorInfo
 from qtool.storage.gguf_model import RANK_HEAD
 from qtool.storage.location import ArtefactLocation
 from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE, PACKED, WEIGHT
@@ -25,8 +24,6 @@ from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, INPUT_SCALE, PACKED,
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_MOST_MISSING: Final = 10_000
-"""A config.json that promises many more tensors than there are is not listed to its end."""
 TOKENIZER: Final = "tokenizer.json"
 
 
@@ -76,7 +73,7 @@ class CheckpointModel:
         """Every tensor that the architecture may have."""
         _ = self.deepstack_layers  # refuses what the architecture would stumble over
         declared = self.detection.architecture.tensors(self.detection.config)
-        return {spec.hf_name: spec for spec in islice(declared, len(self.checkpoint.tensors) + _MOST_MISSING)}
+        return {spec.hf_name: spec for spec in islice(declared, len(self.checkpoint.tensors) + MOST_MISSING)}
 
     @cached_property
     def weights(self) -> Mapping[str, TensorInfo]:
@@ -130,10 +127,7 @@ class CheckpointModel:
     @property
     def deepstack_layers(self) -> list[int]:
         """The vision layers that feed the decoder's first layers."""
-        layers = self.detection.vision.get("deepstack_visual_indexes", [])
-        if not isinstance(layers, list) or not all(isinstance(layer, int) for layer in layers):
-            raise ModelError(f"config.json: deepstack_visual_indexes is {layers!r}, expected a list of layers.")
-        return layers
+        return layers(self.detection.vision, "deepstack_visual_indexes")
 
     def classed_tensors(self) -> Iterator[ClassedTensor]:
         """The tensors for the table of classes, under llama.cpp's names."""

@@ -100,7 +100,7 @@ def quantization_findings(model: CheckpointModel) -> Iterator[Finding]:
 
 def _declaration_findings(model: CheckpointModel) -> Iterator[Finding]:
     stated = _anywhere(model.detection.config)
-    if stated is None:
+    if stated is None or (model.packed and not declared(model)):
         yield model.found("nvfp4-no-quantization-config")
     yield from _contradictions(model, stated)
     yield from _scheme_findings(model)
@@ -149,13 +149,21 @@ def _scheme_findings(model: CheckpointModel) -> Iterator[Finding]:
         isinstance(groups, Mapping) and all(isinstance(e, Mapping) for e in groups.values())
     ):
         yield model.found("nvfp4-scheme", field="config_groups", found=_short(groups), expected="an object of groups")
-    if "ignore" in stated and not _is_list_of_names(stated["ignore"]):
-        yield model.found("nvfp4-scheme", field="ignore", found=_short(stated["ignore"]), expected="a list of names")
+    yield from _module_list_findings(model, stated)
     other = _hf_quant_config(model).get("group_size")
     if other not in (None, BLOCK):
         sizes.add(_short(other))
     if sizes:
         yield model.found("nvfp4-group-size", found=min(sizes))
+
+
+def _module_list_findings(model: CheckpointModel, stated: Mapping[str, Any]) -> Iterator[Finding]:
+    """What names the modules that are left unquantized."""
+    if "ignore" in stated and not _is_list_of_names(stated["ignore"]):
+        yield model.found("nvfp4-scheme", field="ignore", found=_short(stated["ignore"]), expected="a list of names")
+    fused = stated.get("packed_modules_mapping")
+    if fused is not None:  # SGLang matches excluded modules by it
+        yield model.found("nvfp4-scheme", field="packed_modules_mapping", found=_short(fused), expected="nothing")
 
 
 def _is_list_of_names(value: Any) -> bool:
@@ -269,9 +277,10 @@ def _scale_findings(model: CheckpointModel) -> Iterator[Finding]:
     missing = [name for name in expected if name not in model.companions]
     if missing:
         yield model.found("nvfp4-missing-scale", tensors=listed_are(missing))
+    expected |= {name: () for name in model.companions if name.endswith(INPUT_SCALE)}
     present = {name: model.companions[name] for name in expected if name in model.companions}
     for name, info in present.items():
-        dtype = "F32" if name.endswith(GLOBAL_SCALE) else "F8_E4M3"
+        dtype = "F8_E4M3" if name.endswith(BLOCK_SCALE) else "F32"
         if info.dtype != dtype:
             yield model.found("nvfp4-scale-type", tensor=name, found=info.dtype, expected=dtype)
             return
@@ -288,7 +297,7 @@ def _scales_of(model: CheckpointModel, hf_name: str) -> Mapping[str, tuple[int, 
 
 
 def _value_findings(model: CheckpointModel) -> Iterator[Finding]:
-    values = _global_scales(model)
+    values = _single_scales(model)
     if values is None:
         yield model.found("nvfp4-scales-unread")
         return
@@ -303,11 +312,11 @@ def _value_findings(model: CheckpointModel) -> Iterator[Finding]:
             return
 
 
-def _global_scales(model: CheckpointModel) -> dict[str, float] | None:
-    """Every global scale by name; None where the hub would be asked too often."""
+def _single_scales(model: CheckpointModel) -> dict[str, float] | None:
+    """The global scale of every weight, and those of activations, by name; None where the hub would be asked too often."""
     by_file: dict[str, list[tuple[str, TensorInfo]]] = {}
     for name, info in model.companions.items():
-        if name.endswith(GLOBAL_SCALE):
+        if name.endswith((GLOBAL_SCALE, INPUT_SCALE)):
             by_file.setdefault(info.file.name, []).append((name, info))
     values: dict[str, float] = {}
     for file, scales in by_file.items():

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from qtool.arch.config_fields import DECODER, TOP, UNREAD, VISION, ConfigFields
+from qtool.arch.config_fields import DECODER, NEVER_NULL, TOP, UNREAD, VISION, ConfigFields
 from qtool.checks.checkpoint_model import CheckpointModel, as_mapping
 from qtool.checks.comparable import agree
 from qtool.checks.findings import Finding, finding, listed, listed_are
@@ -20,6 +20,7 @@ from qtool.checks.loaders import (
     CODE_FILES,
     DTYPE_PLACES,
     QTOOL,
+    QUANTIZATION,
     ROPE_PLACES,
     THINGS,
     TYING,
@@ -48,6 +49,7 @@ def source_findings(model: CheckpointModel) -> Iterator[Finding]:
     yield from _presence_findings(model, folder)
     for thing in (*THINGS, TYING):
         yield from _place_findings(model, folder, thing)
+    yield from _quantization_findings(model, folder)
     yield from _rope_findings(model)
     yield from _vocabulary_findings(model, folder)
     yield from _template_findings(model, folder)
@@ -98,6 +100,18 @@ def _place_findings(model: CheckpointModel, folder: FolderFiles, thing: Thing) -
     for place, value in present[1:]:
         if not agree(thing, value, present[0][1]):
             yield model.found("safetensors-two-sources", thing=thing.name, first=present[0][0], second=place)
+            return
+
+
+def _quantization_findings(model: CheckpointModel, folder: FolderFiles) -> Iterator[Finding]:
+    """Two declarations in config.json; hf_quant_config.json has another form and is compared with the scales."""
+    places = dict.fromkeys(
+        place for each in QUANTIZATION.readings for place in each.places if place.startswith(_CONFIG)
+    )
+    present = [(place, value) for place in places if (value := folder.value_at(place)) is not None]
+    for place, value in present[1:]:
+        if value != present[0][1]:
+            yield model.found("safetensors-two-sources", thing=QUANTIZATION.name, first=present[0][0], second=place)
             return
 
 
@@ -218,22 +232,46 @@ def _declared_type_findings(model: CheckpointModel, folder: FolderFiles) -> Iter
 
 
 def field_findings(config: Mapping[str, Any], target: object, *, is_vision: bool) -> Iterator[Finding]:
-    """Every field whose value is of the wrong kind."""
-    sections: list[tuple[str, Any, ConfigFields]] = [("", config, TOP)]
+    """Every field whose value is of the wrong kind, or null where transformers refuses that."""
+    whole, text = NEVER_NULL[""], NEVER_NULL["text_config"]
+    sections: list[tuple[str, Any, ConfigFields, frozenset[str]]] = []
     if is_vision:
         sections += [
-            ("text_config.", config.get("text_config"), DECODER),
-            ("vision_config.", config.get("vision_config"), VISION),
+            ("", config, TOP, whole | NEVER_NULL["pictures"]),
+            ("text_config.", config.get("text_config"), DECODER, text),
+            ("vision_config.", config.get("vision_config"), VISION, NEVER_NULL["vision_config"]),
         ]
     else:
-        sections[0] = ("", config, {**TOP, **DECODER})
-    for prefix, section, fields in sections:
+        sections.append(("", config, {**TOP, **DECODER}, whole | text | NEVER_NULL["text"]))
+    wrong = False
+    for prefix, section, fields, never_null in sections:
+        present = as_mapping(section)
         for name, field in {**fields, **UNREAD}.items():
-            value = as_mapping(section).get(name)
-            if not field.accepts(value):
-                facts = {"field": prefix + name, "found": repr(value), "expected": field.kind}
+            value = present.get(name)
+            if not field.accepts(value) or (value is None and name in present and name in never_null):
+                wrong = True
+                facts = {"field": prefix + name, "found": _shown(value), "expected": field.kind}
                 yield finding("safetensors-field-type", target, **facts)
-    yield from _rope_kinds(as_mapping(config.get("text_config")) if is_vision else config, target)
+    decoder = as_mapping(config.get("text_config")) if is_vision else config
+    yield from _rope_kinds(decoder, target)
+    if not wrong:
+        yield from _bound_findings(decoder, target, "text_config." if is_vision else "")
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _bound_findings(decoder: Mapping[str, Any], target: object, prefix: str) -> Iterator[Finding]:
+    """What transformers refuses beside another field: a row that the embedding lacks, and a kind for layers it lacks."""
+    rows, row, layers = (decoder.get(name) for name in ("vocab_size", "pad_token_id", "num_hidden_layers"))
+    if isinstance(rows, int) and isinstance(row, int) and not -rows <= row < rows:
+        facts = {"field": f"{prefix}pad_token_id", "found": f"{row:,}", "expected": f"a token id below {rows:,}"}
+        yield finding("safetensors-field-type", target, **facts)
+    kinds = decoder.get("layer_types")
+    if kinds is not None and len(kinds) != layers:
+        facts = {"field": f"{prefix}layer_types", "found": f"a list of {len(kinds)}", "expected": f"one of {layers}"}
+        yield finding("safetensors-field-type", target, **facts)
 
 
 def _rope_kinds(text: Mapping[str, Any], target: object) -> Iterator[Finding]:
@@ -246,5 +284,5 @@ def _rope_kinds(text: Mapping[str, Any], target: object) -> Iterator[Finding]:
         if not isinstance(rope.get("rope_type", rope.get("type", "")), str):
             problems.append(("rope_type", "a string"))
         for field, expected in problems:
-            facts = {"field": f"{place}.{field}", "found": repr(rope.get(field)), "expected": expected}
+            facts = {"field": f"{place}.{field}", "found": _shown(rope.get(field)), "expected": expected}
             yield finding("safetensors-field-type", target, **facts)

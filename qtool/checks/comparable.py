@@ -98,21 +98,44 @@ _FORMS: Final[Mapping[str, Callable[[Any], Any]]] = {
 # The files of sentence-transformers, of which a score depends on a part.
 
 _UNREAD_BY_MODULES: Final = ("idx", "name")
+_MOVED: Final[Mapping[str, str]] = {
+    f"sentence_transformers.{place}": name
+    for name, places in {
+        "Transformer": ("models.Transformer", "base.modules.transformer.Transformer"),
+        "Pooling": ("models.Pooling", "sentence_transformer.modules.pooling.Pooling"),
+        "Normalize": (
+            "models.Normalize",
+            "base.modules.normalize.Normalize",
+            "sentence_transformer.modules.normalize.Normalize",
+        ),
+        "Dense": ("models.Dense", "base.modules.dense.Dense"),
+    }.items()
+    for place in places
+}
+"""Classes under the names that sentence-transformers and vLLM know them by: sentence_transformers/util/deprecated_import.py
+and vllm/transformers_utils/config.py, _ST_POOLING_MODULE_TYPES. Any other name is another class, or none."""
 _UNREAD_BY_MODELS: Final = ("__version__",)
 
 
 def modules(value: Any) -> Any:
-    """modules.json: classes, which sentence-transformers 6 moved to other modules, and their folders in order."""
+    """modules.json: classes, which sentence-transformers 6 moved to other modules, and their folders in order.
+
+    Of several modules of one name the last takes the place of the first: sentence-transformers keeps them by name.
+    """
     if not isinstance(value, list):
         return value
-    return [_module(each) if isinstance(each, Mapping) else each for each in value]
+    named = {
+        str(each.get("name", place)) if isinstance(each, Mapping) else str(place): each
+        for place, each in enumerate(value)
+    }
+    return [_module(each) if isinstance(each, Mapping) else each for each in named.values()]
 
 
 def _module(module: Mapping[str, Any]) -> Mapping[str, Any]:
     kept = {key: each for key, each in module.items() if key not in _UNREAD_BY_MODULES}
     kind = kept.get("type")
-    if isinstance(kind, str) and kind.startswith("sentence_transformers."):
-        kept["type"] = kind.rpartition(".")[2]
+    if isinstance(kind, str):
+        kept["type"] = _MOVED.get(kind, kind)
     return kept
 
 

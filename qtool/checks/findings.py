@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from qtool.checks.fitted_codes import FITTED_CODES
 from qtool.checks.score_codes import SCORE_CODES
 from qtool.escaping import printable as printable  # noqa: PLC0414 - also for those who show findings
 from qtool.storage.gguf_model import is_gguf
@@ -113,7 +114,7 @@ _GGUF_FILE: Final[Mapping[str, Code]] = {
     ),
     "gguf-refused": broken("llama.cpp refuses to load the file: {problem}.", _CONVERT),
     "gguf-aborts": broken("llama.cpp ends the whole process with this file: {problem}.", _CONVERT),
-    "gguf-stray-scale": warning(
+    "gguf-stray-scale": broken(
         "The file holds {tensors} beside a weight that is stored as {type}: llama.cpp multiplies by it.", _CONVERT
     ),
     "gguf-file-type": warning(
@@ -250,7 +251,7 @@ _NVFP4: Final[Mapping[str, Code]] = {
     "nvfp4-quantized-head": broken("{module} is quantized; no engine reads it quantized.", _QUANTIZE),
     "nvfp4-activations": note("Activations are quantized, too ({algorithm}); qtool verifies weights only."),
     "nvfp4-no-quantization-config": broken(
-        "config.json has no quantization_config, so vLLM reads the packed weights as unquantized ones.", _QUANTIZE
+        "config.json has no quantization_config of its own, so engines read the packed weights as unquantized ones.", _QUANTIZE
     ),
     "nvfp4-no-hf-quant-config": warning(
         "hf_quant_config.json is missing; TensorRT-LLM and older engines read it.", _QUANTIZE
@@ -292,6 +293,7 @@ _CHECKPOINT: Final[Mapping[str, Code]] = {
     ),
     "safetensors-missing-tensor": broken("{tensors} missing.", _FETCH),
     "safetensors-unknown-tensor": broken("The checkpoint holds {tensors}, which the architecture does not have."),
+    "safetensors-tensor-twice": broken("{first} and {second} are the same tensor: engines take one of them, and not all the same."),
     "safetensors-tensor-shape": broken("{tensor} has the shape {found}, expected {expected} by config.json."),
     "safetensors-tensor-type": broken("{tensor} is stored as {found}, expected BF16, F16 or F32."),
     "safetensors-field-type": broken("config.json: {field} is {found}, expected {expected}.", _FETCH),
@@ -397,6 +399,13 @@ _FILES: Final[Mapping[str, Code]] = {
         "{tokens} of another type than in the reference: llama.cpp splits texts into other tokens.", _CONVERT
     ),
     "other-tokenizer-rules": broken("Text is split into other tokens: {part} differs from the reference's.", _MAKE),
+    "other-attention-mask": broken(
+        "{name} leaves attention_mask out of what the tokenizer gives: the model then reads the padding of a batch.", _FETCH
+    ),
+    "tokenizer-own-length": warning(
+        "tokenizer.json {does} by itself ({setting}), the reference's does not: programs that take it as it is do so, "
+        "transformers and qtool do not.",
+    ),
     "other-tokenizer-class": broken(
         "The tokenizer class is {found}; the reference has {expected}: transformers, vLLM and SGLang split text otherwise.",
         _FETCH,
@@ -509,10 +518,6 @@ _WEIGHTS: Final[Mapping[str, Code]] = {
         "gives: the weights are another revision's.",
         _FETCH,
     ),
-    "blocks-otherwise-rounded": warning(
-        "{count} of {total} {unit} of {tensor} are not rounded to nearest, as in most others: an algorithm such as GPTQ "
-        "made them, or the weights were changed."
-    ),
     "scales-searched": note("{tensors} rounded under block scales that a search chose, not under those of the maxima."),
     "scales-not-as-declared": broken(
         "{tensors} rounded under other block scales than those of the maxima, which the artefact's recipe declares.",
@@ -569,12 +574,13 @@ _PROMPT: Final[Mapping[str, Code]] = {
     "prompt-untold": note("{engine} does not report what the model reads; {pairs} scores fit the official prompt best."),
 }  # fmt: skip
 
-_SCORES: Final[Mapping[str, Code]] = {
-    name: Code(Severity(severity), sentence, remedy) for name, (severity, sentence, remedy) in SCORE_CODES.items()
-}
+_FITTED, _SCORES = (
+    {name: Code(Severity(severity), sentence, remedy) for name, (severity, sentence, remedy) in codes.items()}
+    for codes in (FITTED_CODES, SCORE_CODES)
+)
 
 COMPARISON_CODES: Final[Mapping[str, Code]] = {
-    **_CONFIG, **_FILES, **_CALIBRATION, **_TENSORS, **_WEIGHTS, **_REDERIVED, **_PROMPT, **_SCORES,
+    **_CONFIG, **_FILES, **_CALIBRATION, **_TENSORS, **_WEIGHTS, **_FITTED, **_REDERIVED, **_PROMPT, **_SCORES,
 }  # fmt: skip
 """Every code of a comparison, in the order of the documentation."""
 

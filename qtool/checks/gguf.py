@@ -34,7 +34,7 @@ from qtool.checks.gguf_tensors import (
 )
 from qtool.checks.report import InspectedArtefact, tensor_classes
 from qtool.progress import StageProgress
-from qtool.storage.gguf_model import PROJECTOR, GgufModel, model_files, open_gguf_model
+from qtool.storage.gguf_model import PROJECTOR, TOKEN_EMBEDDING, GgufModel, model_files, open_gguf_model
 from qtool.storage.location import ArtefactLocation
 
 _MODEL_TYPES: Final = (None, "model", "mmproj")
@@ -65,7 +65,9 @@ def gguf_findings(artefact: GgufArtefact, task: Task) -> list[Finding]:
 
 def _inspected(model: GgufModel, candidates: Sequence[ProjectorCandidate], task: Task | None) -> InspectedArtefact:
     family = gguf_families().get(model.architecture or "")
-    if model.text("general.type") in _MODEL_TYPES and family is not None:
+    # llama.cpp goes by the architecture and never reads general.type of what it loads as a model
+    is_model = model.text("general.type") in _MODEL_TYPES or TOKEN_EMBEDDING in model.tensors
+    if is_model and family is not None:
         return _language_model(language_model(model, family, task), candidates)
     family = _family_of_projector(model)
     return _projector(Projector(model, family)) if family is not None else _foreign(model)

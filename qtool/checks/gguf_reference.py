@@ -13,6 +13,7 @@ from qtool.arch.prompts import PromptSpec
 from qtool.arch.spec import Task
 from qtool.artefact import manifests_of
 from qtool.checks.findings import Finding, finding, listed, listed_are
+from qtool.checks.gguf_tensors import is_scale
 from qtool.checks.reference import Planned, Reference
 from qtool.checks.structure_tokenizer import vocabulary_problem
 from qtool.export.gguf_metadata import DEFAULT_KEY, NAMES_KEY
@@ -22,7 +23,6 @@ from qtool.storage.gguf import Value
 from qtool.storage.gguf_fields import DECODER, PROJECTOR_FIELDS, TOKENIZER, value_of
 from qtool.storage.gguf_model import OUTPUT, PROJECTOR, RERANK_KEY, TOKEN_EMBEDDING, GgufModel
 
-_SCALES: Final = (".scale", ".input_scale")
 _TOKENIZER: Final = "tokenizer.ggml."
 
 
@@ -250,7 +250,7 @@ def _tensor_findings(side: GgufModel, planned: Planned) -> Iterator[Finding]:
     head, embedding = side.tensors.get(OUTPUT), expected.get(TOKEN_EMBEDDING)
     if head is not None and embedding is not None and head.shape == embedding.shape:
         known.add(OUTPUT)
-    extra = [name for name in side.tensors if name not in known and not _is_scale(name, side)]
+    extra = [name for name in side.tensors if name not in known and not is_scale(name, side.tensors)]
     if extra:
         yield finding("extra-tensor", side.path, tensors=listed(extra))
     present = [(side.tensors[name], output) for name, output in expected.items() if name in side.tensors]
@@ -263,11 +263,6 @@ def _tensor_findings(side: GgufModel, planned: Planned) -> Iterator[Finding]:
         if output.type in FLOAT_TYPES and tensor.type not in FLOAT_TYPES:
             yield finding("protected-type", side.path, tensor=output.gguf_name, found=tensor.type.name)
             break
-
-
-def _is_scale(name: str, side: GgufModel) -> bool:
-    """Whether a tensor belongs to a weight beside it."""
-    return any(name.endswith(each) and f"{name.removesuffix(each)}.weight" in side.tensors for each in _SCALES)
 
 
 def fused_parts(side: GgufModel, expected: Mapping[str, Any]) -> dict[str, tuple[str, int]]:

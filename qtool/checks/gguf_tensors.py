@@ -38,7 +38,8 @@ _REQUIRED: Final = {
 }
 _EPSILON: Final = "attention.layer_norm_rms_epsilon"
 _MOST: Final = 1 << 16
-_SCALES: Final = (".scale", ".input_scale")
+_SCALE: Final = re.compile(r"(?P<module>blk\.\d+\.(attn_(q|k|v|output|qkv)|ffn_(gate|up|down))|output)\.(input_)?scale")
+"""The scales that llama.cpp reads beside a weight (src/llama-model.cpp, load_tensors); it refuses a file with others."""
 _SHOWN: Final = 3
 """Problems of one kind that are reported one by one."""
 
@@ -64,15 +65,12 @@ def type_findings(model: LanguageModel) -> Iterator[Finding]:
 
 
 def stray_scale_findings(model: LanguageModel) -> Iterator[Finding]:
-    """Scales of weights that are not NVFP4: llama.cpp multiplies by them all the same."""
+    """Scales of weights that are not NVFP4: llama.cpp multiplies by them all the same, by one without harm."""
     tensors = model.file.tensors
-    stray = [
-        name
-        for name in tensors
-        if name.endswith(".scale")
-        and (weight := tensors.get(f"{name.removesuffix('.scale')}.weight")) is not None
-        and weight.type is not NVFP4
-    ]
+    scales = [name for name in tensors if name.endswith(".scale") and is_scale(name, tensors)]
+    stray = [name for name in scales if tensors[f"{name.removesuffix('.scale')}.weight"].type is not NVFP4]
+    values = model.file.read_numbers([name for name in stray if tensors[name].type is F32]) or {}
+    stray = [name for name in stray if values.get(name) != 1]
     if stray:
         kind = tensors[f"{stray[0].removesuffix('.scale')}.weight"].type.name
         yield model.found("gguf-stray-scale", tensors=listed(stray), type=kind)
@@ -92,7 +90,7 @@ def tensor_findings(model: LanguageModel) -> Iterator[Finding]:
         yield model.found("gguf-missing-tensor", tensors=listed(missing))
     for name in misshapen[:1]:
         yield model.found("gguf-tensor-shape", tensor=name, found=list(found[name]), expected=list(expected[name]))
-    unknown = [n for n in found if n not in known and n != RANK_HEAD and not _is_scale(n, found)]
+    unknown = [n for n in found if n not in known and n != RANK_HEAD and not is_scale(n, found)]
     if unknown:
         yield model.found("gguf-unknown-tensor", tensors=listed(unknown))
 
@@ -117,14 +115,16 @@ def classed_tensors(file: GgufModel) -> Iterator[ClassedTensor]:
     """The tensors for the table of classes."""
     names = file.tensors
     for name, tensor in names.items():
-        is_scale = _is_scale(name, names)
+        beside = is_scale(name, names)
         yield ClassedTensor(
-            name, None if is_scale else tensor.type.name, 0 if is_scale else prod(tensor.shape), tensor.nbytes
+            name, None if beside else tensor.type.name, 0 if beside else prod(tensor.shape), tensor.nbytes
         )
 
 
-def _is_scale(name: str, names: Mapping[str, object]) -> bool:
-    return any(name.endswith(suffix) and f"{name.removesuffix(suffix)}.weight" in names for suffix in _SCALES)
+def is_scale(name: str, names: Mapping[str, object]) -> bool:
+    """Whether a tensor is a scale that llama.cpp reads beside one of the weights among `names`."""
+    found = _SCALE.fullmatch(name)
+    return found is not None and f"{found['module']}.weight" in names
 
 
 def _expected(model: LanguageModel) -> dict[str, Shape]:

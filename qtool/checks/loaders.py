@@ -29,8 +29,9 @@ SENTENCE_TRANSFORMERS, LLAMA_CPP = "sentence-transformers 6.2.0", "llama.cpp's c
 class WeightRule:
     """The weight files that an engine loads: those of the first of `order` that has any.
 
-    A pattern stands for all files that match it, an index for all that it names, `FILE#FIELD` for the file named in a
-    field. Where `filtered`, files that an index beside them does not name are left out.
+    A pattern stands for all files that match it but hidden ones, as Python's glob does, an index for all that it names,
+    `FILE#FIELD` for the file named in a field. Where `filtered`, files that an index beside them does not name are left
+    out.
     """
 
     engine: str
@@ -84,7 +85,7 @@ def _files_at(place: str, folder: FolderFiles) -> frozenset[str]:
         return frozenset({named} if isinstance(named, str) else ())
     if place == INDEX:
         return folder.indexed if INDEX in folder.names else frozenset()
-    return frozenset(name for name in folder.top if fnmatchcase(name, place))
+    return frozenset(name for name in folder.top if fnmatchcase(name, place) and not name.startswith("."))
 
 
 # Everything of which there is one at a time. A place is a file, or `FILE#FIELD.FIELD` for a field of a JSON file.
@@ -168,6 +169,23 @@ VIDEO_PROCESSOR_FILE: Final = Thing(
         ),
     ),
     substitutes=("preprocessor_config.json",),
+)
+PROCESSOR: Final = Thing(
+    "class of the processor",
+    "it puts pictures into the prompt",
+    (
+        Reading(
+            (TRANSFORMERS, SENTENCE_TRANSFORMERS, SGLANG),
+            (
+                "processor_config.json#processor_class",
+                "preprocessor_config.json#processor_class",
+                "tokenizer_config.json#processor_class",
+                "config.json#processor_class",
+            ),
+            "transformers/models/auto/processing_auto.py, AutoProcessor.from_pretrained",
+            vision=True,
+        ),
+    ),
 )
 QUANTIZATION: Final = Thing(
     "quantization",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtool.checks.findings import Finding, finding
+from qtool.checks.fitted import Proof, row_bands
 from qtool.checks.weight_pairs import Blocks, Nvfp4Store, WeightError, distance
 from qtool.formats.floats import E4M3_VALUES, U8, Float32, encode_e4m3
 from qtool.formats.nvfp4 import BLOCK, E2M1_VALUES, block_scale_codes, unpack
@@ -23,6 +24,8 @@ _INVERSE: Final = 0.05
 _RIGHT: Final = 0.01
 """Blocks that may still be wrong once a mistake in NVFP4's bytes has been undone."""
 _NEAR_ONE: Final = 0.01
+_MUCH_NEARER: Final = 0.6
+"""Of its error, what is left of a tensor fitted to data once a mistake has been undone."""
 _WHOLE: Final = 1 << 24
 """Weights of the largest tensor that is read whole, and looked at from all sides."""
 
@@ -35,12 +38,62 @@ def misread(each: WeightError, measured: Sequence[WeightError], artefact: Path) 
     return _misscaled(each, measured, artefact) or _moved(each, artefact)
 
 
+def proven_mistake(each: WeightError, measured: Sequence[WeightError], artefact: Path) -> Finding | None:
+    """What was done to a tensor whose codes or scales are not as recorded, if undoing it gives the recorded ones."""
+    stored, proof = each.pair.stored, each.proof
+    if proof is None or not isinstance(stored, Nvfp4Store):
+        return None
+    name = each.pair.name
+    if proof.difference is None:
+        return _other_global_scale(each, proof, measured, artefact)
+    expected, blocks = _leading(each, stored)
+    for code, undone in _undone(blocks, each, expected):
+        if proof.is_restored_by(undone.packed, undone.block_scales):
+            return finding(code, artefact, tensor=name)
+    if not proof.difference.codes and any(_has_scales_of(proof, other) for other in measured if other is not each):
+        return finding("block-scales-misplaced", artefact, tensor=name)
+    return None
+
+
+def _leading(each: WeightError, stored: Nvfp4Store) -> tuple[Float32, Blocks]:
+    """The first rows that are looked at from all sides, or all, beside the reference's."""
+    rows, columns = each.pair.shape
+    ends = [last for _, last in row_bands(rows) if last * columns <= _WHOLE] or [next(row_bands(rows))[1]]
+    count = ends[-1] * columns
+    expected = np.empty(count, np.float32)
+    for start, values in each.pair.expected():
+        if start >= count:
+            break
+        part = values[: count - start]
+        expected[start : start + part.size] = part
+    return expected, stored.blocks(0, count)
+
+
+def _has_scales_of(proof: Proof, other: WeightError) -> bool:
+    if other.proof is None or other.proof.shape != proof.shape:
+        return False
+    return bool(np.array_equal(proof.checksums.by_rows[1], other.proof.recorded.checksums.by_rows[1]))
+
+
+def _other_global_scale(
+    each: WeightError, proof: Proof, measured: Sequence[WeightError], artefact: Path
+) -> Finding | None:
+    """Whose global scale it is, or what it was multiplied with."""
+    name, found, recorded = each.pair.name, float(proof.scale), float(proof.recorded.global_scale)
+    if abs(found * recorded - 1) < _NEAR_ONE:
+        return finding("global-scale-inverted", artefact, tensor=name)
+    for other in measured:
+        if other is not each and other.proof is not None and other.proof.recorded.global_scale == proof.scale:
+            return finding("global-scale-misplaced", artefact, tensor=name, other=other.pair.name)
+    return finding("weights-scaled", artefact, tensor=name, factor=f"{found / recorded:.6g}")
+
+
 def _mistakes(each: WeightError, measured: Sequence[WeightError]) -> Iterator[str]:
     stored = each.pair.stored
     if isinstance(stored, Nvfp4Store):
         blocks = stored.blocks(0, each.expected.size)
-        for code, undone in _undone(blocks, each):
-            if undone.compare(each.expected)[1].units <= _RIGHT * undone.block_scales.size:
+        for code, undone in _undone(blocks, each, each.expected):
+            if _fits(undone, each):
                 yield code
         inverted = replace(blocks, block_scales=_inverse(blocks.block_scales))
         if each.matches(inverted.values(), each.expected):
@@ -48,10 +101,19 @@ def _mistakes(each: WeightError, measured: Sequence[WeightError]) -> Iterator[st
         yield from _foreign_scales(blocks, each, measured)
 
 
-def _undone(blocks: Blocks, each: WeightError) -> Iterator[tuple[str, Blocks]]:
+def _fits(undone: Blocks, each: WeightError) -> bool:
+    """Whether the reference may be rounded to these blocks; of weights fitted to data, whether they are much nearer to it."""
+    if not each.is_fitted:
+        return undone.compare(each.expected)[1].units <= _RIGHT * undone.block_scales.size
+    error = distance(undone.values(), each.expected)
+    return error <= each.bound and error <= _MUCH_NEARER * distance(each.found, each.expected)
+
+
+def _undone(blocks: Blocks, each: WeightError, expected: Float32) -> Iterator[tuple[str, Blocks]]:
     """Known mistakes in the order of codes and scales, each undone."""
     yield "nibbles-swapped", replace(blocks, packed=(blocks.packed >> 4 | blocks.packed << 4).astype(np.uint8))
-    table = _code_table(blocks, each.expected)
+    is_nearest = each.proof is None and not each.is_fitted
+    table = _code_table(blocks, expected) if is_nearest else _table_by_medians(blocks, expected)
     if table is not None:
         low, high = table[blocks.packed & 15], table[blocks.packed >> 4]
         is_complement = all(table[code] == 24 - code for code in range(9, 16))
@@ -82,6 +144,19 @@ def _code_table(blocks: Blocks, expected: Float32) -> U8 | None:
     return table if is_other and len(set(table[used] & 15)) > 1 else None
 
 
+def _table_by_medians(blocks: Blocks, expected: Float32) -> U8 | None:
+    """Likewise of codes that need not be the nearest: each stands for the number next to the median of its weights."""
+    with np.errstate(all="ignore"):
+        quotients = expected.reshape(-1, BLOCK) / (E4M3_VALUES[blocks.block_scales] * blocks.scale)[:, None]
+    codes = unpack(blocks.packed)
+    table = np.arange(16, dtype=np.uint8)
+    for code in np.unique(codes):
+        table[code] = np.abs(np.median(quotients[codes == code]) - E2M1_VALUES).argmin()  # of the two zeros the first
+    used = table[np.unique(codes)]
+    is_renumbered = np.unique(used[used > 0]).size == np.count_nonzero(used)  # else they are scaled, or anything
+    return table if is_renumbered and bool((table != np.arange(16)).any()) else None
+
+
 def _inverse(scales: U8) -> U8:
     with np.errstate(all="ignore"):
         values = np.nan_to_num(1 / E4M3_VALUES[scales], nan=448, posinf=448)
@@ -104,7 +179,7 @@ def _foreign_scales(blocks: Blocks, each: WeightError, measured: Sequence[Weight
     maxima = np.abs(each.expected.reshape(-1, BLOCK)).max(axis=1)
     with np.errstate(all="ignore"):
         own = replace(blocks, block_scales=block_scale_codes(maxima, blocks.scale))
-    if own.compare(each.expected)[1].units > _RIGHT * maxima.size:
+    if not _fits(own, each):
         return
     for other in measured:
         is_candidate = other is not each and other.pair.shape == each.pair.shape

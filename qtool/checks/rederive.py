@@ -15,11 +15,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from qtool import resources
 from qtool.artefact import Artefact, CheckpointArtefact, GgufArtefact, open_artefact
+from qtool.checks.declared import manifest_facts
 from qtool.checks.findings import Finding, finding, listed, listed_are
+from qtool.checks.fitted_data import FittedData
 from qtool.checks.reference import Reference
-from qtool.checks.stage import REDERIVE, RederivedFile, Stage, concluded, skipped
+from qtool.checks.stage import REDERIVE, Outcome, RederivedFile, Stage, concluded, skipped
 from qtool.errors import ModelError
 from qtool.export.convert import convert_gguf
 from qtool.export.gguf_plan import FILE_TYPES, NO_PROJECTOR, ConvertOptions
@@ -30,10 +31,10 @@ from qtool.progress import Progress, ignore
 from qtool.resources import DEFAULT_RECIPE
 from qtool.storage.checkpoint import INDEX, Checkpoint
 from qtool.storage.gguf import GgufTensor
-from qtool.storage.gguf_model import OUTPUT, GgufModel, decode
+from qtool.storage.gguf_model import OUTPUT, GgufModel, decode, scale_of
 from qtool.storage.hashing import sha256_of, sha256_of_part
 from qtool.storage.hub import Source
-from qtool.storage.packed import is_quantized
+from qtool.storage.packed import BLOCK_SCALE, GLOBAL_SCALE, WEIGHT, is_quantized
 
 _NAMES: Final = ("general.", "split.")
 """How the fields begin that say what a file is called and how it is split, not what the model computes."""
@@ -48,17 +49,23 @@ def rederive(
     workfolder: Path,
     progress: Progress = ignore,
     requantize: Callable[[QuantizeOptions, Progress], object] = quantize,
+    data: Sequence[str] = (),
 ) -> tuple[Stage, tuple[RederivedFile, ...]]:
     """Make the artefact again in `workfolder` (which needs the space) and compare hashes of files, else of tensors.
 
-    `requantize` also knows the recipes that fit weights to data. Skipped for what llama.cpp quantized, and where that data
-    is not here. Raises ModelError if the reference is broken.
+    `requantize` also knows the recipes that fit weights to data: that of `data` (panels by name or path, data sets), or of
+    what comes with qtool, whose hash the manifest has. Skipped for what llama.cpp quantized, and where that data is not
+    here. Raises ModelError if the reference is broken, UsageError where `data` is other data.
     """
     started = time.monotonic()
     reference.require_unquantized()
-    rebuilder = _Rebuilder(reference, workfolder, progress, requantize)
-    if isinstance(artefact, CheckpointArtefact) and (missing := missing_data(artefact.path)):
-        return skipped(REDERIVE, f"The weights were fitted to data that is not here: {missing}."), ()
+    rebuilder = _Rebuilder(reference, workfolder, progress, requantize, manifest_facts(artefact))
+    fitted = FittedData.of(rebuilder.made_by.get("calibration"))
+    if fitted is not None:
+        found = fitted.found_in(data)
+        if missing := fitted.missing(found):
+            return skipped(REDERIVE, missing), ()
+        rebuilder = replace(rebuilder, fitted=fitted, data=tuple(name for name in found if name is not None))
     try:
         made = rebuilder.gguf(artefact) if isinstance(artefact, GgufArtefact) else rebuilder.checkpoint(artefact)
     except ModelError as error:
@@ -68,22 +75,32 @@ def rederive(
     findings, table, how = made
     equal = sum(each.is_equal for each in table)
     good = f"{artefact.path.name} is exactly {reference.path.name} {how}: {equal} of {len(table)} hashes are equal."
-    return concluded(REDERIVE, started, findings, good), tuple(table)
+    stage = concluded(REDERIVE, started, findings, good)
+    excuse = next((each.sentence for each in findings if each.code == "rederived-otherwise"), None)
+    if excuse is not None and stage.outcome is Outcome.PASS:
+        stage = replace(stage, outcome=Outcome.INCONCLUSIVE, summary=excuse)
+    return stage, tuple(table)
 
 
 @dataclass(frozen=True)
 class _Rebuilder:
+    """`made_by` is the artefact's manifest; `data` what its weights were `fitted` to, by the names to load it by."""
+
     reference: Reference
     folder: Path
     progress: Progress
     requantize: Callable[[QuantizeOptions, Progress], object]
+    made_by: Mapping[str, Any]
+    fitted: FittedData | None = None
+    data: tuple[str, ...] = ()
 
     def checkpoint(self, artefact: CheckpointArtefact) -> Made:
         if not is_quantized(artefact.checkpoint.config):
             return _compared(artefact, self.reference, "as it is")
-        recipe, name, findings = _recipe(artefact.path, self.folder)
-        again = CheckpointArtefact(Source(self._quantized(recipe, artefact.path), recipe))
+        recipe, name, findings = self._recipe(artefact.path)
+        again = CheckpointArtefact(Source(self._quantized(recipe), recipe))
         others, table, how = _compared(artefact, again, f"under the recipe {name}")
+        others = self._excused(others, table, read_json(again.path / MANIFEST), artefact.path)
         shutil.rmtree(again.path)
         return [*findings, *others], table, how
 
@@ -91,7 +108,12 @@ class _Rebuilder:
         kind = _type_of(artefact.model)
         if kind is None:
             return None
-        source = self._quantized(DEFAULT_RECIPE) if kind == "nvfp4" else self.reference.path
+        made_again: Mapping[str, Any] = {}
+        source, how = self.reference.path, f"as {kind.upper()}"
+        if kind == "nvfp4":
+            recipe, name, _ = self._recipe(artefact.path)
+            source, how = self._quantized(recipe), f"{how} under the recipe {name}"
+            made_again = read_json(source / MANIFEST)
         output = self.folder / "converted"
         projector = (_type_of(artefact.projector) or "f16") if artefact.projector else NO_PROJECTOR
         task = self.reference.detection.task
@@ -103,31 +125,39 @@ class _Rebuilder:
         for mine, again in zip(artefact.models, made.models if isinstance(made, GgufArtefact) else (), strict=False):
             findings += _compare_model(mine, again, table)
         shutil.rmtree(output)
-        return findings, table, f"as {kind.upper()}"
+        return self._excused(findings, table, made_again, artefact.path.parent), table, how
 
-    def _quantized(self, recipe: str, artefact: Path | None = None) -> Path:
+    def _quantized(self, recipe: str) -> Path:
         output = self.folder / "rederived"
         task, model = self.reference.detection.task, str(self.reference.path)
         options = QuantizeOptions(model=model, output=output, recipe=recipe, backend="streaming", task=task)
-        fitted = _calibration(artefact) if artefact is not None else {}
-        if fitted:
-            options = replace(options, data=tuple(fitted["sources"]), effort=fitted["effort"])
+        if self.fitted is not None:
+            options = replace(options, data=self.data, effort=self.fitted.effort, limit=self.fitted.limit)
         self.requantize(options, self.progress)
         return output
 
+    def _recipe(self, artefact: Path) -> tuple[str, str, list[Finding]]:
+        """The recipe as `quantize` takes it, its name, and a note if it is only assumed."""
+        declared: Any = self.made_by.get("recipe")
+        if isinstance(declared, Mapping) and isinstance(declared.get("text"), str):
+            path = self.folder / "recipe.yaml"
+            path.write_text(declared["text"], encoding="utf-8")
+            return str(path), str(declared.get("name", "of its own")), []
+        return DEFAULT_RECIPE, DEFAULT_RECIPE, [finding("recipe-assumed", artefact, recipe=DEFAULT_RECIPE)]
 
-def _calibration(artefact: Path) -> Mapping[str, Any]:
-    """What the manifest says of the data that the weights were fitted to; empty where they were not."""
-    found: Any = read_json(artefact / MANIFEST).get("calibration") if (artefact / MANIFEST).is_file() else None
-    return found if isinstance(found, Mapping) and isinstance(found.get("sources"), list) else {}
-
-
-def missing_data(artefact: Path) -> str:
-    """The calibration data of the artefact that does not come with qtool, with its hash; empty where none is missing."""
-    fitted = _calibration(artefact)
-    names = {*resources.names("calibration", ".jsonl"), *resources.names("calibration/panels", ".jsonl")}
-    missing = [str(source) for source in fitted.get("sources", ()) if source not in names]
-    return f"{', '.join(missing)}, SHA-256 {fitted.get('sha256')}" if missing else ""
+    def _excused(
+        self, findings: Sequence[Finding], table: Sequence[RederivedFile], again: Mapping[str, Any], artefact: Path
+    ) -> list[Finding]:
+        """The findings; other bytes of calibrated weights are none where something else than a fault may have made them."""
+        unequal = [row.name for row in table if not row.is_equal]
+        calibrated = {name for each in _entries(self.made_by) for name in _names_of(each)}
+        others = [name for name in unequal if name in calibrated]
+        reasons = _other_circumstances(self.made_by, again)
+        is_excused = len(others) == len([name for name in unequal if "." in name and not (artefact / name).is_file()])
+        if self.fitted is None or not others or not reasons or not is_excused:
+            return list(findings)
+        said = finding("rederived-otherwise", artefact, tensors=_have(others), reasons=reasons)
+        return [said if each.code == "tensors-not-rederived" else each for each in findings]
 
 
 def _type_of(model: GgufModel) -> str | None:
@@ -136,15 +166,42 @@ def _type_of(model: GgufModel) -> str | None:
     return next((name for name, each in FILE_TYPES.items() if each.number == number), None)
 
 
-def _recipe(artefact: Path, folder: Path) -> tuple[str, str, list[Finding]]:
-    """The recipe as `quantize` takes it, its name, and a note if it is only assumed."""
-    manifest = read_json(artefact / MANIFEST) if (artefact / MANIFEST).is_file() else {}
-    declared: Any = manifest.get("recipe")
-    if isinstance(declared, Mapping) and isinstance(declared.get("text"), str):
-        path = folder / "recipe.yaml"
-        path.write_text(declared["text"], encoding="utf-8")
-        return str(path), str(declared.get("name", "of its own")), []
-    return DEFAULT_RECIPE, DEFAULT_RECIPE, [finding("recipe-assumed", artefact, recipe=DEFAULT_RECIPE)]
+def _other_circumstances(made: Mapping[str, Any], again: Mapping[str, Any]) -> str:
+    """In what the making of the artefact and its making again differ though all options are equal."""
+    pairs = [(made.get(key), again.get(key)) for key in ("calibration", "run")]
+    (first, first_again), (run, run_again) = ((_mapping(mine), _mapping(theirs)) for mine, theirs in pairs)
+    reasons = [
+        f"{label} {first.get(key)} (here {first_again.get(key)})"
+        for key, label in (("version", "version of the algorithm:"), ("parameters", "parameters:"))
+        if first.get(key) != first_again.get(key)
+    ]
+    mine, theirs = _mapping(run.get("processor")), _mapping(run_again.get("processor"))
+    reasons += [
+        f"{key}: {mine.get(key)} (here {theirs.get(key)})" for key in theirs if mine.get(key) != theirs.get(key)
+    ]
+    return "; ".join(reasons)
+
+
+def _entries(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a manifest has of the weights that were fitted to data."""
+    tensors = manifest.get("tensors")
+    yield from (
+        (each for each in tensors if isinstance(each, Mapping) and "checksums" in each)
+        if isinstance(tensors, list)
+        else ()
+    )
+
+
+def _names_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tensors that hold a weight fitted to data."""
+    if "gguf_name" in entry:
+        return str(entry["gguf_name"]), scale_of(str(entry["gguf_name"]))
+    module = str(entry.get("name")).removesuffix(WEIGHT)
+    return tuple(module + suffix for suffix in (WEIGHT, BLOCK_SCALE, GLOBAL_SCALE))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _compared(artefact: CheckpointArtefact, again: CheckpointArtefact, how: str) -> Made:

@@ -71,7 +71,7 @@ def _named(found: Finding, artefact: Artefact) -> Finding:
     path = str(artefact.path)
     if path == artefact.target:
         return found
-    sentence, remedy = (text.replace(path, artefact.target) for text in (found.sentence, found.remedy))
+    sentence, remedy = found.sentence.replace(path, artefact.target), found.remedy.replace(path, "FOLDER")
     return replace(found, sentence=sentence, remedy=remedy)
 
 

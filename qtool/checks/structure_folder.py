@@ -14,7 +14,7 @@ from qtool.artefact import CheckpointArtefact
 from qtool.checks.checkpoint_model import CheckpointModel
 from qtool.checks.comparable import agree, modules, pooling, sentence_transformers_config, template_text
 from qtool.checks.findings import Finding, finding, listed, listed_are
-from qtool.checks.loaders import CHAT_TEMPLATE, THINGS, TOKENIZER_FILES, FolderFiles, Thing, taken
+from qtool.checks.loaders import CHAT_TEMPLATE, PROCESSOR, THINGS, TOKENIZER_FILES, FolderFiles, Thing, taken
 from qtool.checks.structure_config import config_findings
 from qtool.checks.structure_tokenizer import folder_tokenizer_findings
 from qtool.formats.floats import FLOAT_FORMATS
@@ -63,6 +63,7 @@ def folder_findings(
         yield from _packing_findings(folder, mine)
     yield from folder_tokenizer_findings(artefact, reference)
     yield from _thing_findings(folder, mine, theirs)
+    yield from _processor_findings(folder, mine, theirs)
     yield from _side_file_findings(folder, reference.path, is_vision=detection.family.is_vision)
     yield from _template_findings(mine, expected)
 
@@ -146,6 +147,17 @@ def _differences(
             yield finding("added-side-file", folder, name=_file_of(found[0]), effect=thing.effect)
         elif found is not None and expected is not None and not agree(thing, found[1], expected[1]):
             yield finding("other-side-file", folder, name=_file_of(found[0]), effect=thing.effect)
+
+
+def _processor_findings(folder: Path, mine: CheckpointModel, theirs: CheckpointModel) -> Iterator[Finding]:
+    """Another class of processor; where none is named, transformers takes that of the model."""
+    if mine.family.vision is None:
+        return
+    for reading in PROCESSOR.read(is_vision=True):
+        found, expected = taken(reading, _files(mine)), taken(reading, _files(theirs))
+        known = (mine.family.vision.processor, expected[1] if expected else None)
+        if found is not None and found[1] not in known:
+            yield finding("other-side-file", folder, name=_file_of(found[0]), effect=PROCESSOR.effect)
 
 
 def _file_of(place: str) -> str:

@@ -11,6 +11,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any, Final
 
+from qtool.arch.prompts import PICTURE_TOKENS
 from qtool.artefact import CheckpointArtefact
 from qtool.checks.checkpoint_model import as_mapping
 from qtool.checks.findings import Finding, Severity, finding, listed
@@ -47,6 +48,9 @@ def tokenizer_findings(target: object, found: Mapping[str, Any], expected: Mappi
     for part in parts or (["added_tokens"] if added != needed else []):
         yield finding("other-tokenizer-rules", target, part=part)
     yield from _model_findings(target, as_mapping(found.get("model")), as_mapping(expected.get("model")))
+    for part, does in (("truncation", "cuts texts"), ("padding", "pads texts")):
+        if found.get(part) is not None and found[part] != expected.get(part):
+            yield finding("tokenizer-own-length", target, does=does, setting=f"{found[part]!r:.120}")
 
 
 def vocabulary_problem(found: list[Any], expected: list[Any]) -> str:
@@ -172,6 +176,9 @@ def _declared_findings(folder: Path, found: Mapping[str, Any], expected: Mapping
     for field in _SWITCHES:
         if (found.get(field) or None) != (expected.get(field) or None):
             yield finding("other-tokenizer-rules", folder, part=f"{field} of {_CONFIG}")
+    if "attention_mask" in _input_names(expected) and "attention_mask" not in _input_names(found):
+        yield finding("other-attention-mask", folder, name=_CONFIG)
+    yield from _picture_token_findings(folder, found, expected)
     limits = [_limit(each.get("model_max_length")) for each in (found, expected)]
     if limits[0] < min(limits[1], _INERT):
         facts = {"found": f"{limits[0]:,}", "expected": f"{limits[1]:,}" if limits[1] < _LARGEST else "no limit"}
@@ -179,6 +186,28 @@ def _declared_findings(folder: Path, found: Mapping[str, Any], expected: Mapping
     elif limits[0] != limits[1] and min(limits) < _INERT:
         facts = {"found": str(found.get("model_max_length")), "expected": str(expected.get("model_max_length"))}
         yield finding("other-special-tokens", folder, field="model_max_length", **facts)
+
+
+def _input_names(config: Mapping[str, Any]) -> Any:
+    """What the tokenizer gives for a text; without a mask the model reads the padding of a batch."""
+    names = config.get("model_input_names")
+    return names if isinstance(names, list) else ("attention_mask",)
+
+
+def _picture_token_findings(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Finding]:
+    """Other names for the tokens that processors put in the place of pictures and videos."""
+    for name, default in PICTURE_TOKENS.items():
+        tokens = [_content(_named_tokens(each).get(name)) or default for each in (found, expected)]
+        if tokens[0] != tokens[1]:
+            facts = {"found": str(tokens[0]), "expected": str(tokens[1])}
+            yield finding("other-token-ids", folder, field=f"{name} of {_CONFIG}", **facts)
+
+
+def _named_tokens(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers/tokenization_utils_base.py, _from_pretrained: named tokens may stand in three places."""
+    plain = {name: config[name] for name in PICTURE_TOKENS if name in config}
+    extra = as_mapping(config.get("extra_special_tokens"))
+    return {**plain, **extra} if plain or extra else as_mapping(config.get("model_specific_special_tokens"))
 
 
 def _content(token: Any) -> Any:

@@ -16,6 +16,7 @@ from typing_extensions import override
 from qtool.arch.spec import Presence
 from qtool.artefact import CheckpointArtefact, GgufArtefact
 from qtool.checks.checkpoint_model import CheckpointModel
+from qtool.checks.fitted import FAR_BLOCKS, ROW_BOUND, Proof, Standing
 from qtool.checks.gguf_reference import fused_parts
 from qtool.checks.reference import Planned, Reference
 from qtool.checks.rounding import Misfits, bound, coded_misfits, is_exact, misfits, unit, units
@@ -198,6 +199,18 @@ class Part(WeightStore):
         return self._whole.compare(self._first + start, expected, source)
 
 
+class Nvfp4Part(Part, Nvfp4Store):
+    """Likewise of an NVFP4 tensor."""
+
+    def __init__(self, whole: Nvfp4Store, first: int) -> None:
+        super().__init__(whole, first)
+        self._blocks = whole.blocks
+
+    @override
+    def blocks(self, start: int, count: int) -> Blocks:
+        return self._blocks(self._first + start, count)
+
+
 # Which tensor of the artefact is compared with which of the reference: only those that both have, in the same shape. What
 # is missing or has another shape is found by the structure stage.
 
@@ -278,7 +291,10 @@ def _stored(
         return None
     if name in merged and first + shape[0] > tensor.shape[0]:
         return None
-    whole = Nvfp4InGguf(model, tensor) if tensor.type is NVFP4 else InGguf(model, tensor)
+    if tensor.type is NVFP4:
+        packed = Nvfp4InGguf(model, tensor)
+        return Nvfp4Part(packed, first * shape[-1]) if name in merged else packed
+    whole = InGguf(model, tensor)
     return Part(whole, first * shape[-1]) if name in merged else whole
 
 
@@ -293,19 +309,36 @@ _MARGIN: Final = 1.5
 
 @dataclass(frozen=True)
 class WeightError:
-    """A tensor's relative error beside its bound, and how many values or blocks lost more than rounding can."""
+    """A tensor's relative error beside its bound, and how many values or blocks lost more than rounding can.
+
+    Of NVFP4 that is not declared to be rounded to nearest also the error of the worst row, how many blocks are as far off as
+    zeros (`far`), and how many rows are zeros. Weights that were fitted
+    to data have their `proof`, or are `is_fitted`: judged by a bound, since nothing usable is recorded of them.
+    """
 
     pair: TensorPair
     relative_error: float
     bound: float
     misfits: Misfits
     is_zero: bool = False
+    proof: Proof | None = None
+    is_fitted: bool = False
+    worst_row: float = 0.0
+    far: int = 0
+    zero_rows: int = 0
 
     @property
     def is_sound(self) -> bool:
         """Whether nothing is wrong with it."""
+        if self.proof is not None and not self.is_fitted:
+            return self.proof.standing is Standing.INTACT
         within = self.relative_error <= self.bound or is_exact(self.pair.stored.format, self.pair.source_format)
-        return within and not self.misfits.units
+        return within and (self.is_even if self.is_fitted else not self.misfits.units)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether no row and hardly a block is further off than fitting weights to data takes them."""
+        return not self.zero_rows and self.worst_row <= ROW_BOUND and self.far <= FAR_BLOCKS * self.total
 
     @property
     def is_finite(self) -> bool:
@@ -315,7 +348,14 @@ class WeightError:
     @property
     def is_damaged(self) -> bool:
         """Whether a few blocks are wrong and the rest is right."""
-        return 0 < self.misfits.units < max(_DAMAGED * self.total, 2)
+        if self.proof is not None and not self.is_fitted:
+            return self.proof.standing is Standing.DAMAGED and self.proof.is_local
+        return 0 < self.wrong < max(_DAMAGED * self.total, 2) and not (self.is_fitted and self.is_even)
+
+    @property
+    def wrong(self) -> int:
+        """How many values or blocks are not what rounding gives; of weights fitted to data, how many are far off."""
+        return self.far if self.is_fitted else self.misfits.units
 
     @property
     def total(self) -> int:

@@ -142,6 +142,7 @@ _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "embed": scoring.embed,
     "verify": verification.verify,
     "merge-reports": verification.merge_reports,
+    "compare": verification.compare,
     "serve-command": serving.serve_command,
     "demo": checkpoints.demo,
     "recipes": checkpoints.recipes,

@@ -10,11 +10,15 @@ import typer
 from qtool import console
 from qtool.cli.options import (
     BackendChoice,
+    Columns,
     Data,
+    Dataset,
+    Device,
     DryRun,
     EffortChoice,
     Force,
     Json,
+    Limit,
     Model,
     Recipe,
     Revision,
@@ -22,6 +26,7 @@ from qtool.cli.options import (
     TaskOption,
     Token,
     at_revision,
+    check_dataset,
     complete_recipe,
     require_output,
     show,
@@ -41,12 +46,16 @@ def quantize(
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, such as 500MB or 5GB.")] = "512MiB",
     stream: Stream = None,
     data: Data = None,
+    dataset: Dataset = None,
+    columns: Columns = None,
+    limit: Limit = None,
     effort: Annotated[
         EffortChoice | None, typer.Option(help="Effort of a calibrated recipe.", show_default="the recipe's")
     ] = None,
     memory: Annotated[
         str, typer.Option(metavar="auto|SIZE", help="Memory that a calibrated recipe may take, such as 4GB.")
     ] = "auto",
+    device: Device = "auto",
     dry_run: DryRun = False,
     force: Force = False,
     task: TaskOption = None,
@@ -59,6 +68,7 @@ def quantize(
     from qtool.export.quantize import quantization_table
 
     require_output(output, dry_run=dry_run)
+    check_dataset(dataset, columns)
     summary = api.quantize(
         model,
         output=output,
@@ -70,8 +80,12 @@ def quantize(
         max_shard_size=max_shard_size,
         stream=stream,
         data=tuple(data or ()),
+        dataset=dataset,
+        columns=columns,
+        limit=limit,
         effort=effort,
         memory=memory,
+        device=device,
         force=force,
         dry_run=dry_run,
     )

@@ -55,6 +55,11 @@ EXAMPLES: Final = {
     "merge-reports": """
         qtool merge-reports shard-1 shard-2 shard-3 -o report
     """,
+    "compare": """
+        qtool compare report-max report-calibrated -o comparison
+        qtool compare reports --baseline reports/model-Q8_0
+        qtool compare nightly --baseline released --fail-if-worse log_odds_rmse --fail-if-worse kendall_tau
+    """,
     "serve-command": """
         qtool serve-command model.gguf --engine llama-server --port 8080
         qtool serve-command ./reranker-nvfp4 --engine vllm
@@ -84,6 +89,7 @@ DOCS: Final = {
     "embed": "docs/scoring.md",
     "verify": "docs/verify.md, docs/ci.md",
     "merge-reports": "docs/ci.md",
+    "compare": "docs/compare.md, docs/metrics.md",
     "serve-command": "docs/serving.md, docs/gguf.md",
     "demo": "docs/demo.md",
     "recipes": "docs/recipes.md",

@@ -42,6 +42,12 @@ def _families() -> list[str]:
     return sorted(FAMILIES)
 
 
+def _metrics() -> list[str]:
+    from qtool.verify.metrics import METRICS
+
+    return sorted({name for names in METRICS.values() for name in names if "_mrl" not in name})
+
+
 def complete_outtype(incomplete: str) -> list[str]:
     """The types that may follow; several are joined by commas."""
     before, comma, last = incomplete.rpartition(",")
@@ -58,6 +64,7 @@ CALIBRATION_SETS: Final = ", ".join(_sets)
 complete_recipe: Final = _starting(lambda: _recipes)
 complete_panel: Final = _starting(lambda: _panels)
 complete_calibration: Final = _starting(lambda: [*_sets, *_panels])
+complete_metric: Final = _starting(_metrics)
 complete_model: Final = _starting(resources.demo_models)
 
 

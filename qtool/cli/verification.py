@@ -1,4 +1,4 @@
-"""The commands that compare: verify, merge-reports."""
+"""The commands that compare: verify, merge-reports, compare."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from qtool.cli.options import (
     Timeout,
     Token,
     check_dataset,
+    complete_calibration,
+    complete_metric,
     complete_panel,
     complete_recipe,
     show,
@@ -101,6 +103,16 @@ def verify(
             "--rederive", help="Make the artefact again by its own recipe and compare the bytes; needs all weights."
         ),
     ] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            metavar="NAME|FILE",
+            help="What calibrated weights were fitted to, for --rederive; recognised by its hash, as --dataset is.",
+            show_default="what comes with qtool",
+            autocompletion=complete_calibration,
+        ),
+    ] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Score even what an earlier stage found broken.")
     ] = False,
@@ -158,6 +170,7 @@ def verify(
         structure_only=structure_only,
         weights=weights,
         rederive=rederive,
+        data=data or (),
         keep_going=keep_going,
         noise_queries=noise_queries,
         use_cache=cache,
@@ -193,6 +206,47 @@ def merge_reports(
         force=force,
     )
     _finish(report, output, strict=strict, as_json=json)
+
+
+def compare(
+    reports: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="REPORT...",
+            help="Folders that verify has written, of one or several artefacts, or their report.json; shards of one run "
+            "are one artefact.",
+        ),
+    ],
+    *,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="REPORT", help="The report that the others are held against.", show_default="the first"),
+    ] = None,
+    fail_if_worse: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC",
+            help="Exit with 1 if an artefact is worse than the baseline in this metric, by its whole interval, on any "
+            "panel; may be repeated.",
+            autocompletion=complete_metric,
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for compare.html and compare.json.", show_default=False),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Put artefacts of one reference side by side: their drift, and what differs on the same queries."""
+    from qtool import api
+    from qtool.reporting.comparison import render_console
+
+    comparison = api.compare(reports, baseline=baseline, fail_if_worse=fail_if_worse or (), output=output, force=force)
+    show(comparison, render_console(comparison, output), as_json=json)
+    if not comparison.passed:
+        raise typer.Exit(EXIT_GATE_FAILED)
 
 
 def _finish(report: Report, output: Path | None, *, strict: bool, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from qtool.arch.families import SEEN_IN
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
 from qtool.console import human_size, verify_next
-from qtool.errors import UsageError
+from qtool.errors import ModelError, UsageError
 from qtool.export.gguf_files import (
     INTERMEDIATE,
     MODEL,
@@ -39,9 +39,10 @@ from qtool.export.gguf_plan import (
 )
 from qtool.export.imatrix import LAYER, ImportanceMatrix, check_imatrix
 from qtool.export.llama_quantize import Quantizer, find_quantizer
+from qtool.export.sources import Repacked
 from qtool.export.tensor_types import TensorType, check_tensor_types, parse_tensor_types
 from qtool.formats.ggml import NVFP4
-from qtool.jsonfile import json_bytes
+from qtool.jsonfile import json_bytes, read_json
 from qtool.manifest import FILE_NAME, manifest, versions
 from qtool.progress import Meter, Progress, ignore
 from qtool.results import Result
@@ -329,8 +330,35 @@ def _manifest(
         files=files,
         quantized_by_llama_cpp=[{"name": name, "sha256": digest} for name, digest in quantized.items()],
         **({"tensor_types": [each.argument for each in job.tensor_types]} if job.tensor_types else {}),
-        **_calibration(job.imatrix, options.imatrix),
+        **(_calibration(job.imatrix, options.imatrix) or _origin(job)),
     )
+
+
+_KEPT: Final = ("recipe", "calibration", "run")
+"""What the manifest of a quantized checkpoint says of how its weights were made, which repacking them does not change."""
+
+
+def _origin(job: ConvertJob) -> Mapping[str, Any]:
+    """Where packed weights were made by `qtool quantize`: by which recipe, on which data, and what is recorded of each."""
+    made: Mapping[str, Any] = {}
+    if job.inventory.packed:
+        with suppress(ModelError):  # no manifest, or one that cannot be read: nothing is known
+            made = read_json(job.inventory.checkpoint.directory / FILE_NAME)
+    tensors = made.get("tensors")
+    known = {each.get("name"): each for each in tensors if isinstance(each, dict)} if isinstance(tensors, list) else {}
+    gguf_names = {
+        tensor.source.weight.packed.hf_name: tensor.output.gguf_name
+        for file in job.files
+        for tensor in file.tensors
+        if isinstance(tensor.source, Repacked)
+    }
+    canonical = {info.hf_name: spec.hf_name for spec, info in job.inventory.tensors.items()}
+    entries = [
+        {"gguf_name": gguf_name, **known[canonical[hf_name]]}
+        for hf_name, gguf_name in gguf_names.items()
+        if "checksums" in known.get(canonical.get(hf_name), {})
+    ]
+    return {**{key: made[key] for key in _KEPT if key in made}, **({"tensors": entries} if entries else {})}
 
 
 def _calibration(imatrix: ImportanceMatrix | None, path: Path | None) -> Mapping[str, Any]:

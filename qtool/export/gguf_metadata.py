@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,8 +14,8 @@ from qtool.arch.detect import Detection
 from qtool.arch.families import UPSTREAM_RERANKER
 from qtool.arch.family import Family, TokenizerSpec
 from qtool.arch.prompts import NO, YES, PromptSpec
-from qtool.arch.spec import Config, Task, dimension
-from qtool.errors import ModelError, UsageError
+from qtool.arch.spec import Config, Task, as_json, dimension, layers, real_number
+from qtool.errors import ModelError, UsageError, reason
 from qtool.jsonfile import read_json
 from qtool.storage.gguf import Value, array, boolean, float32, int32, string, uint32
 
@@ -59,8 +59,17 @@ def sampling_metadata(directory: Path) -> dict[str, Value]:
     """The sampling parameters of generation_config.json, which llama.cpp's converter writes; no ranker needs them."""
     path = directory / "generation_config.json"
     declared = read_json(path) if path.is_file() else {}
-    named = {field: make(declared[key]) for key, (field, make) in _SAMPLING.items() if key in declared}
+    present = [(key, *made) for key, made in _SAMPLING.items() if key in declared]
+    named = {field: _made(make, declared[key], f"{path.name}: {key}") for key, field, make in present}
     return {f"general.sampling.{field}": value for field, value in named.items()}
+
+
+def _made(make: Callable[[Any], Value], value: Any, place: str) -> Value:
+    """A field of a value that a file declares. Raises ModelError with the place where it stands."""
+    try:
+        return make(value)
+    except ModelError as error:
+        raise ModelError(f"{place}: {error.message}") from None
 
 
 def decoder_metadata(family: Family, text: Config) -> dict[str, Value]:
@@ -82,7 +91,7 @@ def decoder_fields(family: Family, text: Config) -> dict[str, Value]:
         "feed_forward_length": uint32(dimension(text, "intermediate_size")),
         "attention.head_count": uint32(dimension(text, "num_attention_heads")),
         "attention.head_count_kv": uint32(dimension(text, "num_key_value_heads")),
-        "attention.layer_norm_rms_epsilon": float32(text.get("rms_norm_eps", 1e-6)),
+        "attention.layer_norm_rms_epsilon": float32(real_number(text, "rms_norm_eps", 1e-6)),
         "attention.key_length": uint32(head_dim),
         "attention.value_length": uint32(head_dim),
         **dict(_rope_fields(family, text)),
@@ -90,14 +99,19 @@ def decoder_fields(family: Family, text: Config) -> dict[str, Value]:
 
 
 def _rope_fields(family: Family, text: Config) -> Iterator[tuple[str, Value]]:
-    rope: Mapping[str, Any] = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope: Any = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ModelError(f"config.json: The rotary embedding is {as_json(rope)}, expected an object.")
     kind = rope.get("rope_type", rope.get("type"))
     if kind not in _PLAIN_ROPE:
-        raise ModelError(f"config.json: The type of rotary embedding is {kind!r}; expected 'default'.")
+        raise ModelError(f"config.json: The type of rotary embedding is {kind!r:.80}; expected 'default'.")
     if "mrope_section" in rope:
-        sections = [*rope["mrope_section"], 0, 0, 0, 0][:4]
+        declared = rope["mrope_section"]
+        if not isinstance(declared, list) or not all(type(each) is int for each in declared):
+            raise ModelError(f"config.json: mrope_section is {as_json(declared)}, expected a list of integers.")
+        sections = [*declared, 0, 0, 0, 0][:4]
         yield "rope.dimension_sections", array(GGUFValueType.INT32, sections)
-    yield "rope.freq_base", float32(rope.get("rope_theta", text.get("rope_theta", family.rope.default_theta)))
+    yield "rope.freq_base", float32(real_number({**text, **rope}, "rope_theta", family.rope.default_theta))
 
 
 def task_metadata(architecture: str, task: Task) -> dict[str, Value]:
@@ -112,7 +126,7 @@ def task_metadata(architecture: str, task: Task) -> dict[str, Value]:
 
 def deepstack_metadata(architecture: str, vision: Config) -> dict[str, Value]:
     """The number of the decoder's first layers with a deepstack input."""
-    return {f"{architecture}.n_deepstack_layers": uint32(len(vision.get("deepstack_visual_indexes", ())))}
+    return {f"{architecture}.n_deepstack_layers": uint32(len(layers(vision, "deepstack_visual_indexes")))}
 
 
 # The vision projector, as llama.cpp's own converter writes it.
@@ -129,7 +143,7 @@ def vision_metadata(detection: Detection, directory: Path) -> dict[str, Value]:
         raise ModelError("config.json: temporal_patch_size is not 2; llama.cpp supports only 2.")
     patch, positions = dimension(vision, "patch_size", 16), dimension(vision, "num_position_embeddings")
     depth = dimension(vision, "depth")
-    deepstack = set(vision.get("deepstack_visual_indexes", ()))
+    deepstack = layers(vision, "deepstack_visual_indexes")
     mean, spread = (_statistics(directory, name) for name in ("image_mean", "image_std"))
     vision_fields = {
         "projection_dim": uint32(dimension(text, "hidden_size")),
@@ -142,7 +156,7 @@ def vision_metadata(detection: Detection, directory: Path) -> dict[str, Value]:
         "image_mean": array(GGUFValueType.FLOAT32, mean),
         "image_std": array(GGUFValueType.FLOAT32, spread),
         "spatial_merge_size": uint32(dimension(vision, "spatial_merge_size", 2)),
-        "attention.layer_norm_epsilon": float32(text.get("rms_norm_eps", 1e-6)),
+        "attention.layer_norm_epsilon": float32(real_number(text, "rms_norm_eps", 1e-6)),
         "is_deepstack_layers": array(GGUFValueType.BOOL, [layer in deepstack for layer in range(depth)]),
     }
     return {
@@ -158,9 +172,10 @@ def _statistics(directory: Path, name: str) -> list[float]:
     for file_name in _PREPROCESSORS:
         if (directory / file_name).is_file():
             declared: Any = read_json(directory / file_name)
-            values = declared.get("image_processor", declared).get(name)
+            own = declared.get("image_processor", declared)
+            values = own.get(name) if isinstance(own, Mapping) else None
             if isinstance(values, list) and len(values) == 3:
-                return [float32(value).data for value in values]
+                return [_made(float32, value, f"{file_name}: {name}").data for value in values]
     raise ModelError(f"No file in {directory} declares {name}.", "Download preprocessor_config.json of the model.")
 
 
@@ -200,17 +215,26 @@ def _named_templates(directory: Path) -> dict[str, str]:
     config = directory / "tokenizer_config.json"
     declared = read_json(config).get("chat_template") if config.is_file() else None
     if isinstance(declared, list):
-        return {str(each["name"]): str(each["template"]) for each in declared}
+        return {str(_object(each).get("name")): str(_object(each).get("template")) for each in declared}
     if isinstance(declared, str):
         return {"default": declared}
     templates: dict[str, str] = {}
     if (directory / "chat_template.jinja").is_file():
-        templates["default"] = (directory / "chat_template.jinja").read_text(encoding="utf-8")
+        templates["default"] = _template(directory / "chat_template.jinja")
         for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-            templates[path.stem] = path.read_text(encoding="utf-8")
+            templates[path.stem] = _template(path)
     elif (directory / "chat_template.json").is_file():
         templates["default"] = str(read_json(directory / "chat_template.json").get("chat_template"))
     return templates
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
+    except OSError as error:
+        raise ModelError(f"Cannot read {path}: {reason(error)}.") from None
 
 
 # The tokenizer, from tokenizer.json and tokenizer_config.json. A pre-tokenizer other than the family's is refused:
@@ -242,22 +266,22 @@ def tokenizer_metadata(
         "tokenizer.ggml.pre": string(spec.gguf_pre),
         "tokenizer.ggml.tokens": array(GGUFValueType.STRING, tokens),
         "tokenizer.ggml.token_type": array(GGUFValueType.INT32, kinds),
-        "tokenizer.ggml.merges": array(GGUFValueType.STRING, map(_merge, model["merges"])),
+        "tokenizer.ggml.merges": array(GGUFValueType.STRING, _merges(model)),
     }
     return fields | dict(_special_tokens(directory, tokenizer, settings))
 
 
 def token_id(tokenizer: Mapping[str, Any], text: str) -> int:
     """The id of a text that is one token of the vocabulary. Raises ModelError."""
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    if text not in vocabulary:
+    number = _vocabulary(tokenizer).get(text)
+    if number is None:
         raise ModelError(f"tokenizer.json has no token {text!r}, which the rank head needs.")
-    return int(vocabulary[text])
+    return number
 
 
 def _require_split(directory: Path, tokenizer: Mapping[str, Any], spec: TokenizerSpec) -> None:
     split = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
-    patterns = [step.get("pattern", {}).get("Regex") for step in split if step.get("type") == "Split"]
+    patterns = [_object(step.get("pattern")).get("Regex") for step in split if step.get("type") == "Split"]
     if patterns != [spec.split_pattern] or split[-1].get("type") != "ByteLevel":
         raise ModelError(
             f"The pre-tokenizer of {directory / 'tokenizer.json'} is not {spec.gguf_pre}.",
@@ -266,47 +290,90 @@ def _require_split(directory: Path, tokenizer: Mapping[str, Any], spec: Tokenize
 
 
 def _steps(declared: Any, several: str) -> list[Mapping[str, Any]]:
-    """The steps of a sequence, or the only step."""
-    if not isinstance(declared, dict):
-        return [{}]
-    return list(declared.get(several) or [declared])
+    """The steps of a sequence, or the only step; what is none has no type."""
+    steps = _object(declared).get(several)
+    return [_object(step) for step in (steps if isinstance(steps, list) and steps else [declared])]
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+# What tokenizer.json holds is a stranger's: every entry that a GGUF file takes over is looked at before.
+
+
+def _vocabulary(tokenizer: Mapping[str, Any]) -> Mapping[str, int]:
+    vocabulary = _object(tokenizer.get("model")).get("vocab")
+    if not isinstance(vocabulary, dict):
+        raise ModelError("The vocabulary in tokenizer.json must be an object of tokens and ids.")
+    for text, number in vocabulary.items():
+        if type(number) is not int or number < 0:
+            raise ModelError(f"The token {text!r:.80} in tokenizer.json has the id {as_json(number)}.")
+    return vocabulary
+
+
+def _added(tokenizer: Mapping[str, Any]) -> list[tuple[int, str, bool]]:
+    """Id, text and whether it is special, of each added token."""
+    declared = tokenizer.get("added_tokens")
+    if declared is not None and not isinstance(declared, list):
+        raise ModelError("The value of `added_tokens` in tokenizer.json must be a list.")
+    added = []
+    for token in map(_object, declared or ()):
+        number, text = token.get("id"), token.get("content")
+        if type(number) is not int or number < 0 or not isinstance(text, str):
+            raise ModelError(
+                f"An added token in tokenizer.json has the id {as_json(number)} and the text {as_json(text)}."
+            )
+        added.append((number, text, bool(token.get("special"))))
+    return added
+
+
+def _merges(model: Mapping[str, Any]) -> list[str]:
+    declared = model.get("merges")
+    if not isinstance(declared, list):
+        raise ModelError("The value of `merges` in tokenizer.json must be a list.")
+    return [_merge(pair) for pair in declared]
+
+
+def _merge(pair: Any) -> str:
+    if isinstance(pair, str):
+        return pair
+    if not isinstance(pair, list) or not all(isinstance(part, str) for part in pair):
+        raise ModelError(f"The merge rule {as_json(pair)} in tokenizer.json must be a pair of texts.")
+    return " ".join(part.replace(" ", chr(ord(" ") + 256)) for part in pair)  # GPT-2's letter for a space
 
 
 def _tokens(directory: Path, tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
     """The token of each id and its type; ids without a token are padding of the embedding."""
-    added = {token["id"]: token for token in tokenizer.get("added_tokens", ())}
-    texts = {number: text for text, number in tokenizer["model"]["vocab"].items()}
-    texts |= {number: token["content"] for number, token in added.items()}
-    if max(texts) >= vocab_size:
+    added = {number: (text, special) for number, text, special in _added(tokenizer)}
+    texts = {number: text for text, number in _vocabulary(tokenizer).items()}
+    texts |= {number: text for number, (text, _) in added.items()}
+    if max(texts, default=0) >= vocab_size:
         raise ModelError(
             f"{directory / 'tokenizer.json'} contains token id {max(texts):,}; the embedding has {vocab_size:,} rows."
         )
     tokens, kinds = [], []
     for number in range(vocab_size):
         tokens.append(texts.get(number, f"[PAD{number}]"))
-        kinds.append(_kind(tokens[-1], number in texts, added.get(number)))
+        special = added[number][1] if number in added else None
+        kinds.append(int(_kind(tokens[-1], number in texts, special)))
     return tokens, kinds
 
 
-def _kind(text: str, is_used: bool, added: Mapping[str, Any] | None) -> int:  # noqa: FBT001 - one of three facts
+def _kind(text: str, is_used: bool, special: bool | None) -> TokenType:  # noqa: FBT001 - two of three facts
+    """The type of a token; `special` is None where it is not an added one."""
     if not is_used:
-        return int(TokenType.UNUSED)
-    if added is None:
-        return int(TokenType.NORMAL)
+        return TokenType.UNUSED
+    if special is None:
+        return TokenType.NORMAL
     looks_special = text.startswith("<|") and text.endswith("|>")  # some of these are published unmarked
-    return int(TokenType.CONTROL if added["special"] or looks_special else TokenType.USER_DEFINED)
-
-
-def _merge(pair: str | Sequence[str]) -> str:
-    if isinstance(pair, str):
-        return pair
-    return " ".join(part.replace(" ", chr(ord(" ") + 256)) for part in pair)  # GPT-2's letter for a space
+    return TokenType.CONTROL if special or looks_special else TokenType.USER_DEFINED
 
 
 def _special_tokens(
     directory: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, Value]]:
-    ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
+    ids = {text: number for number, text, _ in _added(tokenizer)}
     named = {kind: _content(settings.get(f"{kind}_token")) for kind in ("bos", "eos", "unk", "sep", "pad")}
     flags = {kind: settings.get(f"add_{kind}_token") for kind in ("bos", "eos")}
     adds = {kind: flag for kind, flag in flags.items() if isinstance(flag, bool)}
@@ -326,16 +393,18 @@ def _special_tokens(
 
 def _content(declared: Any) -> str | None:
     """The text of a special token, which may be declared as an object."""
-    return declared.get("content") if isinstance(declared, dict) else declared
+    text = declared.get("content") if isinstance(declared, dict) else declared
+    return text if isinstance(text, str) else None
 
 
 def _appended_token(tokenizer: Mapping[str, Any]) -> str | None:
     """The token that the tokenizer itself appends to every text."""
     for step in _steps(tokenizer.get("post_processor"), "processors"):
         if step.get("type") == "TemplateProcessing":
-            last = (step.get("single") or [{}])[-1]
-            token = last.get("SpecialToken", {}).get("id")
-            return str(token) if token else None
+            single = step.get("single")
+            last = _object(single[-1]) if isinstance(single, list) and single else {}
+            token = _object(last.get("SpecialToken")).get("id")
+            return token if isinstance(token, str) and token else None
     return None
 
 

@@ -140,7 +140,7 @@ class Rounding(Protocol):
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """What the manifest says about it, under `calibration`."""
+        """What the manifest says about it: `calibration`, equal in equal artefacts, and `run`, which is not."""
 
     def tensor_facts(self, hf_name: str) -> Mapping[str, Any]:
         """What the manifest says about one weight."""

@@ -31,6 +31,7 @@ from qtool.export.quantize_plan import (
     quantized_config,
 )
 from qtool.extras import require_extra
+from qtool.inputs.builtin import is_dataset
 from qtool.jsonfile import json_bytes
 from qtool.manifest import FILE_NAME as MANIFEST
 from qtool.manifest import manifest, versions
@@ -62,8 +63,9 @@ class QuantizeOptions(Options):
     """The options of `qtool quantize`; `model` is a folder, a Hub repository or a demo model.
 
     With `stream` a repository's weights are read by range and never stored; None does so where the disk is too short.
-    `data` (calibration sets, panels or data sets), `effort` and `memory` are for a recipe that fits weights to data: by
-    default the sets that fit the model, what the recipe says, and what is free.
+    `data` (calibration sets, panels or data sets, of each the first `limit` queries), `effort`, `memory` and `device` are
+    for a recipe that fits weights to data: by default the sets that fit the model, what the recipe says, what is free, and
+    a GPU where there is one.
     """
 
     model: str
@@ -78,8 +80,10 @@ class QuantizeOptions(Options):
     force: bool = False
     dry_run: bool = False
     data: tuple[str, ...] = ()
+    limit: int | None = None
     effort: Effort | None = None
     memory: Memory = "auto"
+    device: str = "auto"
 
     @property
     def writes_nothing(self) -> bool:
@@ -145,7 +149,10 @@ def prepare_quantization(options: QuantizeOptions) -> QuantizeJob:
 
 def _refuse_data(options: QuantizeOptions, recipe: LoadedRecipe) -> None:
     if recipe.recipe.calibration is None:
-        for name, given in (("data", options.data), ("effort", options.effort)):
+        from_hub = any(is_dataset(name) for name in options.data)
+        data = {"dataset" if from_hub else "data": options.data}
+        device = options.device != "auto"
+        for name, given in {**data, "effort": options.effort, "limit": options.limit, "device": device}.items():
             if given:
                 raise UsageError(
                     f"Recipe {recipe.recipe.name} uses no data; --{name} applies to calibrated recipes only.",
@@ -224,7 +231,7 @@ class CalibrationSummary:
 
     `tokens` are distinct ones of `data`. `output_error` is the RMS of what the rounding of a linear changes in its output
     on the data, over the output's RMS, and `max_output_error` that of plain `max` rounding (both roots of the means of
-    squares over all linears). `memory` is an estimate in bytes.
+    squares over all linears). `memory` and `disk` (beside the artefact, until it is written) are estimates in bytes.
     """
 
     effort: str
@@ -233,6 +240,7 @@ class CalibrationSummary:
     seconds: float
     warnings: tuple[str, ...] = ()
     memory: int | None = None
+    disk: int | None = None
     output_error: float | None = None
     max_output_error: float | None = None
 
@@ -373,8 +381,10 @@ def _totals(summary: QuantizationSummary) -> str:
 
 
 def _calibrated(done: CalibrationSummary) -> Iterator[str]:
-    memory = f" and {human_size(done.memory)} of memory" if done.memory else ""
-    yield f"effort {done.effort}, {done.tokens:,} tokens of {done.data}, about {_duration(done.seconds)}{memory}"
+    space = ""
+    if done.memory is not None and done.disk is not None:
+        space = f", {human_size(done.memory)} of memory and {human_size(done.disk)} of disk until it is done"
+    yield f"effort {done.effort}, {done.tokens:,} tokens of {done.data}, about {_duration(done.seconds)}{space}"
     if done.output_error is not None and done.max_output_error is not None:
         yield (
             f"the linears' outputs on the data change by {done.output_error:.2%} (RMS); "
@@ -482,7 +492,7 @@ def _manifest(
         recipe={"name": job.recipe.recipe.name, "sha256": job.recipe.sha256, "text": job.recipe.text},
         files=dict(sorted(hashes.items())),
         tensors=[_tensor_facts(tensor, errors, rounding) for tensor in job.plan.tensors],
-        **({"calibration": rounding.manifest} if rounding is not None else {}),
+        **(rounding.manifest if rounding is not None else {}),
     )
 
 

@@ -19,13 +19,25 @@ DEMO_PANELS: Final = ("demo-text", "demo-image", "demo-mixed")
 """Coloured shapes, which only the demo models were trained on."""
 GENERAL_PANELS: Final = ("retrieval-text", "retrieval-image")
 """Real texts, and pages and charts, for every other model."""
+_SETS: Final = "calibration"
 _FOLDER: Final = "calibration/panels"
-_DATASET: Final = "dataset:"
+DATASET: Final = "dataset:"
+"""How the name of a panel begins that is taken from a data set."""
 
 
 def builtin_panels() -> list[str]:
     """Names of the panels that come with qtool."""
     return resources.names(_FOLDER, ".jsonl")
+
+
+def calibration_sets() -> list[str]:
+    """Names of the calibration sets that come with qtool."""
+    return resources.names(_SETS, ".jsonl")
+
+
+def calibration_file(name: str) -> str:
+    """The file of one of them, as `load_panels` takes it."""
+    return str(resources.path(f"{_SETS}/{name}.jsonl"))
 
 
 def default_panels(*, is_vision: bool, is_demo: bool) -> tuple[str, ...]:
@@ -72,12 +84,20 @@ def load_panels(names_or_paths: Sequence[str], limit: int | None = None, access:
 
 def dataset_panel(dataset: str, columns: str) -> str:
     """The name by which `load_panels` loads the panel that --dataset and --columns describe."""
-    return f"{_DATASET}{dataset}?{columns}"
+    return f"{DATASET}{dataset}?{columns}"
+
+
+def source_name(name: str) -> str:
+    """How a manifest remembers a panel that `load_panels` was asked for: without the folders of a path."""
+    prefix = DATASET if is_dataset(name) else ""
+    place, mark, columns = name.removeprefix(prefix).partition("?") if prefix else (name, "", "")
+    is_path = bool(Path(place).suffix) if not prefix else Path(place.partition("#")[0]).exists()
+    return f"{prefix}{Path(place).name if is_path else place}{mark}{columns}"
 
 
 def is_dataset(name: str) -> bool:
     """Whether `dataset_panel` made the name."""
-    return name.startswith(_DATASET)
+    return name.startswith(DATASET)
 
 
 def _load(name: str, limit: int | None, access: MediaAccess) -> Panel:
@@ -87,7 +107,7 @@ def _load(name: str, limit: int | None, access: MediaAccess) -> Panel:
         return load_panel(find_panel(name), ours if name in builtin_panels() else access).first(limit)
     from qtool.inputs.datasets import load_dataset_panel, parse_dataset
 
-    dataset, _, columns = name.removeprefix(_DATASET).partition("?")
+    dataset, _, columns = name.removeprefix(DATASET).partition("?")
     bound = {} if limit is None else {"limit": limit}
     return load_dataset_panel(parse_dataset(dataset, columns, **bound), access)
 

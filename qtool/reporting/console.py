@@ -17,9 +17,11 @@ from qtool.checks.stage import Stage
 from qtool.console import unwrapped
 from qtool.progress import duration
 from qtool.reporting.words import (
+    APART,
     INTERVALS,
     MetricRow,
     gates_title,
+    has_centred,
     headline,
     interval,
     metric_rows,
@@ -42,8 +44,8 @@ _STYLE: Final = {
 _WORST_SHOWN: Final = 3
 _LONGEST: Final = 1000
 _STAGE, _OUTCOME, _TIME = 10, 12, 8
-_METRIC, _VALUE, _INTERVAL, _BOUND = 19, 9, 18, 8
-"""Widths: with two spaces between them, a row of metrics has 74 columns."""
+_METRIC, _VALUE, _INTERVAL, _BOUND = 21, 9, 18, 8
+"""Widths: with two spaces between them, a row of metrics has 76 columns; the longest interval has 20, an outcome 12."""
 
 
 def render_console(report: Report) -> RenderableType:
@@ -51,6 +53,8 @@ def render_console(report: Report) -> RenderableType:
     parts = [*_stages(report), *(line for panel in report.panels for line in _panel(report, panel))]
     if any(panel.intervals for panel in report.panels):
         parts += [Text(INTERVALS, style="dim"), Text("")]
+    if has_centred(report):
+        parts += [Text(APART, style="dim"), Text("")]
     if known := sizes(report):
         parts.append(Text(f"Weights: {known}."))
     return Group(*parts, verdict_line(report))
@@ -122,7 +126,9 @@ def _metric(row: MetricRow) -> Text:
     """One line that is never wrapped or cut."""
     name, ends = printable(row.name), interval(row.ends)
     line = Text(no_wrap=True, overflow="ignore")
-    line.append(f"  {name:<{_METRIC}}  {number(row.value):>{_VALUE}}  {ends:<{_INTERVAL}}")
+    # A name may go on into the column of values, which stay at its right end.
+    value = f"{number(row.value):>{max(_METRIC + 1 + _VALUE - len(name), 1)}}"
+    line.append(f"  {name} {value}  {ends:<{_INTERVAL}}")
     if row.is_gated:
         line.append(f"  {row.bound:<{_BOUND}}  ")
         line.append(row.outcome, style=_style(row.outcome))

@@ -9,6 +9,7 @@ from typing import Final
 from qtool.checks.findings import printable
 from qtool.progress import duration
 from qtool.reporting.words import (
+    APART,
     INTERVALS,
     METRIC_COLUMNS,
     STAGE_COLUMNS,
@@ -18,6 +19,7 @@ from qtool.reporting.words import (
     compared,
     concerns,
     gates_title,
+    has_centred,
     headline,
     interval,
     metric_rows,
@@ -90,7 +92,8 @@ def _metrics(report: Report) -> list[str]:
         return []
     note = INTERVALS if any(panel.intervals for panel in report.panels) else ""
     noise = escaped(noise_floor(report.noise)) if report.noise else ""
-    return [f"## {escaped(gates_title(report))}", *blocks, *filter(None, (note, noise))]
+    apart = escaped(APART) if has_centred(report) else ""
+    return [f"## {escaped(gates_title(report))}", *blocks, *filter(None, (note, apart, noise))]
 
 
 def _panel(report: Report, panel: PanelReport) -> list[str]:

@@ -20,24 +20,27 @@ from qtool.checks.findings import printable
 from qtool.console import unwrapped
 from qtool.errors import QtoolError, UsageError
 from qtool.progress import StageProgress, ignore
+from qtool.redaction import redacted
+from qtool.reporting.comparison import INDEX, remove_comparison, render_beside, write_comparison
 from qtool.reporting.console import render_console
 from qtool.reporting.run import verify
 from qtool.reporting.words import headline, number
+from qtool.reporting.write import write_page
 from qtool.results import Result
 from qtool.storage.atomic import atomic_write, named_write_errors
 from qtool.verify.case import REPORT, SharedReference, VerifyOptions, check_output, is_server
 from qtool.verify.gates import Verdict
 from qtool.verify.merge import read_report
+from qtool.verify.paired import Comparison, compare_reports
 from qtool.verify.report import Report
 
 SCHEMA_VERSION: Final = 1
-INDEX: Final = "reports.json"
-"""In the output folder, beside the folder of each artefact, once all are done."""
-
 _WORST_FIRST: Final = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.UNGATED, Verdict.PASS)
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _SHOWN: Final = 300
 _COLUMNS: Final = 3
+_PLAIN: Final = "max"
+"""The algorithm that rounds to nearest under scales of the largest values: what the others are to be better than."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,13 @@ class Verified:
 
 @dataclass(frozen=True, repr=False)
 class Reports(Result):
-    """The reports on several artefacts, in the order in which they were named."""
+    """The reports on several artefacts, in the order in which they were named.
+
+    `comparison` puts those that were scored side by side; None where there are less than two with a common panel.
+    """
 
     artefacts: tuple[Verified, ...]
+    comparison: Comparison | None = None
 
     @property
     def reports(self) -> tuple[Report, ...]:
@@ -138,6 +145,7 @@ class Reports(Result):
             "schema_version": SCHEMA_VERSION,
             "verdict": self.verdict.value if self.verdict else None,
             "artefacts": [each.to_dict() for each in self.artefacts],
+            "comparison": self.comparison.to_dict() if self.comparison else None,
         }
 
 
@@ -174,11 +182,26 @@ def verify_each(
                 raise
             status(f"error: {error.message}")
             done.append(Verified(artefact, folder, error=error))
-    reports = Reports(tuple(done))
+    reports = Reports(tuple(done), _compared(done, command))
     if options.output is not None:
+        if reports.comparison is not None:
+            write_comparison(reports.comparison, options.output)
+            for each in done:
+                if each.report is not None and each.report.panels and each.folder is not None:
+                    write_page(each.report, reports.comparison, each.folder)
         with atomic_write(options.output / INDEX) as file:
             file.write(json.dumps(reports.to_dict(), indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     return reports
+
+
+def _compared(done: Sequence[Verified], command: str) -> Comparison | None:
+    """Those that were scored side by side: beside the one that was quantized without data, if there is one, or the first."""
+    scored = [(str(each.folder or each.artefact), each.report) for each in done if each.report and each.report.panels]
+    plain = [source for source, report in scored if report.made is not None and report.made.algorithm == _PLAIN]
+    try:
+        return redacted(compare_reports(scored, next(iter(plain), None), command=command))
+    except UsageError:  # less than two, or of no common panel: each has a report all the same
+        return None
 
 
 def _expanded(target: str, options: VerifyOptions) -> list[str]:
@@ -210,6 +233,7 @@ def _folders(artefacts: Sequence[str], options: VerifyOptions) -> list[Path | No
     with named_write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         (output / INDEX).unlink(missing_ok=True)
+        remove_comparison(output)
     return [*folders]
 
 
@@ -249,4 +273,5 @@ def render_reports(reports: Reports, output: Path | None = None) -> RenderableTy
         cells = ["\n".join(printable(line, _SHOWN) for line in lines), each.word]
         table.add_row(*map(Text, (*cells, *(number(each.gated.get(metric)) for metric in shown))))
     where = [unwrapped(f"Reports: {output}/*/report.html")] if output is not None else []
-    return Group(*parts, table, *where)
+    beside = [render_beside(reports.comparison)] if reports.comparison is not None else []
+    return Group(*parts, *beside, table, *where)

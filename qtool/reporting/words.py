@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from qtool.console import human_size
 from qtool.verify.conclude import RANKS, SCORES
 from qtool.verify.gates import GateResult, Verdict
+from qtool.verify.made import Made
 from qtool.verify.metrics import METRICS, Interval
+from qtool.verify.paired import Comparison
 from qtool.verify.report import NoiseFloor, PanelReport, Report, Side
 
 STAGE_COLUMNS: Final = ("stage", "outcome", "summary", "time")
@@ -19,6 +21,30 @@ METRIC_COLUMNS: Final = ("metric", "value", "interval", "bound", "outcome")
 INTERVALS: Final = (
     "[low, high] is a 90 % confidence interval (BCa bootstrap over queries); each end is a one-sided 95 % bound."
 )
+APART: Final = (
+    "rmse² = rmse_centred² + bias². One shift of all scores (bias) is another fault than a changed order: it moves "
+    "thresholds and no ranking; rmse_centred is what is left without it."
+)
+DRIFTS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "rerank": ("log_odds_rmse", "log_odds_rmse_centred", "log_odds_bias"),
+    "embed": ("vector_rmse", "vector_rmse_centred", "vector_bias"),
+}
+"""Raw, centred and bias of a task's answers."""
+KEY_METRICS: Final[Mapping[str, tuple[str, ...]]] = {
+    "rerank": (*DRIFTS["rerank"], "log_odds_p99", "kendall_tau", "top1_agreement", "decisive_flips", "ndcg10_drop"),
+    "embed": (
+        *(*DRIFTS["embed"], "cosine_p1", "similarity_rmse"),
+        *("kendall_tau", "top1_agreement", "decisive_flips", "ndcg10_drop"),
+    ),
+}
+"""What the console and the plots of a comparison show of a task; its files have all metrics."""
+PAIRED: Final = (
+    "[low, high] is a 90 % confidence interval of the difference to the baseline (BCa bootstrap over the queries that all "
+    "answered). Better and worse: all of it is on that side of 0; undecided: it holds 0. Of bias and slope, the difference "
+    "is that of their distances from 0 and from 1."
+)
+LABEL: Final = 22
+"""Characters of an artefact's label at most."""
 WEIGHTS: Final = "The relative error (Frobenius norm) of each dequantized weight against its source, worst first."
 _MODELS: Final = {"rerank": "rerankers", "embed": "embedders"}
 _JUDGED_BY_GATES: Final = (SCORES, RANKS)
@@ -50,6 +76,11 @@ def number(value: float | None) -> str:
 def signed(value: float) -> str:
     """A score or a difference, always with its sign."""
     return f"{value:+.3f}" if abs(value) >= 1 else f"{value:+.4f}"
+
+
+def change(value: float) -> str:
+    """A difference as `number` shows it, with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
 
 
 def interval(ends: Interval | None) -> str:
@@ -134,6 +165,11 @@ def metric_rows(report: Report, panel: PanelReport) -> list[MetricRow]:
     return rows + [MetricRow(name, panel.metrics[name], panel.intervals.get(name)) for name in others]
 
 
+def has_centred(report: Report) -> bool:
+    """Whether some panel has a distance without its bias, which older reports lack."""
+    return any(name.endswith("_rmse_centred") for panel in report.panels for name in panel.metrics)
+
+
 def gates_title(report: Report) -> str:
     """The heading of the metrics, whose bounds are a recipe's."""
     return f"Metrics and gates of the recipe {report.recipe}" if report.recipe else "Metrics and gates"
@@ -154,6 +190,34 @@ def sizes(report: Report) -> str:
     if not before or after is None:
         return ""
     return f"{human_size(before)} before, {human_size(after)} after ({after / before:.0%})"
+
+
+def made(made: Made | None) -> str:
+    """The recipe, effort and data by which an artefact was made, else its format; empty where nothing is known."""
+    if made is None:
+        return ""
+    data = f"{made.tokens:,} tokens of {made.data}" if made.data and made.tokens is not None else made.data
+    how = [made.recipe or made.format, f"effort {made.effort}" if made.effort else "", data]
+    return ", ".join(filter(None, how))
+
+
+def weight(nbytes: int | None, bits_per_weight: float | None) -> str:
+    """How large an artefact is; empty where nobody knows."""
+    known = [
+        human_size(nbytes) if nbytes is not None else "",
+        f"{bits_per_weight:.2f} bits per weight" if bits_per_weight else "",
+    ]
+    return ", ".join(filter(None, known))
+
+
+def labels(comparison: Comparison) -> list[str]:
+    """Each artefact's number and the end of its name, in which several of one model differ; at most 22 characters."""
+    return [_label(str(place), short_name(each.side)) for place, each in enumerate(comparison.artefacts, start=1)]
+
+
+def _label(number: str, name: str) -> str:
+    longest = LABEL - len(number) - 1
+    return f"{number} {name if len(name) <= longest else f'…{name[1 - longest :]}'}"
 
 
 def started(report: Report) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from qtool.escaping import reportable
 from qtool.reporting import html, junit, markdown
 from qtool.storage.atomic import atomic_write, named_write_errors
+from qtool.verify.paired import Comparison
 from qtool.verify.report import SCHEMA_VERSION, Report
 
 ID: Final = f"urn:qtool:report:{SCHEMA_VERSION}"
@@ -43,9 +44,18 @@ FORMS: Final[Mapping[str, Callable[[Report], str]]] = {
 def write_reports(report: Report, folder: Path) -> list[Path]:
     """Write report.md, report.html, junit.xml and report.json into `folder`, which is made if need be. Raises SetupError."""
     safe = reportable(report)  # for people; report.json itself escapes what is invisible
-    contents = {
-        folder / name: _bytes(form(report if name == _COMPLETE else safe)) for name, form in FORMS.items()
-    }  # all, before one is written
+    return write_whole(folder, {name: form(report if name == _COMPLETE else safe) for name, form in FORMS.items()})
+
+
+def write_page(report: Report, comparison: Comparison, folder: Path) -> None:
+    """Write report.html again, with what was verified beside the artefact. Raises SetupError."""
+    text = html.render_html(reportable(report), reportable(comparison))
+    write_whole(folder, {"report.html": text})
+
+
+def write_whole(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write files into `folder`, which is made if need be; the last is the sign that all are there. Raises SetupError."""
+    contents = {folder / name: text.encode("utf-8", "replace") for name, text in texts.items()}
     with named_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # All are on the disk before one appears under its name, so that a full disk leaves no half of them.
@@ -56,7 +66,3 @@ def write_reports(report: Report, folder: Path) -> list[Path]:
             file.flush()
             os.fsync(file.fileno())
     return list(contents)
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "replace")

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -176,6 +177,11 @@ def _parse_header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise ModelError(f"{path} has an unreadable header: {error}.") from None
     if not isinstance(header, dict):
         raise ModelError(f"{path} has a header that is not a JSON object.")
+    described = header.get("__metadata__", {})
+    if not isinstance(described, dict) or not all(isinstance(text, str) for text in described.values()):
+        raise ModelError(
+            f"{path} has `__metadata__` that is not of texts, which the safetensors library refuses.", _AGAIN
+        )
     return header, 8 + length, size
 
 
@@ -228,11 +234,17 @@ def find_sidecars(directory: Path) -> list[Path]:
 # is missing, and one of another shape than config.json implies are errors that name it.
 
 
+MOST_MISSING: Final = 10_000
+"""A config.json that promises many more tensors than there are is not listed to its end."""
+
+
 def named_tensors(
     sources: Iterable[TensorInfo], architecture: Architecture, config: Config
 ) -> dict[TensorSpec, TensorInfo]:
     """The architecture's tensors that are there, in the order of `sources`; shapes are not looked at."""
-    specs = {spec.hf_name: spec for spec in architecture.tensors(config)}
+    sources = list(sources)
+    declared = islice(architecture.tensors(config), len(sources) + MOST_MISSING)
+    specs = {spec.hf_name: spec for spec in declared}
     found = _canonical(sources, specs, architecture)
     missing = [s.hf_name for s in specs.values() if s.presence is Presence.REQUIRED and s.hf_name not in found]
     if missing:

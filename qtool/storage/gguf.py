@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from gguf.constants import GGUFValueType
 
 from qtool.errors import ModelError
@@ -46,17 +48,32 @@ class Value:
 
 def uint32(number: int) -> Value:
     """A number such as a size, a count or a token id."""
-    return Value(GGUFValueType.UINT32, number)
+    return Value(GGUFValueType.UINT32, _in_range(number, 0, 1 << 32))
 
 
 def int32(number: int) -> Value:
     """A number that may be negative."""
-    return Value(GGUFValueType.INT32, number)
+    return Value(GGUFValueType.INT32, _in_range(number, -(1 << 31), 1 << 31))
+
+
+def _in_range(number: int, first: int, end: int) -> int:
+    if not isinstance(number, int | np.integer):
+        raise ModelError(f"Expected a whole number, found {json.dumps(number, default=str)[:80]}.")
+    if not first <= number < end:
+        raise ModelError(
+            f"The number {number:,} does not fit in a field of a GGUF file, which holds {first:,} to {end - 1:,}."
+        )
+    return number
 
 
 def float32(number: float) -> Value:
     """A number with a fraction, rounded to single precision."""
-    return Value(GGUFValueType.FLOAT32, struct.unpack("<f", struct.pack("<f", number))[0])
+    try:
+        return Value(GGUFValueType.FLOAT32, struct.unpack("<f", struct.pack("<f", number))[0])
+    except OverflowError:
+        raise ModelError(f"The number {number:.3e} is too large for a field of a GGUF file.") from None
+    except struct.error:
+        raise ModelError(f"Expected a number, found {json.dumps(number, default=str)[:80]}.") from None
 
 
 def boolean(flag: bool) -> Value:  # noqa: FBT001 - the value itself

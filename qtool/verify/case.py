@@ -145,7 +145,8 @@ class VerifyOptions(Options):
     each, `shard` a share of those. `recipe` overrides the artefact's own. The reference answers `noise_queries` of
     each panel in bf16, too. `revision` and `reference_revision` are of repositories on the hub. With `output` every
     answer is kept in that folder as it comes, and an interrupted run is resumed; `force` replaces a finished one
-    and starts over. `engine` to `timeout` are for a server: see RuntimeOptions. What a panel may name
+    and starts over. `data` is what calibrated weights were fitted to, for `rederive`. `engine` to `timeout` are for a
+    server: see RuntimeOptions. What a panel may name
     is in `allow_outside_files` and `allow_local_addresses`: see PanelChoice.
     """
 
@@ -172,6 +173,7 @@ class VerifyOptions(Options):
     structure_only: bool = False
     weights: bool = False
     rederive: bool = False
+    data: tuple[str, ...] = ()
     keep_going: bool = False
     noise_queries: int = 20
     use_cache: bool = True
@@ -265,6 +267,11 @@ class SharedReference:
 def open_case(options: VerifyOptions, shared: SharedReference | None = None) -> LocatedCase:
     """Open the models, read what they declare, check recipe and panels."""
     _check_revisions(options)
+    if options.data and not options.rederive:
+        raise UsageError(
+            "--data is what calibrated weights are made again with; it applies to --rederive only.",
+            "Add --rederive, or leave out --data. Pairs to score on are named by --panel.",
+        )
     if not options.structure_only:
         require_extra("score", "Scoring the reference", "pass --structure-only (and --weights, --rederive)")
     reference = _reference(options, shared)

@@ -16,7 +16,16 @@ from qtool.inputs.items import ImageSource, Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.inputs.pictures import load_image
 from qtool.verify.collect import PanelScores, by_query
-from qtool.verify.metrics import MRL_DIMENSIONS, MetricValue, QueryScores, Scores, distances, measure, vector_metrics
+from qtool.verify.metrics import (
+    MRL_DIMENSIONS,
+    MetricValue,
+    QueryScores,
+    Scores,
+    distances,
+    measure,
+    vector_errors,
+    vector_metrics,
+)
 from qtool.verify.report import PairDelta, PanelReport
 
 # Small copies of pictures for the report: of fifty pairs they still fit into a mail.
@@ -43,17 +52,15 @@ _PICTURES_SHOWN: Final = 4
 
 def compare(panel: Panel, reference: PanelScores, artefact: PanelScores, margin: float | None = None) -> MetricValue:
     """Every metric of a panel that both models scored; a decisive flip exchanges documents further apart than `margin`."""
-    queries = _by_query(panel, reference.scores, artefact.scores)
-    if reference.vectors is None or artefact.vectors is None:
-        return measure("log_odds", queries, margin)
-    measured = measure("similarity", queries, margin)
-    return MetricValue(
-        {**_vector_metrics(reference, artefact), **measured.values}, measured.intervals, measured.queries
-    )
+    vectors = {} if reference.vectors is None and artefact.vectors is None else _vector_metrics(reference, artefact)
+    measured = measure("similarity" if vectors else "log_odds", query_scores(panel, reference, artefact), margin)
+    return MetricValue({**vectors, **measured.values}, measured.intervals, measured.queries)
 
 
 def panel_report(panel: Panel, reference: PanelScores, artefact: PanelScores, measured: MetricValue) -> PanelReport:
     """The panel's part of the report."""
+    errors = _vector_errors(panel, reference, artefact)
+    labels = tuple(pair.document.label for pair in panel.pairs)
     return PanelReport(
         name=panel.name,
         sha256=panel.sha256,
@@ -66,6 +73,9 @@ def panel_report(panel: Panel, reference: PanelScores, artefact: PanelScores, me
         intervals=measured.intervals,
         by_modality=_by_modality(panel, reference, artefact),
         scores=tuple(zip(reference.scores.tolist(), artefact.scores.tolist(), strict=True)),
+        documents=tuple(len(query.documents) for query in panel.queries),
+        labels=labels if any(label is not None for label in labels) else (),
+        vector_errors=() if errors is None else tuple(map(tuple, errors.tolist())),
     )
 
 
@@ -87,10 +97,24 @@ def _matched(reference: PanelScores, artefact: PanelScores) -> dict[str, float]:
     return vector_metrics(one, other)
 
 
-def _by_query(panel: Panel, reference: Scores, artefact: Scores) -> list[QueryScores]:
+def query_scores(panel: Panel, reference: PanelScores, artefact: PanelScores) -> list[QueryScores]:
+    """Both models' scores of each query's documents, with the errors of an embedder's vectors."""
     labels = (None if query.labels is None else np.array(query.labels) for query in panel.queries)
-    sides = (by_query(panel, scores) for scores in (reference, artefact))
-    return [QueryScores(*scores) for scores in zip(*sides, labels, strict=True)]
+    sides = (by_query(panel, side.scores) for side in (reference, artefact))
+    errors = _vector_errors(panel, reference, artefact)
+    vectors = [None] * len(panel.queries) if errors is None else map(tuple, errors.tolist())
+    return [QueryScores(*scores) for scores in zip(*sides, labels, vectors, strict=True)]
+
+
+def _vector_errors(panel: Panel, reference: PanelScores, artefact: PanelScores) -> Scores | None:
+    """The sums of `vector_errors` for each query; an item that several have counts to the first of them."""
+    if reference.vectors is None or artefact.vectors is None or not panel.queries:
+        return None
+    owner = np.zeros(len(reference.vectors), dtype=np.intp)
+    places = [place for place, query in enumerate(panel.queries) for _ in query.documents]
+    for place, row in zip(reversed(places), reversed(reference.rows), strict=True):
+        owner[list(row)] = place
+    return vector_errors(reference.vectors, artefact.vectors, owner, len(panel.queries))
 
 
 def _by_modality(panel: Panel, reference: PanelScores, artefact: PanelScores) -> Mapping[str, Mapping[str, float]]:

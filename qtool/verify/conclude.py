@@ -49,8 +49,9 @@ def conclude(
     stages = (*checked.stages, *scored)
     return Report(
         artefact=_side(case.options.artefact, case.artefact_revision, scores.get(Role.ARTEFACT), facts.artefact_bytes),
-        reference=_side(
-            case.options.reference, case.reference_revision, scores.get(Role.REFERENCE), facts.reference_bytes
+        reference=replace(
+            _side(case.options.reference, case.reference_revision, scores.get(Role.REFERENCE), facts.reference_bytes),
+            parameters=facts.parameters,
         ),
         task=case.task.value,
         task_source=case.task_source,
@@ -68,6 +69,7 @@ def conclude(
         started=facts.started,
         command=facts.command,
         answers=tuple(each.count for each in scores.values() if each.count is not None),
+        made=facts.made,
     )
 
 
@@ -144,14 +146,16 @@ def _scored_stages(
 ) -> tuple[Stage, ...]:
     distances = [gate for gate in gates if gate.metric not in RANKING]
     rankings = [gate for gate in gates if gate.metric in RANKING]
-    headline = "log_odds_rmse" if case.task is Task.RERANK else "cosine_p1"
+    drifts = _drift_summary("log_odds", metrics)
+    if case.task is Task.EMBED:
+        drifts = f"{_summary('cosine_p1', metrics)} {_drift_summary('vector', metrics)}"
     return (
         replace(_noise_stage(case.options.dtype, noise), seconds=_seconds(scores, Role.REFERENCE_BF16)),
         _with_faults(
             Stage(
                 name=SCORES,
                 outcome=worst(gate.outcome for gate in distances),
-                summary=_summary(headline, metrics),
+                summary=drifts,
                 seconds=_seconds(scores, Role.REFERENCE, Role.ARTEFACT),
             ),
             faults,
@@ -202,6 +206,18 @@ def _verdict(stages: Sequence[Stage], gates: Sequence[GateResult], *, is_scored:
     if outcome is Outcome.SKIPPED or (outcome is Outcome.PASS and is_scored and not is_judged):
         return Verdict.UNGATED
     return Verdict(outcome.value)
+
+
+def _drift_summary(what: str, metrics: Mapping[str, MetricValue]) -> str:
+    """The distance with and without the shift that all scores share, and that shift."""
+    names = [f"{what}_{name}" for name in ("rmse", "rmse_centred", "bias")]
+    known = {
+        panel: [found.values[name] for name in names] for panel, found in metrics.items() if names[0] in found.values
+    }
+    shown = ", ".join(
+        f"{panel} {raw:.4g} (centred {centred:.4g}, bias {bias:+.4g})" for panel, (raw, centred, bias) in known.items()
+    )
+    return f"{names[0]}: {shown or 'no panel gives it'}."
 
 
 def _summary(metric: str, metrics: Mapping[str, MetricValue]) -> str:

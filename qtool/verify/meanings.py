@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 _DISTANCES: Final[Mapping[str, str]] = {
-    "rmse": "root mean square of Δ",
+    "rmse": "root mean square of Δ, a shift of all scores included",
+    "rmse_centred": "the same of Δ minus its mean: what is left without that shift, and can change an order",
     "bias": "mean of Δ: a shift that moves thresholds but no ranking",
     "slope": "slope of the artefact's scores over the reference's: below 1 it is less sure of itself",
     "p50": "median of |Δ|",
@@ -17,6 +18,9 @@ _DISTANCES: Final[Mapping[str, str]] = {
 MEANINGS: Final[Mapping[str, str]] = {
     **{f"log_odds_{name}": text for name, text in _DISTANCES.items()},
     **{f"similarity_{name}": f"{text}, of cosine similarities" for name, text in _DISTANCES.items()},
+    "vector_rmse": "root mean square length of the difference between an item's two vectors",
+    "vector_rmse_centred": "the same without the mean of all those differences",
+    "vector_bias": "length of that mean: the way in which all vectors have moved alike",
     "cosine_p50": "cosine of each item's vector with the reference's, median",
     "cosine_p1": "cosine of each item's vector with the reference's, first percentile",
     "cosine_min": "cosine of each item's vector with the reference's, minimum",

@@ -63,7 +63,7 @@ def merge_runs(folders: Sequence[Path], output: Path, access: MediaAccess = DIST
     Panels are read again from where the runs read them and must have the same hash. Without answers of a shard that an
     earlier stage stopped, nothing is scored and that stage's failure is the verdict.
     """
-    reports = {folder: read_report(folder) for folder in folders}
+    reports = {folder: _read_shard(folder) for folder in folders}
     if any(_is_same(output, folder) for folder in folders):
         raise UsageError(f"{output} is one of the shards to merge.", "Choose another output folder.")
     check_output(output, force=force)
@@ -82,9 +82,9 @@ def merge_runs(folders: Sequence[Path], output: Path, access: MediaAccess = DIST
     return report
 
 
-def read_report(folder: Path) -> Report:
-    """The report of a finished run. Raises UsageError."""
-    path = folder / REPORT
+def read_report(folder: Path, again: str = _AGAIN) -> Report:
+    """The report of a finished run, in its folder or given as the file. Raises UsageError with `again` as what to do."""
+    path = folder if folder.is_file() else folder / REPORT
     try:
         content = read_bounded(path, _MAX_REPORT)
     except OSError as error:
@@ -93,10 +93,18 @@ def read_report(folder: Path) -> Report:
             "Finish it: the same command resumes it.",
         ) from error
     try:
-        report = parse_report(content)
+        return parse_report(content)
+    except ValueError as error:
+        raise UsageError(f"{path} is not a report that this version reads: {error}.", again) from error
+
+
+def _read_shard(folder: Path) -> Report:
+    """The report of a finished run, with all the settings that a merge needs. Raises UsageError."""
+    report = read_report(folder)
+    try:
         _settings(report)
     except ValueError as error:
-        raise UsageError(f"{path} is not a report that this version reads: {error}.", _AGAIN) from error
+        raise UsageError(f"{folder / REPORT} is not a report that this version reads: {error}.", _AGAIN) from error
     return report
 
 
@@ -265,6 +273,8 @@ def _concluded(case: Case, reports: Collection[Report], scores: Mapping[Role, Ro
         command=first.command,
         artefact_bytes=first.artefact.nbytes,
         reference_bytes=first.reference.nbytes,
+        parameters=first.reference.parameters,
+        made=first.made,
     )
     found = (each for report in reports for stage in report.stages if stage.name == SCORES for each in stage.findings)
     scores = {role: replace(each, count=_count(role, reports)) for role, each in scores.items()}

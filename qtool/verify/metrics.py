@@ -180,11 +180,13 @@ RANKING: Final = (
     "mrr_drop",
 )
 _MATRIX_ITEMS: Final = 2000
-_DISTANCES: Final = ("rmse", "bias", "slope", "p50", "p95", "p99", "max")
+_DISTANCES: Final = ("rmse", "rmse_centred", "bias", "slope", "p50", "p95", "p99", "max")
+_DRIFTS: Final = ("vector_rmse", "vector_rmse_centred", "vector_bias")
 _VECTORS: Final = ("cosine_p50", "cosine_p1", "cosine_min", "similarity_spearman")
 METRICS: Final[Mapping[Task, tuple[str, ...]]] = {
     Task.RERANK: (*(f"log_odds_{name}" for name in _DISTANCES), *RANKING),
     Task.EMBED: (
+        *_DRIFTS,
         *_VECTORS,
         *(f"{name}_mrl{dimensions}" for dimensions in MRL_DIMENSIONS for name in _VECTORS),
         *(f"similarity_{name}" for name in _DISTANCES),
@@ -196,11 +198,15 @@ METRICS: Final[Mapping[Task, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class QueryScores:
-    """Both models' scores of one query's documents: log-odds of a reranker, cosine similarities of an embedder."""
+    """Both models' scores of one query's documents: log-odds of a reranker, cosine similarities of an embedder.
+
+    `vectors` are sums over the items that this query is the first to have, of an embedder: see `vector_errors`.
+    """
 
     reference: Scores
     artefact: Scores
     labels: Scores | None
+    vectors: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -262,10 +268,24 @@ def _ndcg_terms(query: QueryScores) -> tuple[float, ...] | None:
     return None if before is None or after is None else (after, before)
 
 
+def _centred(sums: Sums) -> Any:
+    # Rounding leaves a pure shift a variance of either sign.
+    squares, total, count = sums
+    return np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+
+
 _DISTANCE_RATIOS: Final = {
     "rmse": _Ratio(_squares, lambda sums: np.sqrt(sums[0] / sums[2])),
+    "rmse_centred": _Ratio(_squares, _centred),
     "bias": _Ratio(_squares, lambda sums: sums[1] / sums[2]),
     "slope": _Ratio(_moments, _slope),
+}
+_DRIFT_RATIOS: Final = {
+    "vector_rmse": _Ratio(lambda query: query.vectors, lambda sums: np.sqrt(sums[0] / sums[2])),
+    "vector_rmse_centred": _Ratio(lambda query: query.vectors, lambda sums: np.sqrt(sums[1] / sums[2])),
+    "vector_bias": _Ratio(
+        lambda query: query.vectors, lambda sums: np.sqrt(np.maximum(sums[0] - sums[1], 0) / sums[2])
+    ),
 }
 _RANKING_RATIOS: Final = {
     "kendall_tau": _mean(lambda query: kendall_tau(query.reference, query.artefact)),
@@ -284,23 +304,54 @@ _RANKING_RATIOS: Final = {
 
 def measure(what: str, queries: Sequence[QueryScores], margin: float | None = None) -> MetricValue:
     """Distances named `what`_… and rankings; a decisive flip exchanges documents further apart than `margin`."""
-    ratios = {f"{what}_{name}": ratio for name, ratio in _DISTANCE_RATIOS.items()} | _RANKING_RATIOS
+    found = query_terms(what, queries, margin)
+    intervals = {name: bca_interval(each.terms, each.value) for name, each in found.items()}
+    known = {name: interval for name, interval in intervals.items() if interval is not None}
+    counts = {name: len(each.terms) for name, each in found.items()}
+    values = {name: each.point for name, each in found.items()}
+    return MetricValue({**values, **quantiles(what, queries)}, known, counts)
+
+
+@dataclass(frozen=True)
+class QueryTerms:
+    """A metric as a function of sums over queries: what each query adds to them [queries, k], and the value of the sums."""
+
+    terms: NDArray[np.float64]
+    value: Callable[[Sums], Any]
+
+    @property
+    def point(self) -> float:
+        """The metric."""
+        return float(self.value(self.terms.sum(axis=0)))
+
+
+def query_terms(what: str, queries: Sequence[QueryScores], margin: float | None = None) -> dict[str, QueryTerms]:
+    """Every metric of sums over queries that these queries give, by name; queries that add nothing to one are left out of it."""
+    ratios = {f"{what}_{name}": ratio for name, ratio in _DISTANCE_RATIOS.items()} | _DRIFT_RATIOS | _RANKING_RATIOS
     if margin is not None:
         ratios["decisive_flips"] = _flips(margin)
-    found = {name: _taken(ratio, queries) for name, ratio in ratios.items()}
-    kept = {name: terms for name, terms in found.items() if _is_known(ratios[name], terms)}
-    values = {name: float(ratios[name].value(terms.sum(axis=0))) for name, terms in kept.items()}
-    intervals = {name: bca_interval(terms, ratios[name].value) for name, terms in kept.items()}
-    known = {name: interval for name, interval in intervals.items() if interval is not None}
-    counts = {name: len(terms) for name, terms in kept.items()}
-    return MetricValue({**values, **_quantiles(what, queries)}, known, counts)
+    taken = {name: (_taken(ratio, queries), ratio) for name, ratio in ratios.items()}
+    return {name: QueryTerms(terms, ratio.value) for name, (terms, ratio) in taken.items() if _is_known(ratio, terms)}
 
 
 def distances(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
     """The distances named `what`_…, without intervals."""
     taken = {name: (ratio, _taken(ratio, queries)) for name, ratio in _DISTANCE_RATIOS.items()}
     known = {name: ratio.value(terms.sum(axis=0)) for name, (ratio, terms) in taken.items() if _is_known(ratio, terms)}
-    return {**{f"{what}_{name}": float(value) for name, value in known.items()}, **_quantiles(what, queries)}
+    return {**{f"{what}_{name}": float(value) for name, value in known.items()}, **quantiles(what, queries)}
+
+
+def vector_errors(reference: Scores, artefact: Scores, owner: NDArray[np.intp], queries: int) -> Scores:
+    """Sums [queries, 3] over the items of each query: |Δ|², |Δ minus the mean of all Δ|², and their number.
+
+    Δ is the difference of an item's two unit vectors [items, dim], `owner` the query to which each item counts. The mean
+    is that of all items, in every resample of queries, too: how far it would move is of the order of one item in all.
+    """
+    delta = artefact - reference
+    rest = delta - delta.mean(axis=0)
+    sums = np.zeros((queries, 3))
+    np.add.at(sums, owner, np.column_stack([(delta**2).sum(axis=1), (rest**2).sum(axis=1), np.ones(len(delta))]))
+    return sums
 
 
 def vector_metrics(reference: Scores, artefact: Scores) -> dict[str, float]:
@@ -352,7 +403,8 @@ def _is_known(ratio: _Ratio, terms: NDArray[np.float64]) -> bool:
         return len(terms) > 0 and bool(np.isfinite(ratio.value(terms.sum(axis=0))))
 
 
-def _quantiles(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
+def quantiles(what: str, queries: Sequence[QueryScores]) -> dict[str, float]:
+    """Percentiles and the largest of |Δ| over all pairs, named `what`_…."""
     delta = np.abs(np.concatenate([query.artefact - query.reference for query in queries]))
     p50, p95, p99 = np.percentile(delta, [50, 95, 99])
     return {

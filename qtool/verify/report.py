@@ -15,6 +15,7 @@ from qtool.jsonfile import JsonError, json_value
 from qtool.redaction import redacted
 from qtool.results import Result, counted
 from qtool.verify.gates import GateResult, Verdict
+from qtool.verify.made import Made
 from qtool.verify.metrics import Interval
 
 SCHEMA_VERSION: Final = 3
@@ -27,7 +28,8 @@ class Side:
     """One of the two models: its name as the user gave it, and what its scores depend on (`sha256` is None for a server).
 
     `revision` is the commit of a repository on the Hub.
-    `nbytes` are those of its tensors, projector included; None for a server and for what cannot be read.
+    `nbytes` are those of its tensors, projector included; None for a server and for what cannot be read. `parameters`
+    is the number of the reference's weights, a head that repeats the embedding counted once; None for the artefact.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Side:
     prompt_sha256: str
     revision: str | None = None
     nbytes: int | None = None
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,11 @@ class PairDelta:
 class PanelReport:
     """The metrics of one panel, with intervals where resampling queries gives one, and its worst pairs, worst first.
 
-    `scores` are (reference, artefact) of every pair; `by_modality` repeats the distances for text, image, video and mixed pairs.
+    `scores` are (reference, artefact) of every pair, query by query; `by_modality` repeats the distances for text, image,
+    video and mixed pairs. With these, `qtool compare` pairs the queries of several reports: `documents` is the number of
+    each query's pairs, `labels` the label of each pair (nothing where none has one), and `vector_errors` has for each
+    query, of the items that no query before it has, the sums of |Δ|², of |Δ minus the panel's mean Δ|², and of 1, where
+    Δ is the difference of an item's two vectors (nothing for a reranker).
     """
 
     name: str
@@ -97,6 +104,9 @@ class PanelReport:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     by_modality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     scores: tuple[tuple[float, float], ...] = ()
+    documents: tuple[int, ...] = ()
+    labels: tuple[float | None, ...] = ()
+    vector_errors: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -104,6 +114,7 @@ class Report(Result):
     """A whole verification; `settings` are those that its other shards must share, and which shard this is.
 
     `started` is a time in UTC (ISO 8601), `command` what was typed, without secrets; both are empty where nobody knows.
+    `made` is how the artefact was made, as far as it says.
     """
 
     artefact: Side
@@ -124,6 +135,7 @@ class Report(Result):
     started: str = ""
     command: str = ""
     answers: tuple[AnswerCount, ...] = ()
+    made: Made | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -178,6 +190,8 @@ class RunFacts:
     command: str = ""
     artefact_bytes: int | None = None
     reference_bytes: int | None = None
+    parameters: int | None = None
+    made: Made | None = None
 
 
 def parse_report(content: bytes) -> Report:

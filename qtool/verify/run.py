@@ -20,6 +20,7 @@ from qtool.scoring.http.runtime import HttpScorer
 from qtool.verify.case import LocatedCase, Role, SharedReference, VerifyOptions, check_output, open_case, prepare_folder
 from qtool.verify.collect import NOISE_DTYPE, RoleScores, collect_scores, open_role, role_panels
 from qtool.verify.conclude import conclude
+from qtool.verify.made import made_of, weights_of
 from qtool.verify.report import Report, RunFacts
 from qtool.verify.served import reference_causes, refused_faults, served_faults
 from qtool.verify.stages import Checked, check_files, check_prompts, note_panels
@@ -77,6 +78,8 @@ def run_verification(
         command=command,
         artefact_bytes=_size(case.artefact),
         reference_bytes=_size(case.reference),
+        parameters=weights_of(case.reference),
+        made=made_of(case.artefact),
     )
     report = conclude(case, checked, scores, facts, faults)
     shown.show(report.stages)

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final
@@ -16,9 +17,20 @@ from qtool.calibration.quantize import quantize_by_recipe
 from qtool.checks.calibrated import calibration_findings
 from qtool.checks.prompts import compare_prompts
 from qtool.checks.rederive import rederive
-from qtool.checks.stage import PANELS, STRUCTURE, Outcome, RederivedFile, Stage, TensorError, concluded, skipped
+from qtool.checks.stage import (
+    PANELS,
+    REDERIVE,
+    STRUCTURE,
+    Outcome,
+    RederivedFile,
+    Stage,
+    TensorError,
+    concluded,
+    skipped,
+)
 from qtool.checks.structure import check_structure
 from qtool.checks.weights import compare_weights
+from qtool.inputs.builtin import is_dataset
 from qtool.inputs.items import Item, Pair
 from qtool.inputs.panels import Panel
 from qtool.progress import StageProgress
@@ -60,7 +72,14 @@ def check_files(case: LocatedCase, progress: StageProgress) -> Checked:
         checked = replace(checked.with_stage(stage), weights=errors)
     if options.rederive and (options.keep_going or not checked.failed):
         with tempfile.TemporaryDirectory(prefix="qtool-") as folder:
-            stage, files = rederive(artefact, case.reference, Path(folder), requantize=quantize_by_recipe)
+            stage, files = rederive(
+                artefact,
+                case.reference,
+                Path(folder),
+                partial(progress, REDERIVE),
+                lambda wanted, shown: quantize_by_recipe(replace(wanted, memory=options.memory), shown),
+                (*options.data, *filter(is_dataset, options.panels)),
+            )
         checked = replace(checked.with_stage(stage), rederived=files)
     return checked
 

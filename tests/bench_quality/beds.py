@@ -25,10 +25,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts of one length: keyword arguments of the model, and which tokens [b, t] count (a shared prefix counts once)."""
+    """Prompts of one length: keyword arguments of the model, which tokens [b, t] count, and the number of each.
+
+    A token after the same beginning is the same token: it counts where it is first read, and has its number everywhere.
+    """
 
     inputs: Mapping[str, Any]
     keep: NDArray[np.bool_]
+    numbers: NDArray[np.int64]
 
     @property
     def tokens(self) -> int:
@@ -55,16 +59,18 @@ class Bed:
     rides: bool = False
 
 
-def kept_once(prompts: Sequence[Sequence[int]], seen: set[tuple[int, ...]]) -> NDArray[np.bool_]:
-    """Which tokens [b, t] come after a beginning that no earlier prompt has; `seen` holds the beginnings so far."""
+def numbered(
+    prompts: Sequence[Sequence[int]], seen: dict[tuple[int, ...], int]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which tokens [b, t] come after a beginning that no earlier prompt has, and their numbers; `seen` has those so far."""
     keep = np.zeros((len(prompts), len(prompts[0])), np.bool_)
+    numbers = np.zeros(keep.shape, np.int64)
     for row, ids in enumerate(prompts):
-        for end in range(len(ids), 0, -1):
-            if tuple(ids[:end]) in seen:
-                break
-            seen.add(tuple(ids[:end]))
-            keep[row, end - 1] = True
-    return keep
+        for end in range(1, len(ids) + 1):
+            start = tuple(ids[:end])
+            keep[row, end - 1] = start not in seen
+            numbers[row, end - 1] = seen.setdefault(start, len(seen))
+    return keep, numbers
 
 
 def batches(prompts: Sequence[Sequence[int]], most: int = 16) -> list[Batch]:
@@ -72,9 +78,10 @@ def batches(prompts: Sequence[Sequence[int]], most: int = 16) -> list[Batch]:
     by_length: dict[int, list[Sequence[int]]] = {}
     for ids in prompts:
         by_length.setdefault(len(ids), []).append(ids)
-    found, seen = [], set()
+    found: list[Batch] = []
+    seen: dict[tuple[int, ...], int] = {}
     for _, equal in sorted(by_length.items()):
         for start in range(0, len(equal), most):
             part = equal[start : start + most]
-            found.append(Batch({"input_ids": torch.tensor(part)}, kept_once(part, seen)))
+            found.append(Batch({"input_ids": torch.tensor(part)}, *numbered(part, seen)))
     return found

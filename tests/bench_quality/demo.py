@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from qtool.calibration.gradients import signed
 from qtool.inputs.builtin import find_panel
 from qtool.inputs.panels import Panel, load_panel
 from qtool.resources import demo_model
 from qtool.scoring.prompt import Prompt
 from qtool.scoring.transformers.prefix import Continuation, Forward, KvPrefix, PromptSpan
 from qtool.scoring.transformers.runtime import ScorerOptions, TransformersScorer, open_scorer
-from tests.bench_quality.beds import Batch, Bed, kept_once
+from tests.bench_quality.beds import Batch, Bed, numbered
 from tests.bench_quality.smollm2 import GROUPS, permute_decoder
 from tools.demo_models.panels import PanelPlan, panel_text
 
@@ -35,7 +36,7 @@ def demo(kind: str, pairs: int, seed: int, queries: int = 12) -> Bed:
     model, back = forward.base, slice(None)
     if seed:
         back = torch.argsort(_permute(model, seed))
-    seen: set[tuple[int, ...]] = set()
+    seen: dict[tuple[int, ...], int] = {}
 
     def batches(panel: Panel) -> list[Batch]:
         return [_batch(forward.span(prompt), seen) for prompt in _prompts(scorer, panel)]
@@ -52,8 +53,7 @@ def demo(kind: str, pairs: int, seed: int, queries: int = 12) -> Bed:
         return {"vector": values} if kind == "embedder" else {"odds": values[:, None]}
 
     def probe(base: Any, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        values = answers_of(base, batch)
-        return (values * torch.randint(0, 2, values.shape, generator=generator).mul(2).sub(1)).sum()
+        return signed(answers_of(base, batch), generator)
 
     plan = PanelPlan(
         "bench-calibration", "mixed", 9_000 + seed, max(1, pairs // 2), 2, ("text", "picture", "both"), held_out=False
@@ -91,12 +91,12 @@ def _prompts(scorer: TransformersScorer, panel: Panel) -> Iterator[Prompt]:
         yield from (builder.item(document.item) for document in query.documents)
 
 
-def _batch(span: PromptSpan, seen: set[tuple[int, ...]]) -> Batch:
+def _batch(span: PromptSpan, seen: dict[tuple[int, ...], int]) -> Batch:
     """One prompt; its pictures' tokens are told apart by the pictures' bytes, so that only equal beginnings are shared."""
     ids = span.ids.copy()
     digest = hashlib.sha256(b"".join(picture.pixel_values.tobytes() for picture in span.pictures)).digest()
     ids[span.is_picture] = -int.from_bytes(digest[:6], "big") - np.arange(np.count_nonzero(span.is_picture))
-    return Batch({"span": span}, kept_once([ids.tolist()], seen))
+    return Batch({"span": span}, *numbered([ids.tolist()], seen))
 
 
 def _run(forward: Forward, batch: Batch) -> torch.Tensor:

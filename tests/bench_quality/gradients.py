@@ -1,4 +1,4 @@
-"""The gradient of the answer by the output of each linear: which tokens matter, and which outputs act together."""
+"""The gradient of the answer by the output of each linear, through a whole model: for models that the engine does not know."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qtool.calibration.gradients import token_weights
 from tests.bench_quality.beds import Batch, Bed
 
 Place = tuple[int, str]
@@ -18,7 +19,8 @@ Place = tuple[int, str]
 class Gradients:
     """`weights`: by a group's layer and first linear, by batch, the weight [b, t] of each token, mean 1 over those that count.
 
-    `covariances`: by layer and linear the mean of g gᵀ [out, out] over the tokens that count.
+    `covariances`: by layer and linear the mean of g gᵀ [out, out] over the tokens that count. A token that prompts share
+    matters to all of them.
     """
 
     weights: dict[Place, list[np.ndarray]]
@@ -39,17 +41,20 @@ def gradients(bed: Bed) -> Gradients:
     for batch in bed.calibration:
         found: dict[Place, Any] = {}
         for place, gradient in _backward(bed, batch, generator).items():
-            counted = gradient[batch.keep].astype(np.float64)
+            counted = gradient.reshape(-1, gradient.shape[-1]).astype(np.float64)
             sums[place] = sums.get(place, 0) + counted.T @ counted
             found[groups[place]] = found.get(groups[place], 0) + (gradient**2).sum(-1)
         for place, each in found.items():
             squares[place].append(each.astype(np.float32))
-    tokens = sum(batch.tokens for batch in bed.calibration)
-    for place, weights in squares.items():
-        counted = [each[batch.keep] for each, batch in zip(weights, bed.calibration, strict=True)]
-        mean = np.concatenate(counted).mean()
-        squares[place] = [each / mean for each in weights]
-    return Gradients(squares, {place: total / tokens for place, total in sums.items()})
+    count = 1 + max(int(batch.numbers.max()) for batch in bed.calibration)
+    weights: dict[Place, list[np.ndarray]] = {}
+    for place, each in squares.items():
+        total = np.zeros(count, np.float32)
+        for batch, found in zip(bed.calibration, each, strict=True):
+            np.add.at(total, batch.numbers, found)
+        (counted,) = token_weights([total])
+        weights[place] = [counted[batch.numbers] for batch in bed.calibration]
+    return Gradients(weights, {place: total / count for place, total in sums.items()})
 
 
 def _backward(bed: Bed, batch: Batch, generator: torch.Generator) -> dict[Place, np.ndarray]:

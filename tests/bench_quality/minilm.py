@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from qtool.calibration.gradients import signed
 from tests.bench_quality.beds import Batch, Bed, Group, batches
 from tests.bench_quality.texts import CALIBRATION_PACKAGES, EVALUATION_PACKAGES, docstrings, prose
 
@@ -50,8 +51,7 @@ def minilm(sentences: int, seed: int, evaluated: int = 300) -> Bed:
         lambda each, batch: each(**batch.inputs).last_hidden_state,
         _answers,
         [
-            Batch(each.inputs, np.ones_like(each.keep))
-            for each in prompts(sentences_of(CALIBRATION_PACKAGES, sentences, seed))
+            *_all_counted(prompts(sentences_of(CALIBRATION_PACKAGES, sentences, seed))),
         ],
         {
             "docs": prompts(sentences_of(EVALUATION_PACKAGES, evaluated, 10_000)),
@@ -71,9 +71,18 @@ def _answers(model: torch.nn.Module, given: Sequence[Batch]) -> dict[str, np.nda
     return {"vector": torch.cat([_vectors(model, batch) for batch in given]).numpy()}
 
 
+def _all_counted(given: Sequence[Batch]) -> Iterator[Batch]:
+    """An encoder reads both ways: no token is another one's."""
+    start = 0
+    for each in given:
+        numbers = start + np.arange(each.keep.size).reshape(each.keep.shape)
+        start += each.keep.size
+        yield Batch(each.inputs, np.ones_like(each.keep), numbers)
+
+
 def _probe(model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
     vectors = _vectors(model, batch)
-    return (vectors * torch.randint(0, 2, vectors.shape, generator=generator).mul(2).sub(1)).sum()
+    return signed(vectors, generator)
 
 
 @torch.no_grad()

@@ -59,7 +59,8 @@ def calibrated(effort: Effort) -> Rounding:
     def rounding(
         weights: Sequence[np.ndarray], moments: Moments, pool: Executor, covariances: Sequence[np.ndarray] | None
     ) -> list[np.ndarray]:
-        result = calibrate_group(weights, moments, effort, pool=pool, output_covariances=covariances)
+        covariance = None if covariances is None else covariances.__getitem__
+        result = calibrate_group(weights, moments, effort, pool=pool, output_covariance=covariance)
         return [dequantize(each.packed, each.block_scales, result.global_scale) for each in result.weights]
 
     return rounding

@@ -115,7 +115,10 @@ def test_two_sided_descent_follows_the_gradients_of_the_answer(weights, moments)
     random = np.random.default_rng(3)
     gradients = [random.normal(size=(5, len(each))) for each in weights]
     covariances = [each.T @ each / 5 for each in gradients]
-    plain, two_sided = calibrated(weights, moments), calibrated(weights, moments, output_covariances=covariances)
+    plain, two_sided = (
+        calibrated(weights, moments),
+        calibrated(weights, moments, output_covariance=covariances.__getitem__),
+    )
     assert plain.global_scale == two_sided.global_scale
     for gradient, weight, one, both in zip(gradients, weights, restored(plain), restored(two_sided), strict=True):
         pull = moments.cross - moments.hessian

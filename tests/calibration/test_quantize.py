@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ import qtool
 from qtool import api, resources, workers
 from qtool.calibration import quantize as job
 from qtool.calibration import streams
+from qtool.calibration.gradients import GradientPass
 from qtool.calibration.workfolder import WorkFolder
+from qtool.checks.stage import Stage
 from qtool.errors import SetupError, UsageError
 from qtool.export.quantize import QuantizeOptions
 from qtool.inputs.builtin import load_panels
 from qtool.inputs.panels import Panel
 from qtool.scoring.transformers.runtime import ScorerOptions, open_scorer
+from tests.checks import surgery
 from tests.scoring import tiny
 from tests.tiny import read_bytes_of
 
@@ -93,11 +97,150 @@ def test_a_demo_model_is_closer_to_its_reference_and_verified(model: str, small:
     assert (outcomes["structure"], outcomes["rederive"]) == ("pass", "pass")
 
 
+def rederived(artefact: Path, reference: Path, **options: object) -> Stage:
+    report = qtool.verify(artefact, reference=reference, structure_only=True, rederive=True, progress=None, **options)
+    return next(stage for stage in report.stages if stage.name == "rederive")
+
+
 def test_an_artefact_whose_data_is_not_here_is_not_judged(vl_model: Path, artefact: Path) -> None:
-    report = qtool.verify(artefact, reference=vl_model, structure_only=True, rederive=True, use_cache=False)
-    stage = next(stage for stage in report.stages if stage.name == "rederive")
+    stage = rederived(artefact, vl_model)
     assert stage.outcome.value == "skipped"
     assert "The weights were fitted to data that is not here: data.jsonl, SHA-256" in stage.summary
+    assert stage.summary.endswith("Pass it with --data FILE.")
+
+
+def test_data_is_recognised_by_its_hash_and_its_name_does_not_count(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path
+) -> None:
+    for picture in data.parent.glob("*.png"):
+        (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    (tmp_path / "mine.jsonl").write_bytes(data.read_bytes())
+    assert rederived(artefact, vl_model, data=tmp_path / "mine.jsonl").outcome.value == "pass"
+    (tmp_path / "mine.jsonl").write_bytes(data.read_bytes().replace(b"ball", b"bell"))
+    with pytest.raises(
+        UsageError, match=r"mine\.jsonl is not the data .*: its SHA-256 is \w{64}, expected \w{64} \(data"
+    ):
+        rederived(artefact, vl_model, data=tmp_path / "mine.jsonl")
+    with pytest.raises(UsageError, match="applies to --rederive only"):
+        qtool.verify(artefact, reference=vl_model, structure_only=True, data=data)
+
+
+def test_a_data_set_and_a_limit_are_calibrated_on_and_found_again(vl_model: Path, tmp_path: Path) -> None:
+    rows = [{"q": f"which {number}", "d": f"the ball of {number}"} for number in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = {"dataset": str(tmp_path / "rows.jsonl"), "columns": "query=q,positive=d"}
+    api.quantize(vl_model, recipe=RECIPE, output=tmp_path / "out", limit=3, effort="fast", progress=None, **options)
+    facts = json.loads((tmp_path / "out/qtool.json").read_text())["calibration"]
+    assert (facts["queries"], facts["limit"]) == (3, 3)
+    assert facts["sources"][0]["name"] == "dataset:rows.jsonl?query=q,positive=d"
+    assert rederived(tmp_path / "out", vl_model, **options).outcome.value == "pass"
+    missing = rederived(tmp_path / "out", vl_model)
+    assert "data set rows.jsonl with --columns query=q,positive=d, SHA-256" in missing.summary
+
+
+def test_a_gguf_file_of_calibrated_weights_is_rederived(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path
+) -> None:
+    api.convert_gguf(artefact, output=tmp_path / "m.gguf", outtypes="nvfp4", mmproj="none", progress=None)
+    stage = rederived(tmp_path / "m.gguf", vl_model, data=data)
+    assert (stage.outcome.value, stage.findings) == ("pass", ())
+    assert rederived(tmp_path / "m.gguf", vl_model).outcome.value == "skipped"
+
+
+def test_other_bytes_on_another_kind_of_processor_prove_nothing(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path
+) -> None:
+    """As calibrated elsewhere: a code of one weight is another, and the manifest names another kind of processor."""
+    other = shutil.copytree(artefact, tmp_path / "other")
+    name = "model.language_model.layers.1.mlp.down_proj.weight"
+    surgery.weights(other, lambda tensors: tensors[name].data.__setitem__((0, 0), tensors[name].data[0, 0] ^ 1))
+    assert rederived(other, vl_model, data=data).outcome.value == "fail"
+    surgery.edit(other / "qtool.json", lambda manifest: manifest["run"]["processor"].update(blas="openblas SkylakeX"))
+    stage = rederived(other, vl_model, data=data)
+    assert stage.outcome.value == "inconclusive"
+    assert [each.code for each in stage.findings] == ["rederived-otherwise"]
+    assert "SkylakeX" in stage.summary
+    surgery.weights(other, lambda tensors: tensors["model.language_model.norm.weight"].data.__setitem__(0, 0x3F00))
+    assert rederived(other, vl_model, data=data).outcome.value == "fail"  # that weight is copied
+
+
+def test_manifests_of_two_runs_differ_in_how_they_ran_only(
+    vl_model: Path, data: Path, artefact: Path, tmp_path: Path
+) -> None:
+    calibrated(vl_model, tmp_path / "again", data)
+    first, second = (json.loads((each / "qtool.json").read_text()) for each in (artefact, tmp_path / "again"))
+    assert {key for key in first if first[key] != second[key]} <= {"run"}
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_text(tmp_path_factory.mktemp("models") / "text", labels=1)
+
+
+@pytest.fixture(scope="module")
+def enough(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen queries with two texts each: more than five tokens for each input."""
+    random = np.random.default_rng(3)
+    words = ["ball", "number", "query", "which", "yes", "no", "system", "judge", "document", "meets", "the"]
+    lines = []
+    for query in range(16):
+        documents = [
+            {"id": f"d{query}{n}", "label": n, "text": " ".join(random.choice(words, 10 + 5 * n))} for n in (0, 1)
+        ]
+        question = {"text": " ".join(random.choice(words, 6))}
+        lines.append({"id": f"q{query}", "query": question, "documents": documents})
+    path = tmp_path_factory.mktemp("data") / "enough.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def best(text_model: Path, enough: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return calibrated(text_model, tmp_path_factory.mktemp("made") / "best", enough, effort="best", task="rerank")
+
+
+def test_the_effort_best_follows_the_answer(text_model: Path, enough: Path, best: Path, tmp_path: Path) -> None:
+    (panel,) = load_panels([str(enough)])
+    standard = calibrated(text_model, tmp_path / "standard", enough, task="rerank")
+    expected, *found = (
+        np.array(open_scorer(each, ScorerOptions(device="cpu")).score(panel.pairs))
+        for each in (text_model, standard, best)
+    )
+    plain, followed = (np.sqrt(np.mean(np.square(each - expected))) for each in found)
+    assert followed < 0.8 * plain
+    facts = json.loads((best / "qtool.json").read_text())["calibration"]
+    assert (facts["effort"], facts["parameters"]["gradients"], facts["warnings"]) == ("best", True, [])
+
+
+def test_a_run_killed_in_the_gradients_goes_on_at_their_layer(
+    text_model: Path, enough: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, seen = GradientPass.through, []
+
+    def through(gradients: GradientPass, layer: int, weights: object) -> object:
+        seen.append(layer)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return whole(gradients, layer, weights)
+
+    monkeypatch.setattr(GradientPass, "through", through)
+    options = {"effort": "best", "task": "rerank"}
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(text_model, tmp_path / "again", enough, **options)
+    calibrated(text_model, tmp_path / "again", enough, **options)
+    assert seen == [2, 1, 1, 0]
+    assert read_bytes_of(tmp_path / "again") == read_bytes_of(best)
+
+
+def test_best_does_what_standard_does_where_the_data_does_not_carry_it(
+    vl_model: Path, enough: Path, tmp_path: Path
+) -> None:
+    """No picture, to a model that reads pictures."""
+    summary = api.quantize(vl_model, recipe=RECIPE, effort="best", output=tmp_path / "out", data=enough, progress=None)
+    assert job.NOT_BEST in summary.calibration.warnings
+    facts = json.loads((tmp_path / "out" / "qtool.json").read_text())["calibration"]
+    assert job.NOT_BEST in facts["warnings"]
+    assert (facts["effort"], facts["parameters"]["gradients"]) == ("best", False)
 
 
 def test_only_quantized_linears_differ_from_plain_max_and_the_layout_is_the_same(
@@ -120,9 +263,10 @@ def test_the_manifest_says_how(artefact: Path, data: Path) -> None:
     assert facts["algorithm"] == "calibrated"
     assert facts["parameters"]["passes"] == 4
     assert facts["passes_tokens"] >= facts["tokens"] > 200  # documents of a query may begin alike
-    assert facts["sources"] == ["data.jsonl"]
+    assert facts["sources"] == [{"name": "data.jsonl", "sha256": facts["sha256"]}]
     assert facts["picture_tokens"] == 4 * 6
-    assert facts["seconds"] > 0
+    assert manifest["run"]["seconds"] > 0
+    assert manifest["run"]["processor"]["blas"]
     weights = [tensor for tensor in manifest["tensors"] if tensor["action"] == "quantize"]
     assert len(weights) == 3 * 7
     for weight in weights:
@@ -210,6 +354,7 @@ def test_a_dry_run_measures_a_layer_and_writes_nothing(vl_model: Path, data: Pat
     assert summary.calibration is not None
     assert summary.calibration.seconds > 0
     assert summary.calibration.memory > 100_000_000
+    assert summary.calibration.disk > 10_000
     assert summary.calibration.tokens > 200
     assert list(tmp_path.iterdir()) == []
 
@@ -219,11 +364,15 @@ def test_progress_counts_tokens_of_all_layers(vl_model: Path, data: Path, tmp_pa
     api.quantize(
         vl_model, recipe=RECIPE, output=tmp_path / "out", data=data, progress=lambda *state: seen.append(state)
     )
-    fitting = [(done, total) for stage, done, total in seen if stage == "calibrating"]
+    fitting = [(done, total) for stage, done, total in seen if stage.startswith("calibrating")]
     assert fitting == sorted(fitting)
     assert fitting[0][0] == 0
     assert fitting[-1][0] == fitting[-1][1]
-    assert {stage for stage, _, _ in seen} == {"calibrating", "writing"}
+    assert list(dict.fromkeys(stage for stage, _, _ in seen)) == [
+        *(f"calibrating, layer {layer} of 3" for layer in (1, 2, 3)),
+        "calibrating",
+        "writing",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +389,12 @@ def test_progress_counts_tokens_of_all_layers(vl_model: Path, data: Path, tmp_pa
             "--effort applies to calibrated recipes only",
         ),
         ({"recipe": RECIPE, "effort": "most"}, UsageError, "Invalid effort 'most': expected fast, standard or best"),
+        (
+            {"recipe": "nvfp4-w4a16", "device": "cpu", "data": ()},
+            UsageError,
+            "--device applies to calibrated recipes only",
+        ),
+        ({"recipe": RECIPE, "device": "mps"}, UsageError, "cannot be fitted to data on mps"),
         ({"recipe": RECIPE, "backend": "modelopt"}, UsageError, "ModelOpt does not know the algorithm"),
         ({"recipe": RECIPE, "data": "nope"}, UsageError, "Unknown calibration data 'nope'"),
         ({"recipe": RECIPE, "memory": "5x"}, UsageError, "Invalid size '5x'"),

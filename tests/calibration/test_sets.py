@@ -9,10 +9,10 @@ import pytest
 from qtool import resources
 from qtool.arch.spec import Task
 from qtool.artefact import CheckpointArtefact
-from qtool.calibration.data import calibration_sets, default_sets, load_calibration, questions
+from qtool.calibration.data import default_sets, load_calibration, questions
 from qtool.calibration.facts import _set_hashes
 from qtool.errors import UsageError
-from qtool.inputs.builtin import builtin_panels, dataset_panel, load_panels
+from qtool.inputs.builtin import builtin_panels, calibration_sets, dataset_panel, load_panels
 from qtool.inputs.overlap import PanelContents
 from qtool.storage.hub import resolve
 from tests.tiny import text_config, vl_config, write_checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.checks import (
+    engine_cases,
     folder_cases,
     gguf_cases,
     gguf_field_cases,
@@ -19,6 +20,7 @@ ROOMS = (
     gguf_field_cases,
     folder_cases,
     loader_cases,
+    engine_cases,
     weight_cases,
     weight_change_cases,
     rederive_cases,

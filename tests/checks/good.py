@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from qtool import resources
+from qtool.resources import DEFAULT_RECIPE
 from tests.export.models import EMBEDDER, RERANKER, SIZES
 from tests.tiny import random_tensors, text_config, vl_config, write_checkpoint
 
@@ -24,12 +25,25 @@ CONFIGS = {
 }
 
 
-def write_reference(folder: Path, form: str, *, task: str = "rerank", seed: int = 0, shards: int = 1) -> Path:
-    """A checkpoint of random weights; every second seed has heavy tails and tiny values, as trained models have."""
+def write_reference(
+    folder: Path, form: str, *, task: str = "rerank", seed: int = 0, shards: int = 1, even: bool = False
+) -> Path:
+    """A checkpoint of random weights; every second seed has heavy tails and tiny values, as trained models have.
+
+    With `even` all matrices are about equally large and norms are near 1, so that each layer counts for something.
+    """
     config = CONFIGS[form]
 
     def change(tensors):
         tensors.update(random_tensors(config, seed=seed))
+        for index, (name, tensor) in enumerate(tensors.items() if even else ()):
+            values = tensor.float()
+            values = (
+                values / values.std() * 0.04 * 1.1 ** (index % 7)
+                if tensor.ndim > 1
+                else 1 + 0.3 * values / values.std()
+            )
+            tensors[name] = values.to(tensor.dtype)
         if seed % 2:
             for name, tensor in tensors.items():
                 tensors[name] = (tensor.float() ** 3 * 10).to(tensor.dtype)
@@ -66,12 +80,12 @@ def append_end(folder: Path) -> None:
 
 
 REFERENCES = {
-    "reranker": {"form": "vl"},
+    "reranker": {"form": "vl", "even": True},
     "reranker-shards": {"form": "vl", "shards": 3},
     "reranker-revised": {"form": "vl", "shards": 3, "seed": 2},
     "reranker-wide": {"form": "wide", "seed": 4},
     "embedder": {"form": "vl", "task": "embed"},
-    "text-reranker": {"form": "text"},
+    "text-reranker": {"form": "text", "even": True},
 }
 
 
@@ -93,8 +107,24 @@ class ArtefactBuilder:
         return folder if folder.exists() else make(self.reference(reference), folder, kind)
 
 
+def calibrate(reference: Path, folder: Path, *, effort: str = "fast", data: str = "demo-text") -> Path:
+    """The artefact whose weights are fitted to a few texts, which takes a second."""
+    from qtool.calibration.quantize import quantize_calibrated
+    from qtool.export.quantize import QuantizeOptions
+
+    recipe = folder.with_name("calibrated.yaml")
+    text = resources.path("recipes/nvfp4-w4a16-calibrated.yaml").read_text()
+    recipe.write_text(text.replace("tokens: 65536", "tokens: 1000"))
+    options = QuantizeOptions(model=str(reference), output=folder, recipe=str(recipe), data=(data,), effort=effort)
+    quantize_calibrated(options)
+    return folder
+
+
 def make(reference: Path, folder: Path, kind: str) -> Path:
-    """The artefact of one type: `copy`, `nvfp4`, or a GGUF type, of which `gguf-nvfp4` repacks the quantized folder."""
+    """The artefact of one type: `copy`, `nvfp4`, `calibrated`, `mse`, `4over6`, or a GGUF type.
+
+    `gguf-nvfp4` and `gguf-calibrated` repack the quantized folder.
+    """
     from qtool.export.convert import convert_gguf
     from qtool.export.gguf_plan import ConvertOptions
     from qtool.export.quantize import QuantizeOptions, quantize
@@ -102,15 +132,18 @@ def make(reference: Path, folder: Path, kind: str) -> Path:
     if kind == "copy":
         shutil.copytree(reference, folder)
         return folder
-    if kind == "nvfp4":
-        quantize(QuantizeOptions(model=str(reference), output=folder))
+    if kind == "calibrated":
+        return calibrate(reference, folder)
+    if kind in ("nvfp4", "mse", "4over6"):
+        recipe = DEFAULT_RECIPE if kind == "nvfp4" else f"{DEFAULT_RECIPE}-{kind}"
+        quantize(QuantizeOptions(model=str(reference), output=folder, recipe=recipe))
         return folder
-    source = reference
-    if kind == "gguf-nvfp4":
-        source = folder.with_name("nvfp4")
+    source, outtype = reference, kind.removeprefix("gguf-")
+    if outtype in ("nvfp4", "calibrated"):
+        source, outtype = folder.with_name(outtype), "nvfp4"
         if not source.exists():
-            make(reference, source, "nvfp4")
-    convert_gguf(ConvertOptions(model=str(source), output=folder, outtypes=(kind.removeprefix("gguf-"),)))
+            make(reference, source, source.name)
+    convert_gguf(ConvertOptions(model=str(source), output=folder, outtypes=(outtype,)))
     for path in folder.glob("*.gguf"):
         path.rename(folder / ("mmproj.gguf" if "mmproj" in path.name else "model.gguf"))
     return folder

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +17,13 @@ from hypothesis import strategies as st
 
 from qtool.checks import structure_tokenizer
 from qtool.checks.inspect import inspect
-from qtool.errors import QtoolError
+from qtool.errors import ModelError, QtoolError
+from qtool.export.convert import convert_gguf
+from qtool.export.gguf_plan import ConvertOptions
+from qtool.export.quantize import QuantizeOptions, quantize
 from qtool.scoring.tokenizer import PromptTokenizer
 from tests.checks.stages import check_structure
+from tests.fuzzing import changed_text
 
 EXAMPLES = int(os.environ.get("QTOOL_FUZZ_EXAMPLES", "100"))
 NAMES = (
@@ -51,6 +56,14 @@ def case(builder, tmp_path_factory):
         yield folder, files, builder.reference("reranker")
 
 
+@pytest.fixture(scope="module")
+def planned(builder, tmp_path_factory):
+    """A reference to break, and its unbroken files."""
+    folder = tmp_path_factory.mktemp("planned") / "model"
+    shutil.copytree(builder.reference("reranker"), folder)
+    return folder, {name: (folder / name).read_bytes() if (folder / name).exists() else b"{}" for name in NAMES}
+
+
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_value_anywhere_is_answered_or_refused(case, data):
@@ -70,6 +83,62 @@ def test_any_value_anywhere_is_answered_or_refused(case, data):
         (folder / name).write_bytes(files[name])
         if not existed:
             (folder / name).unlink()
+
+
+@settings(max_examples=max(EXAMPLES // 2, 50), suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data(), seed=st.integers(0, 1 << 48))
+def test_any_reference_is_planned_or_refused(planned, data, seed):
+    """What `quantize` and `convert-gguf` read of a folder: in words, and soon, whatever numbers it claims."""
+    folder, files = planned
+    name = data.draw(st.sampled_from(NAMES))
+    existed = (folder / name).exists()
+    is_changed = data.draw(st.booleans())
+    content = changed_text(json.loads(files[name]), seed) if is_changed else broken(files[name], data.draw)
+    (folder / name).write_bytes(content)
+    try:
+        for job in (
+            lambda: convert_gguf(ConvertOptions(model=str(folder), outtypes=("q8_0",), dry_run=True)),
+            lambda: quantize(QuantizeOptions(model=str(folder), dry_run=True)),
+        ):
+            began = time.perf_counter()
+            message = ""
+            try:
+                job()
+            except QtoolError as error:
+                message = error.message
+            assert " is None" not in message
+            assert time.perf_counter() - began < 5
+    finally:
+        (folder / name).write_bytes(files[name])
+        if not existed:
+            (folder / name).unlink()
+
+
+def test_a_folder_that_claims_a_billion_layers_is_refused_soon(planned):
+    folder, files = planned
+    for section, field in (("text_config", "num_hidden_layers"), ("vision_config", "depth")):
+        config = json.loads(files["config.json"])
+        config[section][field] = 10**9
+        (folder / "config.json").write_text(json.dumps(config))
+        began = time.perf_counter()
+        for job in (
+            lambda: convert_gguf(ConvertOptions(model=str(folder), dry_run=True)),
+            lambda: quantize(QuantizeOptions(model=str(folder), dry_run=True)),
+        ):
+            with pytest.raises(QtoolError):
+                job()
+        assert time.perf_counter() - began < 5
+    (folder / "config.json").write_bytes(files["config.json"])
+
+
+def test_a_number_that_no_field_holds_is_refused(planned):
+    folder, files = planned
+    config = json.loads(files["config.json"])
+    config["text_config"]["max_position_embeddings"] = 10**12
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="does not fit"):
+        convert_gguf(ConvertOptions(model=str(folder), dry_run=True))
+    (folder / "config.json").write_bytes(files["config.json"])
 
 
 def broken(content, draw):

@@ -102,6 +102,17 @@ def copy_of(builder, name, tmp_path):
             lambda f: surgery.edit(f / "tokenizer_config.json", lambda c: c.update(pad_token="<|im_end|>")),
         ),
         (
+            "tokenizer-own-length", "reranker/copy",
+            lambda f: surgery.edit(f / "tokenizer.json", lambda t: t.update(
+                truncation={"max_length": 64, "strategy": "LongestFirst", "stride": 0, "direction": "Right"})),
+        ),
+        (
+            "tokenizer-own-length", "embedder/nvfp4",
+            lambda f: surgery.edit(f / "tokenizer.json", lambda t: t.update(
+                padding={"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 753,
+                         "pad_type_id": 0, "pad_token": "<|endoftext|>"})),
+        ),
+        (
             "other-chat-template", "embedder/gguf-f16",
             lambda f: surgery.field(f, "tokenizer.chat_template", lambda _: "{{ messages }}"),
         ),

@@ -245,7 +245,9 @@ def image_processor_of_transformers_4(folder, _rng):
 def side_files_of_sentence_transformers_5(folder, _rng):
     def rename(modules):
         for module in modules:
-            module["type"] = f"sentence_transformers.models.{module['type'].rpartition('.')[2]}"
+            name = module["type"].rpartition(".")[2]
+            if name != "LogitScore":  # which was never anywhere else
+                module["type"] = f"sentence_transformers.models.{name}"
 
     surgery.edit(folder / "modules.json", rename)
     versions = {"sentence_transformers": "5.1.0", "transformers": "4.57.1", "pytorch": "2.8.0"}
@@ -276,6 +278,64 @@ def quantization_spelt_out(folder, rng):
         config["quantization_config"]["config_groups"]["group_0"]["input_activations"] = None
         config["quantization_config"].update(kv_cache_scheme=None, format="nvfp4", group_size=16)
         rng.shuffle(config["quantization_config"]["ignore"])
+
+    surgery.config(folder, change)
+
+
+@variant(*ARTEFACTS)
+def hidden_files(folder, rng):
+    """As macOS, editors and git leave them; no engine looks at them."""
+    for name in ("._model.safetensors", "._config.json", ".DS_Store", ".model.safetensors.swp", "..safetensors"):
+        (folder / name).write_bytes(rng.randbytes(9))
+
+
+@variant(*ARTEFACTS)
+def every_field_of_any_config(folder, _rng):
+    """As transformers 4 wrote the sections of some configs."""
+    of_any = {
+        "use_bfloat16": False, "tf_legacy_loss": False, "pruned_heads": {}, "is_decoder": False, "tie_encoder_decoder": False,
+        "cross_attention_hidden_size": None, "add_cross_attention": False, "max_length": 20, "do_sample": False, "top_k": 50,
+        "num_beams": 1, "temperature": 1.0, "bad_words_ids": None, "forced_eos_token_id": None, "suppress_tokens": None,
+        "begin_suppress_tokens": None, "return_dict": True, "is_encoder_decoder": False, "problem_type": None, "prefix": None,
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "sep_token_id": None,
+        "pad_token_id": None, "_attn_implementation_autoset": True, "task_specific_params": None, "tokenizer_class": None,
+    }  # fmt: skip
+
+    def change(config):
+        for section in (config, config.get("text_config", config)):
+            section.update({name: value for name, value in of_any.items() if name not in section})
+
+    surgery.config(folder, change)
+
+
+@variant("reranker/copy", "reranker/nvfp4", "embedder/nvfp4")
+def picture_tokens_named(folder, rng):
+    tokens = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>"}
+    place = rng.choice(("extra_special_tokens", "model_specific_special_tokens", ""))
+
+    def change(config):
+        config.pop("additional_special_tokens", None)
+        config.update({place: tokens} if place else tokens)
+        config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+
+    surgery.edit(folder / "tokenizer_config.json", change)
+
+
+@variant("reranker/copy", "reranker/nvfp4", "embedder/nvfp4")
+def no_processor_named(folder, rng):
+    """transformers takes the class of the model's family."""
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"):
+        surgery.edit(folder / name, lambda config: config.pop("processor_class", None))
+    if rng.random() < 0.5:
+        surgery.config(folder, lambda config: config.update(processor_class="Qwen3VLProcessor"))
+
+
+@variant(*ARTEFACTS)
+def kinds_of_layers_spelt_out(folder, _rng):
+    def change(config):
+        text = config.get("text_config", config)
+        text["layer_types"] = ["full_attention"] * text["num_hidden_layers"]
+        text["pad_token_id"] = 753
 
     surgery.config(folder, change)
 

@@ -214,6 +214,15 @@ def test_findings_name_the_repository_and_no_folder_of_headers(copy_of, made, hu
     assert tempfile.gettempdir() not in report.to_json()
 
 
+def test_a_remedy_for_a_repository_downloads_into_a_folder(copy_of, made, hub):
+    broken = copy_of("reranker-nvfp4")
+    edit_json(broken / "preprocessor_config.json", patch_size=14)
+    hub(broken)
+    report = qtool.verify("org/model", reference=str(made("reranker")), structure_only=True, progress=None)
+    found = next(each for each in report.stages[0].findings if each.code == "other-side-file")
+    assert found.remedy == "hf download ORG/NAME preprocessor_config.json --local-dir FOLDER"
+
+
 def test_a_broken_repository_is_named_too(copy_of, made, hub):
     folder = copy_of("reranker-nvfp4")
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)

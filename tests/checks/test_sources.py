@@ -38,6 +38,11 @@ def two_rotary_bases(folder):
     in_text(rope_parameters={**config_of(folder)["text_config"]["rope_scaling"], "rope_theta": 5e6})(folder)
 
 
+def norm_twice(folder):
+    name = "model.language_model.norm.weight"
+    rewrite_safetensors(folder, lambda t: t.update({name.removeprefix("model."): t[name].clone()}))
+
+
 def scheme(folder):
     declared = config_of(folder)["quantization_config"]
     declared["config_groups"]["group_0"]["weights"]["num_bits"] = "4"
@@ -53,6 +58,7 @@ def declare(**changes):
 FOUND = {
     "safetensors-field-type": ("reranker", [in_text(hidden_size="256"), in_text(attention_bias="no")]),
     "safetensors-two-weights": ("reranker", [copy_weights("extra.safetensors"), copy_weights("model-old.safetensors")]),
+    "safetensors-tensor-twice": ("reranker", [norm_twice]),
     "safetensors-unread-weights": ("reranker", [write("pytorch_model.bin", "")]),
     "safetensors-untied-head": ("reranker", [another_head]),
     "safetensors-two-sources": (

@@ -13,6 +13,8 @@ from tests.checks.registry import STRUCTURE, WEIGHTS, case
 
 COPY, NVFP4, GGUF, Q8_0 = "reranker/copy", "reranker/nvfp4", "reranker/gguf-f16", "reranker/gguf-q8_0"
 TEXT_GGUF = "text-reranker/gguf-nvfp4"
+FITTED, FITTED_GGUF = "reranker/calibrated", "text-reranker/gguf-calibrated"
+"""Weights that were fitted to data: whatever is wrong with those to nearest is found in them, too."""
 LAYERS = "model.language_model.layers."
 LAYER = f"{LAYERS}1."
 QUERY, KEY, VALUE = (f"{LAYER}self_attn.{letter}_proj" for letter in "qkv")
@@ -46,7 +48,7 @@ def swapped_rows(data, first=YES, second=NO):
     return data
 
 
-@case(WEIGHTS, "head-rows-exchanged", COPY, NVFP4)
+@case(WEIGHTS, "head-rows-exchanged", COPY, NVFP4, FITTED)
 def yes_and_no_rows_swapped(folder):
     """The rows of yes and no have changed places"""
     alter(folder, EMBEDDING, swapped_rows)
@@ -64,7 +66,7 @@ def yes_and_no_swapped_in_the_rank_head(folder):
     surgery.gguf(folder, tensors=swap_in_the_rank_head)
 
 
-@case(WEIGHTS, "head-rows-exchanged", TEXT_GGUF)
+@case(WEIGHTS, "head-rows-exchanged", TEXT_GGUF, FITTED_GGUF)
 def yes_and_no_swapped_in_an_untied_rank_head(folder):
     """The rows of the rank head have changed places, and the file has no other copy of them"""
     surgery.gguf(folder, tensors=swap_in_the_rank_head)
@@ -87,27 +89,27 @@ def two_tokens_exchanged(folder):
     alter(folder, EMBEDDING, lambda data: swapped_rows(data, 40, 41))
 
 
-@case(WEIGHTS, "weights-exchanged", NVFP4, COPY)
+@case(WEIGHTS, "weights-exchanged", NVFP4, COPY, FITTED)
 def query_and_key_exchanged(folder):
     """q and k of one layer are exchanged"""
     surgery.weights(folder, lambda tensors: surgery.exchange(tensors, f"{QUERY}.weight", f"{KEY}.weight"))
 
 
-@case(WEIGHTS, "weights-exchanged", GGUF, TEXT_GGUF)
+@case(WEIGHTS, "weights-exchanged", GGUF, TEXT_GGUF, FITTED_GGUF)
 def gate_and_up_exchanged(folder):
     """gate and up of one layer are exchanged"""
     names = "blk.1.ffn_gate.weight", "blk.1.ffn_up.weight"
     surgery.gguf(folder, tensors=lambda tensors: surgery.exchange(tensors, *names))
 
 
-@case(WEIGHTS, "weights-exchanged", NVFP4)
+@case(WEIGHTS, "weights-exchanged", NVFP4, FITTED)
 def gate_and_up_exchanged_when_packed(folder):
     """gate and up of one layer are exchanged, scales and all"""
     names = f"{LAYER}mlp.gate_proj.weight", f"{LAYER}mlp.up_proj.weight"
     surgery.weights(folder, lambda tensors: surgery.exchange(tensors, *names))
 
 
-@case(WEIGHTS, "layer-repeated", NVFP4)
+@case(WEIGHTS, "layer-repeated", NVFP4, FITTED)
 def layer_repeated(folder):
     """Layer 1 stands in the place of layer 2, too"""
     surgery.weights(folder, lambda tensors: surgery.copy(tensors, f"{LAYERS}1.", f"{LAYERS}2."))
@@ -132,13 +134,13 @@ def projector_of_another_model(folder, builder):
     shutil.copyfile(builder.good("reranker-revised/gguf-f16") / "mmproj.gguf", folder / "mmproj.gguf")
 
 
-@case(WEIGHTS, "weights-differ", NVFP4)
+@case(WEIGHTS, "weights-differ", NVFP4, FITTED)
 def norm_forgotten(folder):
     """The norm of the queries is all ones in one layer"""
     alter(folder, f"{LAYER}self_attn.q_norm.weight", lambda data: np.full_like(data, 0x3F80))
 
 
-@case(WEIGHTS, "global-scale-inverted", NVFP4)
+@case(WEIGHTS, "global-scale-inverted", NVFP4, FITTED)
 def global_scale_inverted(folder):
     """q, k and v hold the inverse of their global scale"""
 
@@ -150,7 +152,7 @@ def global_scale_inverted(folder):
     surgery.weights(folder, change)
 
 
-@case(WEIGHTS, "global-scale-inverted", TEXT_GGUF)
+@case(WEIGHTS, "global-scale-inverted", TEXT_GGUF, FITTED_GGUF)
 def global_scale_inverted_in_a_gguf_file(folder):
     """One matrix holds the inverse of its global scale"""
 
@@ -160,7 +162,7 @@ def global_scale_inverted_in_a_gguf_file(folder):
     surgery.gguf(folder, tensors=change)
 
 
-@case(WEIGHTS, "weights-scaled", NVFP4)
+@case(WEIGHTS, "weights-scaled", NVFP4, FITTED)
 def global_scale_of_another_convention(folder):
     """A global scale without the 448 of the block scales' range"""
 
@@ -178,19 +180,19 @@ def weights_doubled(folder):
     alter(folder, f"{DOWN}.weight", lambda data: np.where(data & 0x7F80, data + 0x80, data).astype(np.uint16))
 
 
-@case(WEIGHTS, "nibbles-swapped", NVFP4)
+@case(WEIGHTS, "nibbles-swapped", NVFP4, FITTED)
 def nibbles_swapped(folder):
     """The first value of each pair stands in the high half"""
     alter(folder, f"{DOWN}.weight", lambda data: data >> 4 | data << 4)
 
 
-@case(WEIGHTS, "block-scales-shifted", NVFP4)
+@case(WEIGHTS, "block-scales-shifted", NVFP4, FITTED)
 def block_scales_shifted(folder):
     """Each block scale stands one block late"""
     alter(folder, f"{DOWN}.weight_scale", lambda data: np.roll(data.reshape(-1), 1).reshape(data.shape))
 
 
-@case(WEIGHTS, "weights-zero", NVFP4)
+@case(WEIGHTS, "weights-zero", NVFP4, FITTED)
 def tensor_zeroed(folder):
     """One packed weight is all zeros"""
     alter(folder, f"{DOWN}.weight", np.zeros_like)
@@ -205,6 +207,7 @@ def tensor_zeroed_in_a_gguf_file(folder):
 
 
 @case(WEIGHTS, "blocks-corrupt", NVFP4)
+@case(WEIGHTS, "blocks-not-recorded", FITTED)
 def bits_flipped(folder):
     """One bit is flipped in one block of ten thousand, at least in one"""
 
@@ -221,6 +224,7 @@ def bits_flipped(folder):
 
 
 @case(WEIGHTS, "blocks-corrupt", NVFP4)
+@case(WEIGHTS, "blocks-not-recorded", FITTED)
 def block_scale_damaged(folder):
     """One bit is flipped in one block scale"""
 
@@ -278,7 +282,7 @@ def not_a_number(folder):
     alter(folder, f"{DOWN}.weight", change)
 
 
-@case(WEIGHTS, "other-weights", NVFP4)
+@case(WEIGHTS, "other-weights", NVFP4, FITTED)
 def another_model(folder, builder):
     """It was quantized from another model of the same size"""
     source = builder.good("reranker-revised/nvfp4") / "model.safetensors"

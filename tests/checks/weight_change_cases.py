@@ -14,6 +14,8 @@ from tests.checks.registry import WEIGHTS, case
 from tests.checks.weight_cases import (
     COPY,
     DOWN,
+    FITTED,
+    FITTED_GGUF,
     GGUF,
     LAYER,
     LAYERS,
@@ -78,20 +80,20 @@ def noisy(values, part, seed=0):
 # Small changes.
 
 
-@case(WEIGHTS, "weights-changed", NVFP4)
+@case(WEIGHTS, "weights-changed", NVFP4, FITTED)
 def noise_before_quantizing(folder, builder):
     """One matrix was quantized with half a percent of noise"""
     requantize(folder, {DOWN: noisy(plain(builder, f"{DOWN}.weight"), 0.005)})
 
 
-@case(WEIGHTS, "weights-changed", NVFP4)
+@case(WEIGHTS, "weights-changed", NVFP4, FITTED)
 def noise_in_a_layer(folder, builder):
     """One layer was quantized with two percent of noise"""
     modules = [f"{LAYER}{each}" for each in MATRICES]
     requantize(folder, {each: noisy(plain(builder, f"{each}.weight"), 0.02) for each in modules})
 
 
-@case(WEIGHTS, "weights-changed", NVFP4)
+@case(WEIGHTS, "weights-changed", NVFP4, FITTED)
 def a_training_step(folder, builder):
     """One matrix was quantized after a small step of training"""
     values = plain(builder, f"{DOWN}.weight")
@@ -153,7 +155,7 @@ def another_revision_of_every_weight(folder):
     surgery.weights(folder, change)
 
 
-@case(WEIGHTS, "weights-revised", NVFP4)
+@case(WEIGHTS, "weights-revised", NVFP4, FITTED)
 def quantized_from_another_revision(folder, builder):
     """Every matrix was quantized after a small step of training"""
     modules = [f"{LAYERS}{layer}.{each}" for layer in range(3) for each in MATRICES]
@@ -161,6 +163,7 @@ def quantized_from_another_revision(folder, builder):
 
 
 @case(WEIGHTS, "scales-not-as-declared", NVFP4)
+@case(WEIGHTS, "weights-not-recorded", FITTED)
 def scales_of_a_search(folder, builder):
     """The block scales of one matrix are a search's, and the recipe declares those of the maxima"""
 
@@ -239,7 +242,7 @@ def layers_shifted_by_one(folder):
     surgery.weights(folder, change)
 
 
-@case(WEIGHTS, "head-rows-doubled", GGUF, TEXT_GGUF)
+@case(WEIGHTS, "head-rows-doubled", GGUF, TEXT_GGUF, FITTED_GGUF)
 def head_with_one_row_twice(folder):
     """Both rows of the rank head are that of yes"""
 
@@ -253,7 +256,7 @@ def head_with_one_row_twice(folder):
 # Right weights that are read wrongly.
 
 
-@case(WEIGHTS, "block-scales-swizzled", NVFP4)
+@case(WEIGHTS, "block-scales-swizzled", NVFP4, FITTED)
 def scales_in_tiles(folder):
     """The block scales lie as tensor cores want them"""
 
@@ -264,27 +267,27 @@ def scales_in_tiles(folder):
     alter(folder, f"{LAYER}mlp.gate_proj.weight_scale", swizzle)
 
 
-@case(WEIGHTS, "codes-twos-complement", NVFP4)
+@case(WEIGHTS, "codes-twos-complement", NVFP4, FITTED)
 def codes_in_twos_complement(folder):
     """Negative codes are two's complement"""
     table = np.array([0, 1, 2, 3, 4, 5, 6, 7, 0, 15, 14, 13, 12, 11, 10, 9], np.uint8)
     alter(folder, f"{DOWN}.weight", lambda data: table[data & 15] | table[data >> 4] << 4)
 
 
-@case(WEIGHTS, "codes-renumbered", NVFP4)
+@case(WEIGHTS, "codes-renumbered", NVFP4, FITTED)
 def sign_in_the_lowest_bit(folder):
     """The sign of each code is its lowest bit"""
     table = np.array([(code & 7) << 1 | code >> 3 for code in range(16)], np.uint8)
     alter(folder, f"{DOWN}.weight", lambda data: table[data & 15] | table[data >> 4] << 4)
 
 
-@case(WEIGHTS, "codes-renumbered", NVFP4)
+@case(WEIGHTS, "codes-renumbered", NVFP4, FITTED)
 def signs_inverted(folder):
     """Every sign is the other one"""
     alter(folder, f"{DOWN}.weight", lambda data: data ^ 0x88)
 
 
-@case(WEIGHTS, "block-scales-inverted", NVFP4)
+@case(WEIGHTS, "block-scales-inverted", NVFP4, FITTED)
 def block_scales_inverted(folder):
     """Each block scale is stored as its reciprocal"""
     alter(
@@ -294,7 +297,7 @@ def block_scales_inverted(folder):
     )
 
 
-@case(WEIGHTS, "block-scales-misplaced", NVFP4)
+@case(WEIGHTS, "block-scales-misplaced", NVFP4, FITTED)
 def block_scales_of_the_next_layer(folder):
     """One matrix has the block scales of the next layer's"""
 
@@ -305,7 +308,7 @@ def block_scales_of_the_next_layer(folder):
     surgery.weights(folder, change)
 
 
-@case(WEIGHTS, "global-scale-misplaced", NVFP4)
+@case(WEIGHTS, "global-scale-misplaced", NVFP4, FITTED)
 def global_scale_of_another_layer(folder):
     """One matrix has the global scale of another"""
 
@@ -315,7 +318,7 @@ def global_scale_of_another_layer(folder):
     surgery.weights(folder, change)
 
 
-@case(WEIGHTS, "columns-permuted", NVFP4)
+@case(WEIGHTS, "columns-permuted", NVFP4, FITTED)
 def codes_in_the_order_of_ggml(folder):
     """In each block the codes lie as llama.cpp packs them"""
 

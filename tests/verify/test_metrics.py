@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtool.arch.spec import Task
-from qtool.verify.metrics import METRICS, MRL_DIMENSIONS, QueryScores, distances, measure, vector_metrics
+from qtool.verify.metrics import (
+    METRICS,
+    MRL_DIMENSIONS,
+    QueryScores,
+    distances,
+    measure,
+    vector_errors,
+    vector_metrics,
+)
 
 SCORE = st.integers(-3000, 3000).map(lambda value: value / 100)
 QUERIES = st.lists(
@@ -52,6 +62,32 @@ def test_vectors_by_hand() -> None:
     assert metrics["similarity_spearman"] == pytest.approx(0)
 
 
+def test_a_shift_of_all_scores_is_bias_and_what_changes_an_order_is_centred() -> None:
+    scores = np.random.default_rng(0).normal(0, 3, (40, 8))
+    shifted = measure("log_odds", [query(row, row + 0.5) for row in scores])
+    assert shifted.values["log_odds_rmse"] == shifted.values["log_odds_bias"] == pytest.approx(0.5)
+    assert shifted.values["log_odds_rmse_centred"] == pytest.approx(0, abs=1e-7)
+    assert shifted.values["kendall_tau"] == pytest.approx(1)
+    noise = np.random.default_rng(1).normal(0, 0.2, scores.shape)
+    both = measure("log_odds", [query(row, row + 0.5 + each) for row, each in zip(scores, noise, strict=True)])
+    raw, centred, bias = (both.values[f"log_odds_{name}"] for name in ("rmse", "rmse_centred", "bias"))
+    assert raw**2 == pytest.approx(centred**2 + bias**2)
+    assert centred == pytest.approx(noise.std())
+    assert both.intervals["log_odds_rmse_centred"].high < both.intervals["log_odds_rmse"].low
+
+
+def test_vectors_that_all_move_alike_are_bias_by_hand() -> None:
+    reference = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]])
+    artefact = reference + np.array([[0.3, 0.4], [0.3, 0.4], [0.3, 0.4], [0.3, 0.0]])
+    errors = vector_errors(reference, artefact, np.array([0, 0, 1, 1]), 3)
+    assert errors == pytest.approx(np.array([[0.5, 0.02, 2], [0.34, 0.1, 2], [0, 0, 0]]))
+    queries = [replace(query([0, 1], [0, 1]), vectors=tuple(row)) for row in errors]
+    values = measure("similarity", queries).values
+    assert values["vector_rmse"] == pytest.approx(np.sqrt(0.84 / 4))
+    assert values["vector_rmse_centred"] == pytest.approx(np.sqrt(0.12 / 4))
+    assert values["vector_bias"] == pytest.approx(np.hypot(0.3, 0.3))
+
+
 def test_the_similarities_of_many_items_are_compared_on_a_fixed_draw_of_them() -> None:
     vectors = np.random.default_rng(0).standard_normal((5000, 8))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -92,7 +128,8 @@ def test_every_computed_metric_is_declared_and_every_declared_one_computed() -> 
     one, other = np.array([[1.0, 0], [0, 1], [1, 0]]), np.array([[1.0, 0], [0, 1], [0.6, 0.8]])
     vectors = vector_metrics(one, other)
     mrl = {f"{name}_mrl{dimensions}" for name in vectors for dimensions in MRL_DIMENSIONS}
-    assert set(vectors) | mrl | set(measure("similarity", many, margin=0.5).values) == set(METRICS[Task.EMBED])
+    embedder = measure("similarity", [replace(many[0], vectors=(2.0, 1.0, 3.0))], margin=0.5)
+    assert set(vectors) | mrl | set(embedder.values) == set(METRICS[Task.EMBED])
 
 
 def test_intervals_hold_their_value_and_narrow_with_queries() -> None:

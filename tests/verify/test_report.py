@@ -27,11 +27,14 @@ def test_a_report_of_version_2_is_read_as_one_of_today() -> None:
     assert [each.tensor for each in report.weights] == [each["hf_name"] for each in old["weights"]]
     assert len(report.weights) == 103
     assert (report.verdict, report.panels[0].pairs, report.noise.pairs) == (Verdict.INCONCLUSIVE, 6, 6)
-    unknown = {"started": "", "command": "", "answers": []}
+    unknown = {"started": "", "command": "", "answers": [], "made": None}
+    missing = {"nbytes": None, "revision": None, "parameters": None}
+    unpaired = {"documents": [], "labels": [], "vector_errors": []}
     assert written(report) == {
         **old,
         **unknown,
-        **{side: {**old[side], "nbytes": None, "revision": None} for side in ("artefact", "reference")},
+        **{side: {**old[side], **missing} for side in ("artefact", "reference")},
+        "panels": [{**panel, **unpaired} for panel in old["panels"]],
         "schema_version": SCHEMA_VERSION,
         "weights": [
             {"tensor" if key == "hf_name" else key: value for key, value in each.items()} for each in old["weights"]

@@ -86,12 +86,21 @@ def test_each_artefact_has_a_report_of_its_own_and_the_reference_is_scored_once(
             "reference-bf16.jsonl",
         }
     assert json.loads((tmp_path / "out" / "reports.json").read_text()) == json.loads(json.dumps(reports.to_dict()))
+    beside = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert beside["panels"][0]["metrics"][0]["differences"][1]["outcome"] == "worse"
+    for name in ("good", "bad"):
+        page = (tmp_path / "out" / name / "report.html").read_text()
+        assert "Beside the other artefacts" in page
+        assert "<h3>1 good" in page
+        assert "<h3>2 bad" in page
+    assert qtool.compare(tmp_path / "out").panels[0].metrics == reports.comparison.panels[0].metrics
 
 
 def test_the_exit_code_is_that_of_the_worst_and_a_table_ends_the_output(folder):
     done = CliRunner().invoke(app, arguments(folder, "good", "good", "bad"), env={"COLUMNS": "200"})
     assert done.exit_code == 1
-    table = done.stdout.partition("All artefacts")[2]
+    side_by_side, _, table = done.stdout.partition("All artefacts")
+    assert "good, the baseline\n" in side_by_side
     assert [word for word in table.split() if word in ("pass", "fail")] == ["pass", "pass", "fail"]
     assert CliRunner().invoke(app, arguments(folder, "good", "good")).exit_code == 0
 
@@ -111,6 +120,7 @@ def test_an_artefact_that_cannot_be_judged_does_not_keep_the_others_from_it(fold
     assert [each.word for each in reports.artefacts] == ["error", "pass"]
     assert isinstance(reports.errors[0], ModelError)
     assert not reports.passed
+    assert reports.comparison is None
     assert CliRunner().invoke(app, arguments(folder, "broken", "good")).exit_code == 3
     assert CliRunner().invoke(app, arguments(folder, "broken", "bad")).exit_code == 1
 
@@ -127,9 +137,11 @@ def test_an_interrupted_run_of_several_takes_up_what_is_finished(folder, tmp_pat
         verify(folder, "good", "bad", output=output)
     first = json.loads((output / "good" / "report.json").read_text())
     (output / "reports.json").unlink()
+    (output / "good" / "report.html").write_text("")
     shutil.rmtree(output / "bad")
     again = verify(folder, "good", "bad", output=output)
     assert again.reports[0].seconds == first["seconds"]
+    assert "2 bad" in (output / "good" / "report.html").read_text()
     (output / "reports.json").unlink()
     with pytest.raises(UsageError, match="holds a finished verification"):
         raise verify(folder, "good", "bad", output=output, limit=2).errors[0]

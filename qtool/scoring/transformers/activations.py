@@ -45,6 +45,10 @@ class ActivationStore:
         if self._file is not None:
             self._file.close()
 
+    def beside(self) -> ActivationStore:
+        """Another store, which has the memory that this one does not use yet."""
+        return ActivationStore(max(self._memory - self._used, 0), self._device, self._folder)
+
     def limit(self, memory: int) -> None:
         """Keep what comes from now on in memory only up to this number of bytes in all."""
         self._memory = memory

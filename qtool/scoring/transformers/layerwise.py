@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -97,16 +98,16 @@ class LayerwiseModel:
         """The hf_name of each weight of a decoder layer, by its name within the layer."""
         return self._under(f"layers.{index}.")
 
-    def layer_weights(self, first: int = 0) -> Iterator[Weights]:
-        """The weights of each decoder layer, in order; the next layer is read while the caller works with one."""
+    def layer_weights(self, order: Sequence[int] | None = None) -> Iterator[Weights]:
+        """The weights of decoder layers, by default of all; the next layer is read while the caller works with one."""
         with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self._read, self.layer_names(first))
-            for index in range(first, self.layers):
-                current = ahead.result()
-                if index + 1 < self.layers:
-                    ahead = pool.submit(self._read, self.layer_names(index + 1))
-                yield current
-                del current
+            ahead: deque[Future[Weights]] = deque()
+            for index in range(self.layers) if order is None else order:
+                ahead.append(pool.submit(self._read, self.layer_names(index)))
+                if len(ahead) == 2:
+                    yield ahead.popleft().result()
+            if ahead:
+                yield ahead.popleft().result()
 
     def read_layer(self, index: int) -> Weights:
         """The weights of one decoder layer."""

@@ -255,7 +255,7 @@ class TransformersScorer(Scorer):
         return LayerwiseModel(empty, self._opened.detection, weights, tokens, self._dtype, self._device)
 
     def answer(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What turns last hidden states [n, hidden] into log-odds [n] or unit vectors; the model itself is not read."""
+        """What turns last hidden states [n, hidden] into log-odds [n] or unit vectors, without the model."""
         return _answer(self._opened, StoredWeights(self._opened.checkpoint), self._dtype, self._device)
 
     @property
