@@ -20,6 +20,9 @@ from qtool.formats.nvfp4_kernels import dequantize
 
 FEW_TOKENS: Final = 5
 """Tokens an input column below which calibration plainly overfits."""
+FARTHEST: Final = 0.25
+"""How far a target may be from its weight, over the weight's norm. The trained models at hand stay below 0.2, rounding included;
+without a limit a weight that is small beside the stream's error becomes what makes up for that on the calibration data."""
 _SAMPLED_ROWS: Final = 256  # of a weight, from which its global scale is chosen and its errors are measured
 
 
@@ -131,9 +134,16 @@ def _targets(
     targets, start = [], 0
     for each in weights:
         drift = None if moments.drift is None else moments.drift[:, start : start + len(each)]
-        targets.append((each + share * loops.solve(each, pull, drift, factor)).astype(np.float32))
+        correction = share * loops.solve(each, pull, drift, factor)
+        targets.append((each + _limited(correction, FARTHEST * float(np.linalg.norm(each)))).astype(np.float32))
         start += len(each)
     return targets
+
+
+def _limited(correction: Float64, most: float) -> Float64:
+    """A correction of a weight, shortened to the norm `most` if it is longer."""
+    size = float(np.linalg.norm(correction))
+    return correction * (most / size) if size > most else correction
 
 
 def _check(weights: Sequence[Float32], moments: Moments) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qtool.calibration.group import FAST, STANDARD, calibrate_group
+from qtool.calibration.group import FARTHEST, FAST, STANDARD, calibrate_group
 from qtool.calibration.hessian import damped, feedback_factor, predict
 from qtool.calibration.moments import MomentSums, single_threaded_blas
 from qtool.errors import ModelError
@@ -148,6 +148,16 @@ def test_codes_are_legal_where_weights_and_inputs_are_not_ordinary(tokens):
     assert not values[0].any()
     assert not (weight.packed & 15 == 8).any()  # negative zero
     assert weight.error <= weight.max_error
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_a_weight_that_is_small_beside_the_streams_error_is_not_replaced_by_it(tokens, weights, size):
+    original, quantized = tokens
+    sums = MomentSums(COLUMNS, drift=ROWS)
+    sums.add(quantized, None, (original - quantized) @ np.ones((COLUMNS, ROWS), np.float32))
+    given = [weights[0] * np.float32(size)]
+    (found,) = restored(calibrated(given, sums.moments(), FAST))
+    assert np.linalg.norm(found - given[0]) <= (FARTHEST + 0.12) * np.linalg.norm(given[0])
 
 
 def test_few_tokens_are_a_warning_that_names_them(tokens, weights):
