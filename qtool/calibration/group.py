@@ -32,9 +32,12 @@ class Effort:
 
     `asymmetric`: the share of what the quantized layers before it changed that a group makes up for. `gradients`: whether
     tokens and outputs count by the gradient of the answer.
+
+    Eight passes and not four: the error of the demo reranker's log-odds over that of `max` fell from 0.185 to 0.157 and from
+    0.151 to 0.144 on two twins and stayed 0.184 on the model itself; MiniLM stayed at 0.453. A pass takes 1 % of the time.
     """
 
-    passes: int = 4
+    passes: int = 8
     damping: float = 0.01
     asymmetric: float = 0.5
     gradients: bool = False

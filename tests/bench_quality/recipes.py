@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qtool.calibration.group import Effort
+from qtool.calibration.group import FAST, STANDARD, Effort
 from tests.bench_quality import peers
 from tests.bench_quality.pipeline import Recipe, calibrated
 
@@ -15,12 +15,12 @@ RECIPES = {
         Recipe("expanded mse", peers.expanded_mse, needs_data=False),
         Recipe("GPTQ", peers.gptq, sequential=False),
         Recipe("in-loop scales", calibrated(Effort(passes=0))),
-        Recipe("fast", calibrated(Effort(passes=0)), asymmetric=True),
+        Recipe("fast", calibrated(FAST), asymmetric=True),
         Recipe("one pass", calibrated(Effort(passes=1)), asymmetric=True),
-        Recipe("standard", calibrated(Effort(passes=4)), asymmetric=True),
-        Recipe("tuned 5.5", calibrated(Effort(passes=4)), asymmetric=True, budget=5.5),
-        Recipe("token weights", calibrated(Effort(passes=4)), asymmetric=True, weighted=True),
-        Recipe("best", calibrated(Effort(passes=4)), asymmetric=True, weighted=True, two_sided=True),
+        Recipe("standard", calibrated(STANDARD), asymmetric=True),
+        Recipe("tuned 5.5", calibrated(STANDARD), asymmetric=True, budget=5.5),
+        Recipe("token weights", calibrated(STANDARD), asymmetric=True, weighted=True),
+        Recipe("best", calibrated(STANDARD), asymmetric=True, weighted=True, two_sided=True),
     )
 }
 ABOUT = {
@@ -32,7 +32,7 @@ ABOUT = {
     "in-loop scales": "GPTQ with block scales chosen on the way, inputs of the quantized layers before",
     "fast": "and asymmetric and residual targets",
     "one pass": "and one pass of coordinate descent",
-    "standard": "and four passes",
+    "standard": "and eight passes",
     "tuned 5.5": "`standard` around the fused groups that `qtool tune --budget 5.5bpw` keeps: more bytes than all others",
     "token weights": "`standard` with tokens weighted by the gradient of the answer",
     "best": "and two-sided descent under the covariance of that gradient",

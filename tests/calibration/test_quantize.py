@@ -261,7 +261,7 @@ def test_the_manifest_says_how(artefact: Path, data: Path) -> None:
     facts = manifest["calibration"]
     assert facts["sha256"] == load_panels([str(data)])[0].sha256
     assert facts["algorithm"] == "calibrated"
-    assert facts["parameters"]["passes"] == 4
+    assert facts["parameters"]["passes"] == 8
     assert facts["passes_tokens"] >= facts["tokens"] > 200  # documents of a query may begin alike
     assert facts["sources"] == [{"name": "data.jsonl", "sha256": facts["sha256"]}]
     assert facts["picture_tokens"] == 4 * 6
