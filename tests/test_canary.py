@@ -91,7 +91,7 @@ def test_a_key_in_all_that_a_good_server_says_is_in_no_report_ledger_or_cache(qt
         assert_silent(printed, written)
         command += ["--reference", "qtool-demo-reranker", "--noise-queries", "0", "--keep-going"]
         code, printed, written = qtool("verify", server.url, *command, "-o", "out")
-        assert code in (0, 1), printed
+        assert code in (0, 1, 6), printed
         assert {"report.json", "report.html", "report.md", "junit.xml"} <= {path.name for path in Path("out").iterdir()}
         assert "model-[redacted]" in written
         assert_silent(printed, written)

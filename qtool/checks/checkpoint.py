@@ -14,6 +14,7 @@ from qtool.arch.spec import Presence, Task
 from qtool.artefact import CheckpointArtefact
 from qtool.checks.checkpoint_model import TOKENIZER, CheckpointModel, as_mapping
 from qtool.checks.checkpoint_quantization import (
+    cache_scales,
     declared,
     excluded,
     foreign_quantization,
@@ -255,7 +256,7 @@ def _tensor_findings(model: CheckpointModel) -> Iterator[Finding]:
     missing = [n for n, spec in model.specs.items() if spec.presence is Presence.REQUIRED and n not in model.weights]
     if missing:
         yield model.found("safetensors-missing-tensor", tensors=listed_are(missing), name="'*.safetensors'")
-    known = {*model.weights, *model.companions}
+    known = {*model.weights, *model.companions, *map(model.canonical, cache_scales(model))}
     unknown = [name for name in model.checkpoint.tensors if model.canonical(name) not in known]
     if unknown:
         yield model.found("safetensors-unknown-tensor", tensors=listed(unknown))

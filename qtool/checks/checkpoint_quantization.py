@@ -123,9 +123,21 @@ def _contradictions(model: CheckpointModel, stated: Any) -> Iterator[Finding]:
         if scaled != needed:
             stored = f"with the input_scale of {scaled} of {len(model.packed)} quantized activations"
             yield model.found("nvfp4-declaration", found=_described(stated), stored=stored)
-    cache = declared(model).get("kv_cache_scheme") or _hf_quant_config(model).get("kv_cache_quant_algo")
-    if cache and not any(name.endswith(_KV_SCALES) for name in model.checkpoint.tensors):
+    cache = _declared_cache(model)
+    if cache and not cache_scales(model):
         yield model.found("nvfp4-kv-cache", found=_short(cache))
+
+
+def _declared_cache(model: CheckpointModel) -> Any:
+    """What the key-value cache is to be quantized to; nothing where it is not."""
+    return declared(model).get("kv_cache_scheme") or _hf_quant_config(model).get("kv_cache_quant_algo")
+
+
+def cache_scales(model: CheckpointModel) -> Mapping[str, TensorInfo]:
+    """The scales of a quantized key-value cache, where one is declared."""
+    if not _declared_cache(model):
+        return {}
+    return {name: info for name, info in model.checkpoint.tensors.items() if name.endswith(_KV_SCALES)}
 
 
 def _scheme_findings(model: CheckpointModel) -> Iterator[Finding]:
@@ -277,8 +289,11 @@ def _scale_findings(model: CheckpointModel) -> Iterator[Finding]:
     missing = [name for name in expected if name not in model.companions]
     if missing:
         yield model.found("nvfp4-missing-scale", tensors=listed_are(missing))
-    expected |= {name: () for name in model.companions if name.endswith(INPUT_SCALE)}
-    present = {name: model.companions[name] for name in expected if name in model.companions}
+    expected |= {
+        name: () for name in (*model.companions, *cache_scales(model)) if name.endswith((INPUT_SCALE, *_KV_SCALES))
+    }
+    held = {**model.companions, **cache_scales(model)}
+    present = {name: held[name] for name in expected if name in held}
     for name, info in present.items():
         dtype = "F8_E4M3" if name.endswith(BLOCK_SCALE) else "F32"
         if info.dtype != dtype:
@@ -313,10 +328,10 @@ def _value_findings(model: CheckpointModel) -> Iterator[Finding]:
 
 
 def _single_scales(model: CheckpointModel) -> dict[str, float] | None:
-    """The global scale of every weight, and those of activations, by name; None where the hub would be asked too often."""
+    """The global scale of every weight, and those of activations and of a key-value cache, by name; None where the hub would be asked too often."""
     by_file: dict[str, list[tuple[str, TensorInfo]]] = {}
-    for name, info in model.companions.items():
-        if name.endswith((GLOBAL_SCALE, INPUT_SCALE)):
+    for name, info in (*model.companions.items(), *cache_scales(model).items()):
+        if name.endswith((GLOBAL_SCALE, INPUT_SCALE, *_KV_SCALES)):
             by_file.setdefault(info.file.name, []).append((name, info))
     values: dict[str, float] = {}
     for file, scales in by_file.items():

@@ -280,6 +280,16 @@ def key_value_cache_in_hf_quant_config(folder):
     surgery.edit(path, lambda config: config["quantization"].update(kv_cache_quant_algo="FP8"))
 
 
+@case(STRUCTURE, "nvfp4-bad-scale", NVFP4)
+def key_value_cache_with_a_scale_of_zero(folder):
+    """A scale of the quantized key-value cache is 0"""
+    scale = Raw("F32", np.array(0, np.uint32))
+    surgery.weights(folder, lambda tensors: tensors.update({QUERY.replace("q_proj", "k_proj") + ".k_scale": scale}))
+    surgery.edit(
+        folder / "hf_quant_config.json", lambda config: config["quantization"].update(kv_cache_quant_algo="FP8")
+    )
+
+
 @case(STRUCTURE, "nvfp4-scheme", NVFP4)
 def wrong_number_of_bits(folder):
     """config_groups says 8 bits"""

@@ -71,7 +71,13 @@ def test_a_fused_attention_is_the_same_model(copy_of):
 
 def test_adapters_and_other_kinds_of_files_are_named_and_left_alone(copy_of):
     folder = copy_of("text-reranker-gguf")
-    rewrite_gguf(folder / "model.gguf", fields=put("general.type", string("adapter")))
+
+    def low_rank(tensors):
+        first = tensors.pop("blk.0.attn_q.weight")
+        tensors.clear()
+        tensors["blk.0.attn_q.weight.lora_a"] = first.changed(gguf_name="blk.0.attn_q.weight.lora_a")
+
+    rewrite_gguf(folder / "model.gguf", fields=put("general.type", string("adapter")), tensors=low_rank)
     report = inspect(str(folder / "model.gguf"))
     assert codes(report) == ["gguf-foreign"]
     assert report.findings[0].severity is Severity.NOTE

@@ -58,6 +58,19 @@ def one_file(folder):
     return tensors
 
 
+@variant("reranker/nvfp4", "text-reranker/nvfp4")
+def quantized_cache_with_its_scales(folder, rng):
+    def add(tensors):
+        for name in [name for name in tensors if name.endswith(("k_proj.weight", "v_proj.weight"))]:
+            letter = name[-len("k_proj.weight")]
+            scale = np.array(rng.uniform(0.01, 2), np.float32).view(np.uint32)
+            tensors[name.removesuffix("weight") + f"{letter}_scale"] = Raw("F32", scale)
+
+    surgery.weights(folder, add)
+    path = folder / "hf_quant_config.json"
+    surgery.edit(path, lambda config: config["quantization"].update(kv_cache_quant_algo="FP8"))
+
+
 @variant(*ARTEFACTS)
 def shards_cut_otherwise(folder, rng):
     tensors = one_file(folder)

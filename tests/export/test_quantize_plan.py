@@ -109,7 +109,7 @@ REFUSED = {
     ),
     "no architectures": (without("architectures"), "no `architectures`"),
     "an unknown architecture": (with_config(), "Unknown architecture 'LlamaForCausalLM'"),
-    "no hidden size": (without("hidden_size"), "hidden_size is None"),
+    "no hidden size": (without("hidden_size"), "hidden_size is missing or null"),
     "an already quantized source": (with_config(quantization_config={"quant_method": "modelopt"}), "already quantized"),
 }
 
